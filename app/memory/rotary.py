@@ -1,0 +1,130 @@
+"""Rotary positions, taken off keys and put on again, for any transformers model that has them.
+
+RoPE (Su et al., 2021, arXiv 2104.09864) turns a key by angles that grow with its position. A key
+without that turn can stand at any position. The rotation itself is the model's own function, so
+half-split, interleaved and partial rotary need no code here; which layers turn their keys, and by
+which angles, is found by looking: the same tokens are run at two places, and a layer is described
+by the angles whose removal gives the same key twice.
+"""
+
+import inspect
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from app.errors import ModelError
+
+_PROBE_TOKENS, _PROBE_SHIFT = 6, 11
+
+
+class Rotary:
+    """The rotary geometry of one model: which layers turn their keys, and by what angles."""
+
+    def __init__(self, model: Any) -> None:
+        """Raises ModelError when a layer's keys depend on position in another way than RoPE."""
+        decoder = model.get_decoder()
+        self._embedding = getattr(decoder, "rotary_emb", None)
+        if self._embedding is None:
+            raise ModelError(_refusal(model, "it has no rotary position embedding"))
+        self._apply = _rotation_of(decoder)
+        self._by_type = "layer_type" in inspect.signature(self._embedding.forward).parameters
+        self._device = model.device
+        self._layers = self._probe(model)
+
+    def rotate(self, keys: Tensor, positions: Tensor) -> Tensor:
+        """Turn un-rotated keys to their positions.
+
+        keys (layers, batch, kv_heads, entries, head_dim), positions (batch, entries) ->
+        the same shape and dtype; computed in float32.
+        """
+        return self._turn(keys, positions, inverse=False)
+
+    def unrotate(self, keys: Tensor, positions: Tensor) -> Tensor:
+        """The inverse of `rotate`."""
+        return self._turn(keys, positions, inverse=True)
+
+    def _turn(self, keys: Tensor, positions: Tensor, *, inverse: bool) -> Tensor:
+        turned = torch.empty_like(keys)
+        for kind in dict.fromkeys(self._layers):
+            index = [i for i, layer in enumerate(self._layers) if layer == kind]
+            some = keys if len(index) == len(self._layers) else keys[index]
+            if kind is not None:
+                some = self._turn_alike(some, positions, kind, inverse=inverse)
+            if len(index) == len(self._layers):
+                return some.to(keys.dtype)
+            turned[index] = some.to(keys.dtype)
+        return turned
+
+    def _turn_alike(self, keys: Tensor, positions: Tensor, kind: str, *, inverse: bool) -> Tensor:
+        cos, sin = self._angles(positions, kind)
+        if inverse:  # some variants scale cos and sin: the inverse divides by the scale squared
+            norm = cos.square() + sin.square()
+            cos, sin = cos / norm, -sin / norm
+        wide = keys.float()
+        return self._apply(wide, wide, cos, sin)[0]
+
+    def _angles(self, positions: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+        sample = torch.empty(0, dtype=torch.float32, device=self._device)
+        arguments = (kind,) if self._by_type else ()
+        cos, sin = self._embedding(sample, positions.to(self._device), *arguments)
+        return cos, sin
+
+    @torch.no_grad()
+    def _probe(self, model: Any) -> list[str | None]:
+        config = model.config.get_text_config()
+        ids = torch.arange(_PROBE_TOKENS, device=self._device)[None] % config.vocab_size
+        places = [torch.arange(_PROBE_TOKENS, device=self._device)[None] + s
+                  for s in (0, _PROBE_SHIFT)]
+        here, there = (_keys_at(model, ids, place) for place in places)
+        types = getattr(config, "layer_types", None) if self._by_type else None
+        found: list[str | None] = []
+        for layer in range(len(here)):
+            kind = types[layer] if types else "all"
+            first, second = (
+                self._turn_alike(keys[layer][None], place, kind, inverse=True)[0]
+                for keys, place in zip((here, there), places, strict=True)
+            )
+            if _same(first, second, model.dtype):
+                found.append(kind)
+            elif _same(here[layer], there[layer], model.dtype):
+                found.append(None)
+            else:
+                reason = f"the keys of layer {layer} depend on position in another way than RoPE"
+                raise ModelError(_refusal(model, reason))
+        return found
+
+
+def _rotation_of(decoder: Any) -> Callable[..., tuple[Tensor, Tensor]]:
+    source = sys.modules[type(decoder).__module__]
+    apply = getattr(source, "apply_rotary_pos_emb", None)
+    if apply is None:
+        raise ModelError(_refusal(decoder, "its rotation is not a function that can be called"))
+    return apply  # type: ignore[no-any-return]
+
+
+def _keys_at(model: Any, ids: Tensor, positions: Tensor) -> list[Tensor]:
+    cache = DynamicCache()
+    model.get_decoder()(input_ids=ids, position_ids=positions, past_key_values=cache,
+                        use_cache=True)
+    layers = getattr(cache, "layers", [])
+    if not layers or any(getattr(layer, "keys", None) is None for layer in layers):
+        raise ModelError(_refusal(model, "not all of its layers keep keys and values"))
+    return [layer.keys for layer in layers]
+
+
+def _same(first: Tensor, second: Tensor, computed_in: torch.dtype) -> bool:
+    # A wrong turn differs by about the norm of the key itself; bfloat16 gathers 5 % over 30 layers.
+    difference = (first.float() - second.float()).norm() / first.float().norm().clamp_min(1e-9)
+    return bool(difference < (1e-3 if computed_in == torch.float32 else 0.2))
+
+
+def _refusal(model: Any, reason: str) -> str:
+    family = model.config.model_type
+    return (
+        f"models of the family {family!r} cannot keep explicit memories: {reason};"
+        " use a decoder with rotary positions in ordinary attention, such as Llama or Qwen"
+    )

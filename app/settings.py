@@ -1,0 +1,88 @@
+"""Every MEMBANK_ variable, typed, in one place. `.env.example` lists them with their defaults."""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from app.errors import UsageError
+
+
+class Settings(BaseSettings):
+    """Values from the environment, then from `.env` in the working directory, then the defaults."""
+
+    model_config = SettingsConfigDict(env_prefix="MEMBANK_", env_file=".env", extra="ignore")
+
+    home: Path = Field(Path(".membank"), description="State of the local stack: data, logs, pids.")
+    models: Path = Field(
+        Path("~/.cache/membank/models"),
+        description="Folder of converted default models, shared by all homes of this user.",
+    )
+    database_url: str | None = Field(
+        None,
+        description="Postgres to use instead of the embedded one. Logged in as membank_app it is"
+        " used as it is; any other user is an administrator that `membank up` provisions with.",
+    )
+    owner_database_url: str | None = Field(
+        None, description="Role membank_owner: migrations. Derived from MEMBANK_DATABASE_URL."
+    )
+    worker_database_url: str | None = Field(
+        None, description="Role membank_worker: ingest and encode. Derived likewise."
+    )
+    admin_database_url: str | None = Field(
+        None, description="Role membank_admin: people with psql. Derived likewise."
+    )
+    redis_url: str | None = Field(
+        None, description="Redis or Valkey to use instead of the embedded one."
+    )
+    model: str = Field(
+        "smollm2-135m-instruct",
+        description="Language model: the packaged default, a folder, or a hub name.",
+    )
+    embedder: str = Field(
+        "all-minilm-l6-v2",
+        description="Embedding model: the packaged default, a folder, or a hub name.",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the models run.")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Weights and memories: bfloat16 where the processor has it."
+    )
+    threads: int = Field(0, ge=0, description="Torch threads per process; 0 leaves it to torch.")
+    top_k: int = Field(1, ge=1, le=100, description="Memories per question when -k is not given.")
+    min_score: float = Field(
+        0.3,
+        ge=-1,
+        le=1,
+        description="Cosine below which a memory does not count as an answer's source.",
+    )
+    max_document_bytes: int = Field(
+        64_000_000, ge=1, description="Documents with more UTF-8 bytes of text are refused."
+    )
+    batch_tokens: int = Field(
+        2048, ge=128, description="Tokens that a worker encodes in one model call."
+    )
+    lease_seconds: int = Field(
+        30, ge=2, description="Work of a worker that falls silent is free again after this long."
+    )
+    max_attempts: int = Field(5, ge=1, description="Failures of one chunk before dead_letter.")
+    poll_seconds: float = Field(0.5, gt=0, description="How often the relay looks for work.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="Least severe log line that worker and relay write."
+    )
+
+
+@lru_cache
+def settings() -> Settings:
+    """The process's settings, read once.
+
+    Raises UsageError that names each variable whose value cannot be used.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        problems = "; ".join(
+            f"MEMBANK_{str(e['loc'][0]).upper()}={e['input']!r}: {e['msg']}" for e in error.errors()
+        )
+        raise UsageError(f"settings cannot be used: {problems}") from None
