@@ -6,6 +6,7 @@ Whatever is wrong with one file, page or line becomes a Failure that names it; t
 import codecs
 import gzip
 import hashlib
+import io
 import json
 import logging
 import math
@@ -116,13 +117,19 @@ def _read_file(path: str, max_bytes: int) -> _Results:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise IngestError("is not a regular file; save its content as one")
-        if path != _printable(path):
-            raise IngestError("the name is not plain UTF-8 text; rename the file")
+        _check_name(path)
         yield from reader(path, max_bytes)
     except IngestError as error:
         yield _failure(path, str(error))
     except OSError as error:
         yield _failure(path, _unreadable(error))
+
+
+def _check_name(path: str) -> None:
+    try:
+        path.encode("utf-8")
+    except UnicodeEncodeError:
+        raise IngestError("the name is not UTF-8 text; rename the file") from None
 
 
 # --- errors
@@ -134,12 +141,14 @@ def _failure(place: str, problem: str) -> Failure:
 
 
 def _printable(text: str) -> str:
-    """The text on one line that any terminal and UTF-8 can take."""
+    """The text on one line that any terminal, and UTF-8, can take."""
     if text.isprintable():
         return text
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
-    )
+    return "".join(c if _is_visible(c) else ascii(c)[1:-1] for c in text)
+
+
+def _is_visible(character: str) -> bool:
+    return character.isprintable() or unicodedata.category(character) == "Zs"
 
 
 def _unreadable(error: OSError | ValueError) -> str:
@@ -263,14 +272,18 @@ def _yaml_scalar(value: str) -> str:
 
 # --- HTML
 
-_DROPPED = frozenset(
-    "script style nav head noscript template svg iframe object canvas select textarea button".split()
-)
-_INLINE = frozenset(
-    "a abbr acronym b bdi bdo big cite code data del dfn em font i img ins kbd label mark meter"
-    " output progress q rp rt ruby s samp small span strike strong sub sup time tt u var wbr"
-    " input".split()
-)
+# fmt: off
+_DROPPED = frozenset((
+    "script", "style", "nav", "head", "noscript", "template", "svg", "iframe", "object", "canvas",
+    "select", "textarea", "button",
+))
+_INLINE = frozenset((
+    "a", "abbr", "acronym", "b", "bdi", "bdo", "big", "cite", "code", "data", "del", "dfn", "em",
+    "font", "i", "img", "input", "ins", "kbd", "label", "mark", "meter", "output", "progress", "q",
+    "rp", "rt", "ruby", "s", "samp", "small", "span", "strike", "strong", "sub", "sup", "time",
+    "tt", "u", "var", "wbr",
+))
+# fmt: on
 _HEADINGS = frozenset(f"h{level}" for level in range(1, 7))
 _LAYOUT = ("table", "ul", "ol", "pre", *sorted(_HEADINGS))
 
@@ -534,7 +547,7 @@ def _jsonl(path: str, max_bytes: int) -> _Results:
         raise IngestError("is empty; there is no row in it")
 
 
-def _bounded_lines(file: IO[bytes], limit: int) -> Iterator[bytes | None]:
+def _bounded_lines(file: io.BufferedIOBase, limit: int) -> Iterator[bytes | None]:
     """The lines; None for one longer than `limit` bytes, which is skipped piece by piece."""
     number = 0
     try:

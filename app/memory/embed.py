@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
 from app.errors import ModelError
+from app.memory.model import no_progress_bar
 
 
 class Embedder:
@@ -15,8 +16,9 @@ class Embedder:
     def __init__(self, folder: str, device: str = "cpu") -> None:
         """Raises ModelError that names the model when it cannot be loaded."""
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(folder)
-            self._model = AutoModel.from_pretrained(folder, dtype=torch.float32)
+            with no_progress_bar():
+                self._tokenizer = AutoTokenizer.from_pretrained(folder)
+                self._model = AutoModel.from_pretrained(folder, dtype=torch.float32)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ModelError(f"embedder {folder} cannot be loaded: {reason}") from error

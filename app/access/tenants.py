@@ -1,0 +1,176 @@
+"""Tenants, principals, groups and banks: made by an administrator, looked up by name."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import DataError, IntegrityError
+
+from app.bank.session import Asker, transaction
+from app.errors import ConflictError, NotFoundError, UsageError
+
+
+@dataclass(frozen=True)
+class Bank:
+    """A tenant's bank and the profile that it is encoded under."""
+
+    tenant: int
+    id: int
+    name: str
+    profile: str
+
+
+def add_tenant(name: str) -> int:
+    """Make a tenant; its id. Raises ConflictError when the name is taken."""
+    with transaction(Asker("admin")) as connection:
+        return _insert(
+            connection,
+            f"tenant {name!r}",
+            "INSERT INTO tenant (name) VALUES (:name) RETURNING id",
+            name=_named(name, "tenant"),
+        )
+
+
+def add_principal(tenant: str, name: str, groups: Sequence[str] = ()) -> int:
+    """Make a principal and the groups it names; its id. An existing principal joins the groups."""
+    owner = tenant_id(tenant)
+    with transaction(Asker("admin", owner)) as connection:
+        principal = connection.execute(
+            text(
+                "INSERT INTO principal (tenant_id, name) VALUES (:tenant, :name)"
+                " ON CONFLICT (tenant_id, name) DO UPDATE SET name = excluded.name RETURNING id"
+            ),
+            {"tenant": owner, "name": _named(name, "principal")},
+        ).scalar_one()
+        for group in groups:
+            connection.execute(
+                text(
+                    "WITH g AS (INSERT INTO principal_group (tenant_id, name)"
+                    " VALUES (:tenant, :name)"
+                    " ON CONFLICT (tenant_id, name) DO UPDATE SET name = excluded.name"
+                    " RETURNING id)"
+                    " INSERT INTO group_member (tenant_id, group_id, principal_id)"
+                    " SELECT :tenant, id, :principal FROM g ON CONFLICT DO NOTHING"
+                ),
+                {"tenant": owner, "name": _named(group, "group"), "principal": principal},
+            )
+        return int(principal)
+
+
+def add_bank(tenant: str, name: str, profile: str, spec: str) -> Bank:
+    """Make a bank under an encoder profile. Raises ConflictError when the name is taken."""
+    owner = tenant_id(tenant)
+    with transaction(Asker("admin", owner)) as connection:
+        connection.execute(
+            text(
+                "INSERT INTO encoder_profile (tenant_id, id, spec)"
+                " VALUES (:tenant, :id, cast(:spec AS jsonb)) ON CONFLICT DO NOTHING"
+            ),
+            {"tenant": owner, "id": profile, "spec": spec},
+        )
+        bank = _insert(
+            connection,
+            f"bank {name!r} of tenant {tenant!r}",
+            "INSERT INTO bank (tenant_id, name, profile_id) VALUES (:tenant, :name, :profile)"
+            " RETURNING id",
+            tenant=owner,
+            name=_named(name, "bank"),
+            profile=profile,
+        )
+    return Bank(owner, bank, name, profile)
+
+
+def tenant_id(name: str) -> int:
+    """Raises NotFoundError that says how to make the tenant."""
+    with transaction(Asker("app")) as connection:
+        found = connection.execute(
+            text("SELECT find_tenant(:name)"), {"name": _storable(name)}
+        ).scalar()
+    if found is None:
+        raise NotFoundError(f"tenant {name!r} does not exist: membank tenant add {name!r}")
+    return int(found)
+
+
+def find_bank(tenant: str, name: str) -> Bank:
+    """Raises NotFoundError that says how to make the tenant or the bank."""
+    owner = tenant_id(tenant)
+    with transaction(Asker("app", owner)) as connection:
+        row = connection.execute(
+            text("SELECT id, profile_id FROM bank WHERE tenant_id = :tenant AND name = :name"),
+            {"tenant": owner, "name": _storable(name)},
+        ).one_or_none()
+    if row is None:
+        raise NotFoundError(
+            f"bank {name!r} of tenant {tenant!r} does not exist:"
+            f" membank bank add {name!r} --tenant {tenant!r}"
+        )
+    return Bank(owner, row.id, name, row.profile_id)
+
+
+def find_principal(tenant: str, name: str) -> Asker:
+    """The reader that a principal's questions are asked as."""
+    owner = tenant_id(tenant)
+    with transaction(Asker("app", owner)) as connection:
+        found = connection.execute(
+            text("SELECT id FROM principal WHERE tenant_id = :tenant AND name = :name"),
+            {"tenant": owner, "name": _storable(name)},
+        ).scalar()
+    if found is None:
+        raise NotFoundError(
+            f"principal {name!r} of tenant {tenant!r} does not exist:"
+            f" membank principal add {name!r} --tenant {tenant!r}"
+        )
+    return Asker("app", owner, found)
+
+
+def checked_access(bank: Bank, entries: Sequence[str]) -> list[str]:
+    """An access list whose principals and groups all exist.
+
+    Raises UsageError for an entry of another form, NotFoundError for a name that is not there.
+    """
+    for entry in entries:
+        kind, _, name = entry.partition(":")
+        if entry != "everyone" and (kind not in ("principal", "group") or not name):
+            raise UsageError(
+                f"{entry!r} is not an access entry: principal:NAME, group:NAME or everyone"
+            )
+    with transaction(Asker("app", bank.tenant)) as connection:
+        known = set(
+            connection.execute(
+                text(
+                    "SELECT 'principal:' || name FROM principal WHERE tenant_id = :tenant"
+                    " UNION ALL SELECT 'group:' || name FROM principal_group"
+                    " WHERE tenant_id = :tenant"
+                ),
+                {"tenant": bank.tenant},
+            ).scalars()
+        ) | {"everyone"}
+    missing = [entry for entry in entries if entry not in known]
+    if missing:
+        raise NotFoundError(
+            f"{missing[0].replace(':', ' ', 1)} does not exist in this tenant:"
+            " membank principal add NAME --tenant T [--group G]"
+        )
+    return sorted(set(entries))
+
+
+def _insert(connection: Connection, what: str, statement: str, **values: object) -> int:
+    try:
+        return int(connection.execute(text(statement), values).scalar_one())
+    except IntegrityError as error:
+        if getattr(error.orig, "sqlstate", None) == "23505":
+            raise ConflictError(f"{what} exists already: choose another name") from None
+        raise
+    except DataError as error:
+        raise UsageError(f"{what}: {str(error.orig).strip()}") from None
+
+
+def _named(name: str, what: str) -> str:
+    clean = name.strip()
+    if not 1 <= len(clean) <= 200 or not clean.isprintable():
+        raise UsageError(f"{name!r} cannot name a {what}: 1 to 200 printable characters")
+    return clean
+
+
+def _storable(name: str) -> str:
+    return name.replace("\x00", "\ufffd")  # Postgres text holds no NUL; such a name matches none

@@ -1,0 +1,237 @@
+"""Documents and their chunks: written together, changed by difference."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, text
+from sqlalchemy.dialects.postgresql import JSONB
+
+from app.bank.session import Asker, transaction
+from app.errors import NotFoundError
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A chunk as the splitter made it; `hash` is over `text`."""
+
+    text: str
+    heading: str
+    start: int
+    end: int
+    hash: str
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A document as it is to be. `access` None keeps a known document's list as it is."""
+
+    id: str
+    source: str
+    title: str
+    text: str
+    access: Sequence[str] | None
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What became of a draft: new, changed or unchanged; and how many chunks it has."""
+
+    status: str
+    chunks: int
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a deletion removed, in rows."""
+
+    documents: int
+    chunks: int
+    keys: int
+    blobs: int
+    queue: int
+
+
+def known_hash(tenant: int, bank: int, document: str) -> str | None:
+    """Content hash of a document that is stored and whole, else None."""
+    with transaction(Asker("worker", tenant)) as connection:
+        return connection.execute(
+            text(
+                "SELECT content_hash FROM document WHERE tenant_id = :tenant AND bank_id = :bank"
+                " AND id = :id AND revision = split_revision"
+            ),
+            {"tenant": tenant, "bank": bank, "id": document},
+        ).scalar()
+
+
+_UPSERT = text(
+    "INSERT INTO document AS d (tenant_id, bank_id, id, source, title, text, access, metadata,"
+    " content_hash, split_revision)"
+    " VALUES (:tenant, :bank, :id, :source, :title, :text,"
+    " coalesce(cast(:access AS text[]), '{everyone}'), :metadata, '', 1)"
+    " ON CONFLICT (tenant_id, bank_id, id) DO UPDATE SET source = excluded.source,"
+    " title = excluded.title, text = excluded.text, metadata = excluded.metadata,"
+    " access = coalesce(cast(:access AS text[]), d.access),"
+    " split_revision = d.revision + (d.title <> excluded.title OR d.text <> excluded.text)::int"
+    " RETURNING revision, (xmax = 0) AS is_new"
+).bindparams(bindparam("metadata", type_=JSONB))
+
+
+def store(tenant: int, bank: int, draft: Draft, pieces: Sequence[Piece] | None) -> Stored:
+    """Write a document and its chunks in one transaction; triggers queue what is to be encoded.
+
+    `pieces` None says that title and text are those already stored: only list, source and
+    metadata are written, and nothing is queued.
+    """
+    values = {
+        "tenant": tenant,
+        "bank": bank,
+        "id": draft.id,
+        "source": draft.source,
+        "title": draft.title,
+        "text": draft.text,
+        "access": None if draft.access is None else list(draft.access),
+        "metadata": draft.metadata,
+    }
+    with transaction(Asker("worker", tenant)) as connection:
+        row = connection.execute(_UPSERT, values).one()
+        if pieces is None:
+            return Stored("unchanged", 0)
+        changed = _replace_chunks(connection, tenant, bank, draft.id, pieces)
+        status = "new" if row.is_new else "changed" if changed else "unchanged"
+        return Stored(status, len(pieces))
+
+
+def read_text(tenant: int, bank: int, document: str) -> tuple[str, str, int] | None:
+    """Title, text and revision of a document, None when it is gone."""
+    with transaction(Asker("worker", tenant)) as connection:
+        row = connection.execute(
+            text(
+                "SELECT title, text, revision FROM document"
+                " WHERE tenant_id = :tenant AND bank_id = :bank AND id = :id"
+            ),
+            {"tenant": tenant, "bank": bank, "id": document},
+        ).one_or_none()
+    return None if row is None else (row.title, row.text, row.revision)
+
+
+def apply_split(
+    connection: Connection,
+    tenant: int,
+    bank: int,
+    document: str,
+    revision: int,
+    pieces: Sequence[Piece],
+) -> bool:
+    """Give a document the chunks of `revision`; False when its text has changed since."""
+    held = connection.execute(
+        text(
+            "SELECT 1 FROM document WHERE tenant_id = :tenant AND bank_id = :bank AND id = :id"
+            " AND revision = :revision FOR UPDATE"
+        ),
+        {"tenant": tenant, "bank": bank, "id": document, "revision": revision},
+    ).scalar()
+    if held is None:
+        return False
+    _replace_chunks(connection, tenant, bank, document, pieces)
+    connection.execute(
+        text(
+            "UPDATE document SET split_revision = :revision"
+            " WHERE tenant_id = :tenant AND bank_id = :bank AND id = :id"
+        ),
+        {"tenant": tenant, "bank": bank, "id": document, "revision": revision},
+    )
+    return True
+
+
+def forget(tenant: int, document: str, bank: int | None = None) -> Receipt:
+    """Delete a document and all that was made of it. Raises NotFoundError."""
+    where = "tenant_id = :tenant AND document_id = :id"
+    whose = {"tenant": tenant, "id": document, "bank": bank}
+    only = " AND bank_id = :bank" if bank is not None else ""
+    with transaction(Asker("worker", tenant)) as connection:
+
+        def count(rows: str) -> int:
+            return int(connection.execute(text(f"SELECT count(*) FROM {rows}"), whose).scalar_one())
+
+        locked = connection.execute(
+            text(f"SELECT 1 FROM document WHERE tenant_id = :tenant AND id = :id{only} FOR UPDATE"),
+            whose,
+        ).all()
+        if not locked:
+            raise NotFoundError(f"document {document!r} does not exist in this tenant")
+        receipt = Receipt(
+            documents=len(locked),
+            chunks=count(f"chunk WHERE {where}{only}"),
+            keys=count(f"memory_key WHERE {where}{only}"),
+            blobs=count(
+                "memory_blob b JOIN memory_key k USING (tenant_id, chunk_id, profile_id)"
+                f" WHERE k.{where}{only}"
+            ),
+            queue=count(f"outbox WHERE {where}{only}"),
+        )
+        connection.execute(
+            text(f"DELETE FROM document WHERE tenant_id = :tenant AND id = :id{only}"), whose
+        )
+    return receipt
+
+
+def _replace_chunks(
+    connection: Connection, tenant: int, bank: int, document: str, pieces: Sequence[Piece]
+) -> bool:
+    """Keep chunks whose text is the same, drop the others, add what is new."""
+    whose = {"tenant": tenant, "bank": bank, "id": document}
+    rows = connection.execute(
+        text(
+            "SELECT id, hash FROM chunk WHERE tenant_id = :tenant AND bank_id = :bank"
+            " AND document_id = :id ORDER BY ordinal FOR UPDATE"
+        ),
+        whose,
+    ).all()
+    free: dict[str, list[int]] = {}
+    for row in reversed(rows):
+        free.setdefault(row.hash, []).append(row.id)
+    kept, added = [], []
+    for ordinal, piece in enumerate(pieces):
+        place = {"tenant": tenant, "ordinal": ordinal, "start": piece.start, "end": piece.end}
+        same = free.get(piece.hash)
+        if same:
+            kept.append(place | {"chunk": same.pop(), "heading": piece.heading})
+        else:
+            added.append(place | whose | {
+                "text": piece.text, "heading": piece.heading, "hash": piece.hash,
+            })
+    gone = [chunk for chunks in free.values() for chunk in chunks]
+    if gone:
+        connection.execute(
+            text("DELETE FROM chunk WHERE tenant_id = :tenant AND id = ANY(:gone)"),
+            {"tenant": tenant, "gone": gone},
+        )
+    if kept:
+        connection.execute(
+            text(
+                "UPDATE chunk SET ordinal = :ordinal, start_at = :start, end_at = :end,"
+                " heading = :heading WHERE tenant_id = :tenant AND id = :chunk"
+            ),
+            kept,
+        )
+    if added:
+        _insert_chunks(connection, whose, added)
+    return bool(gone or added)
+
+
+def _insert_chunks(
+    connection: Connection, whose: dict[str, Any], added: Sequence[dict[str, Any]]
+) -> None:
+    """One statement for all, so that the trigger that queues them runs once."""
+    columns = ("ordinal", "text", "heading", "start", "end", "hash")
+    connection.execute(
+        text(
+            "INSERT INTO chunk (tenant_id, bank_id, document_id, ordinal, text, heading, start_at,"
+            " end_at, hash) SELECT :tenant, :bank, :id, * FROM unnest(cast(:ordinal AS int[]),"
+            " cast(:text AS text[]), cast(:heading AS text[]), cast(:start AS int[]),"
+            " cast(:end AS int[]), cast(:hash AS text[]))"
+        ),
+        whose | {column: [row[column] for row in added] for column in columns},
+    )

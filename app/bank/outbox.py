@@ -1,0 +1,220 @@
+"""Work to do: leased fairly across tenants, finished under the lease, buried when hopeless.
+
+A lease is a random token with a time limit on each row. Whatever makes the work obsolete (a new
+revision, a deletion) removes the token or the row, so a worker that comes late changes nothing.
+"""
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, text
+
+from app.bank.session import Asker, transaction
+
+
+@dataclass(frozen=True)
+class Work:
+    """One leased row: split a document (`chunk` None) or encode a chunk."""
+
+    tenant: int
+    id: int
+    bank: int
+    document: str
+    chunk: int | None
+    revision: int
+    attempts: int
+    token: uuid.UUID
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A chunk's finished memory, as the database keeps it."""
+
+    work: Work
+    embedding: Sequence[float]
+    payload: bytes
+    sha256: str
+
+
+_DUE = "not_before <= now() AND (lease_until IS NULL OR lease_until < now())"
+
+# Tenants that have work are found by skipping through the index, then each gives its oldest rows.
+_CLAIM = text(
+    f"""
+    WITH RECURSIVE waiting(tenant_id) AS (
+        (SELECT tenant_id FROM outbox WHERE profile_id = :profile AND {_DUE}
+         ORDER BY tenant_id LIMIT 1)
+        UNION ALL
+        SELECT (SELECT o.tenant_id FROM outbox o
+                WHERE o.tenant_id > w.tenant_id AND profile_id = :profile AND {_DUE}
+                ORDER BY o.tenant_id LIMIT 1)
+        FROM waiting w WHERE w.tenant_id IS NOT NULL
+    ), turn AS (
+        SELECT tenant_id, row_number() OVER (ORDER BY random()) AS place,
+               count(*) OVER () AS tenants
+        FROM waiting WHERE tenant_id IS NOT NULL
+    ), picked AS (
+        SELECT o.tenant_id, o.id FROM turn CROSS JOIN LATERAL (
+            SELECT tenant_id, id FROM outbox
+            WHERE tenant_id = turn.tenant_id AND profile_id = :profile AND {_DUE}
+            ORDER BY chunk_id NULLS FIRST, id
+            LIMIT greatest(1, :count / turn.tenants)
+            FOR UPDATE SKIP LOCKED) o
+        WHERE turn.place <= :count
+    )
+    UPDATE outbox o SET lease_token = :token, attempts = attempts + 1,
+        lease_until = now() + make_interval(secs => :seconds)
+    FROM picked p WHERE o.tenant_id = p.tenant_id AND o.id = p.id
+    RETURNING o.tenant_id, o.id, o.bank_id, o.document_id, o.chunk_id, o.revision, o.attempts
+    """
+)
+
+
+def claim(profile: str, count: int, seconds: float) -> list[Work]:
+    """Lease up to about `count` rows of a profile for `seconds`, the same number per tenant."""
+    token = uuid.uuid4()
+    with transaction(Asker("worker")) as connection:
+        rows = connection.execute(
+            _CLAIM, {"profile": profile, "count": count, "seconds": seconds, "token": token}
+        ).all()
+    return [
+        Work(r.tenant_id, r.id, r.bank_id, r.document_id, r.chunk_id, r.revision, r.attempts, token)
+        for r in rows
+    ]
+
+
+def renew(work: Sequence[Work], seconds: float) -> None:
+    """Hold the leases for `seconds` from now."""
+    with transaction(Asker("worker")) as connection:
+        connection.execute(
+            text(
+                "UPDATE outbox SET lease_until = now() + make_interval(secs => :seconds)"
+                " WHERE lease_token = ANY(:tokens) AND tenant_id = ANY(:tenants)"
+            ),
+            {
+                "seconds": seconds,
+                "tokens": list({w.token for w in work}),
+                "tenants": list({w.tenant for w in work}),
+            },
+        )
+
+
+def waiting_profiles() -> list[str]:
+    """Profiles that have work which nobody holds."""
+    with transaction(Asker("worker")) as connection:
+        return list(
+            connection.execute(
+                text(f"SELECT DISTINCT profile_id FROM outbox WHERE {_DUE}")
+            ).scalars()
+        )
+
+
+def chunk_texts(tenant: int, work: Sequence[Work]) -> dict[int, str]:
+    """Chunk id -> text, of the chunks that still exist."""
+    with transaction(Asker("worker", tenant)) as connection:
+        rows = connection.execute(
+            text("SELECT id, text FROM chunk WHERE tenant_id = :tenant AND id = ANY(:ids)"),
+            {"tenant": tenant, "ids": [w.chunk for w in work]},
+        )
+        return {row.id: row.text for row in rows}
+
+
+def finish_encoding(tenant: int, profile: str, done: Sequence[Encoded]) -> int:
+    """Write key and blob of each chunk whose lease still holds; how many were written."""
+    with transaction(Asker("worker", tenant)) as connection:
+        held = _take(connection, tenant, [d.work for d in done])
+        fresh = [d for d in done if d.work.id in held]
+        for memory in fresh:
+            values = {
+                "tenant": tenant,
+                "chunk": memory.work.chunk,
+                "profile": profile,
+                "bank": memory.work.bank,
+                "document": memory.work.document,
+                "embedding": "[" + ",".join(f"{x:.6g}" for x in memory.embedding) + "]",
+                "sha256": memory.sha256,
+                "payload": memory.payload,
+            }
+            connection.execute(_KEY, values)
+            connection.execute(_BLOB, values)
+    return len(fresh)
+
+
+_KEY = text(
+    "INSERT INTO memory_key (tenant_id, chunk_id, profile_id, bank_id, document_id, embedding)"
+    " VALUES (:tenant, :chunk, :profile, :bank, :document, cast(:embedding AS halfvec))"
+    " ON CONFLICT (tenant_id, chunk_id, profile_id) DO UPDATE"
+    " SET embedding = excluded.embedding, encoded_at = now()"
+)
+_BLOB = text(
+    "INSERT INTO memory_blob (tenant_id, chunk_id, profile_id, sha256, payload)"
+    " VALUES (:tenant, :chunk, :profile, :sha256, :payload)"
+    " ON CONFLICT (tenant_id, chunk_id, profile_id) DO UPDATE"
+    " SET sha256 = excluded.sha256, payload = excluded.payload"
+)
+
+
+def take(connection: Connection, work: Work) -> bool:
+    """Remove a row from the outbox if its lease still holds."""
+    return work.id in _take(connection, work.tenant, [work])
+
+
+def fail(work: Work, error: str, max_attempts: int) -> bool:
+    """Put work back with a delay that doubles, or bury it in dead_letter; True when buried."""
+    with transaction(Asker("worker", work.tenant)) as connection:
+        if work.attempts < max_attempts:
+            connection.execute(
+                text(
+                    "UPDATE outbox SET lease_token = NULL, lease_until = NULL, last_error = :error,"
+                    " not_before = now() + make_interval("
+                    "secs => least(60, 0.5 * 2 ^ attempts) * (0.5 + random()))"
+                    " WHERE tenant_id = :tenant AND id = :id AND lease_token = :token"
+                ),
+                {"tenant": work.tenant, "id": work.id, "token": work.token, "error": error},
+            )
+            return False
+        if not take(connection, work):
+            return False
+        connection.execute(
+            text(
+                "INSERT INTO dead_letter (tenant_id, bank_id, document_id, chunk_id, attempts,"
+                " error) VALUES (:tenant, :bank, :document, :chunk, :attempts, :error)"
+            ),
+            {
+                "tenant": work.tenant,
+                "bank": work.bank,
+                "document": work.document,
+                "chunk": work.chunk,
+                "attempts": work.attempts,
+                "error": error,
+            },
+        )
+        return True
+
+
+def release(work: Sequence[Work]) -> None:
+    """Hand work back untouched, as a worker does that is told to stop."""
+    with transaction(Asker("worker")) as connection:
+        connection.execute(
+            text(
+                "UPDATE outbox SET lease_token = NULL, lease_until = NULL, attempts = attempts - 1"
+                " WHERE lease_token = ANY(:tokens)"
+            ),
+            {"tokens": list({w.token for w in work})},
+        )
+
+
+def _take(connection: Connection, tenant: int, work: Sequence[Work]) -> set[int]:
+    rows = connection.execute(
+        text(
+            "DELETE FROM outbox WHERE tenant_id = :tenant AND id = ANY(:ids)"
+            " AND lease_token = ANY(:tokens) RETURNING id"
+        ),
+        {
+            "tenant": tenant,
+            "ids": [w.id for w in work],
+            "tokens": list({w.token for w in work}),
+        },
+    )
+    return set(rows.scalars())

@@ -1,0 +1,74 @@
+"""Search by key, under the asking principal's rights, and the blobs of what was found."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import text
+
+from app.bank.session import Asker, transaction
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A memory that was found. `score` is the cosine of question and key, -1 to 1."""
+
+    id: int
+    document_id: str
+    title: str
+    source: str
+    text: str
+    score: float
+
+
+# Rights and staleness are settled before LIMIT, so k rows come back whenever k may be read.
+_NEAREST = text(
+    """
+    WITH near AS MATERIALIZED (
+        SELECT k.chunk_id, k.document_id, d.title, d.source,
+               k.embedding <=> cast(:vector AS halfvec) AS distance
+        FROM memory_key k
+        JOIN document d ON d.tenant_id = k.tenant_id AND d.bank_id = k.bank_id
+            AND d.id = k.document_id AND d.revision = d.split_revision
+        WHERE k.tenant_id = :tenant AND k.bank_id = :bank AND k.profile_id = :profile
+        ORDER BY distance, k.chunk_id LIMIT :k
+    )
+    SELECT n.*, c.text FROM near n JOIN chunk c ON c.tenant_id = :tenant AND c.id = n.chunk_id
+    ORDER BY n.distance, n.chunk_id
+    """
+)
+
+
+def search(
+    asker: Asker, bank: int, profile: str, vector: Sequence[float], k: int
+) -> list[Passage]:
+    """The k nearest memories of a bank that `asker` may read, nearest first. Exact."""
+    with transaction(asker) as connection:
+        rows = connection.execute(
+            _NEAREST,
+            {
+                "tenant": asker.tenant,
+                "bank": bank,
+                "profile": profile,
+                "vector": "[" + ",".join(f"{x:.6g}" for x in vector) + "]",
+                "k": k,
+            },
+        ).all()
+    return [
+        Passage(r.chunk_id, r.document_id, r.title, r.source, r.text, 1.0 - r.distance)
+        for r in rows
+    ]
+
+
+def load_blobs(asker: Asker, profile: str, chunks: Sequence[int]) -> dict[int, bytes]:
+    """Packed memories by chunk id, of those that `asker` may read."""
+    with transaction(asker) as connection:
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        # Text results would be hex, five times slower to receive.
+        with driver.cursor(binary=True) as cursor:
+            cursor.execute(
+                "SELECT chunk_id, payload FROM memory_blob"
+                " WHERE tenant_id = %s AND profile_id = %s AND chunk_id = ANY(%s)",
+                (asker.tenant, profile, list(chunks)),
+            )
+            return dict(cursor.fetchall())

@@ -1,0 +1,304 @@
+"""The `membank` command. Thin: it reads arguments, calls what is below, prints."""
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from app import console
+from app.errors import MembankError, UsageError
+from app.runtime import quiet
+
+app = typer.Typer(
+    help="Explicit memory for language models: private banks in Postgres, answered from memory.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+tenants = typer.Typer(help="Companies.", no_args_is_help=True)
+principals = typer.Typer(help="Users and services of a tenant.", no_args_is_help=True)
+banks = typer.Typer(help="Collections of documents.", no_args_is_help=True)
+app.add_typer(tenants, name="tenant")
+app.add_typer(principals, name="principal")
+app.add_typer(banks, name="bank")
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
+Tenant = Annotated[str, typer.Option("--tenant", help="Name of the tenant.")]
+Bank = Annotated[str, typer.Option("--bank", help="Name of the bank.")]
+As = Annotated[str, typer.Option("--as", help="Principal who asks.")]
+K = Annotated[int | None, typer.Option("-k", help="Memories to use, 1 to 100.")]
+
+
+def main() -> None:
+    """Run the command: 0 done, 1 a named problem, 2 wrong usage. Never a traceback for these."""
+    quiet()
+    try:
+        app()
+    except MembankError as error:
+        console.complain(f"membank: {error}")
+        sys.exit(error.exit_code)
+
+
+@app.command()
+def up(as_json: Json = False) -> None:
+    """Start Postgres, Valkey, migrations, worker and relay. Harmless when they run."""
+    from app.local.stack import SERVICES, Stack
+
+    stack = Stack()
+    steps = list(stack.servers())
+    for name in SERVICES:
+        steps.append(stack.service(name))
+        if not as_json:
+            console.complain(f"{name} started")
+    if as_json:
+        console.print_json(_status(stack))
+    else:
+        for step in steps:
+            console.say(f"{step.name:<12} {step.detail}")
+
+
+@app.command()
+def down(as_json: Json = False) -> None:
+    """End everything that `up` started here, also after a crash. Data stays."""
+    from app.local.stack import Stack
+
+    ended = Stack().down()
+    if as_json:
+        console.print_json({"ended": ended})
+    else:
+        console.say(f"ended: {', '.join(ended)}" if ended else "nothing was running")
+
+
+@app.command()
+def status(as_json: Json = False) -> None:
+    """Processes, addresses, queue and banks."""
+    from app.local.stack import Stack
+
+    now = _status(Stack())
+    if as_json:
+        console.print_json(now)
+        return
+    for process in now["processes"]:
+        console.say(f"{process['name']:<10} pid {process['pid']:<8} {process['log']}")
+    if not now["processes"]:
+        console.say("nothing runs here: membank up")
+    if now["queue"] is not None:
+        console.say("queue      " + ", ".join(f"{v} {k}" for k, v in now["queue"].items()))
+        head = ["tenant", "bank", "documents", "chunks", "memories", "pending", "failed"]
+        console.table("banks", head, [[row[name] for name in head] for row in now["banks"]])
+    elif now["processes"]:
+        console.say("the database does not answer: membank up starts what is missing")
+
+
+def _status(stack: Any) -> dict[str, Any]:
+    from app.bank import status as state
+
+    processes = [
+        {"name": p.name, "pid": p.pid, "log": str(p.log)} for p in stack.running()
+    ]
+    try:
+        queue: dict[str, int] | None = state.queue()
+        rows = state.banks()
+    except MembankError:
+        queue, rows = None, []
+    needed = {"worker", "relay"} <= {p["name"] for p in processes}
+    return {
+        "running": needed and queue is not None,
+        "processes": processes,
+        **stack.addresses(),
+        "queue": queue,
+        "banks": rows,
+    }
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Check versions, migration head, roles and row-level security. Exit 1 when one is off."""
+    from app.bank import schema
+
+    checks = schema.checks()
+    if as_json:
+        console.print_json({"good": all(c.good for c in checks), "checks": [asdict(c) for c in checks]})
+    else:
+        for check in checks:
+            console.say(f"{'good' if check.good else 'BAD ':<5} {check.name:<24} {check.detail}")
+    if not all(check.good for check in checks):
+        raise typer.Exit(1)
+
+
+@tenants.command("add")
+def tenant_add(name: str, as_json: Json = False) -> None:
+    """Make a tenant."""
+    from app.access.tenants import add_tenant
+
+    _made({"tenant": name, "id": add_tenant(name)}, f"tenant {name} made", as_json)
+
+
+@principals.command("add")
+def principal_add(
+    name: str,
+    tenant: Tenant,
+    group: Annotated[list[str] | None, typer.Option(help="Group to join; made if new.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a principal, or let a known one join more groups."""
+    from app.access.tenants import add_principal
+
+    made = add_principal(tenant, name, group or [])
+    _made({"principal": name, "id": made, "groups": group or []}, f"principal {name} made", as_json)
+
+
+@banks.command("add")
+def bank_add(name: str, tenant: Tenant, as_json: Json = False) -> None:
+    """Make a bank, encoded by the models that the settings name."""
+    from app.access.tenants import add_bank
+    from app.runtime import profile
+
+    bank = add_bank(tenant, name, profile().id, profile().json())
+    _made({"bank": name, "id": bank.id, "profile": bank.profile}, f"bank {name} made", as_json)
+
+
+@app.command()
+def ingest(
+    paths: Annotated[list[Path], typer.Argument(help="Files, folders, .jsonl or .jsonl.gz.")],
+    bank: Bank,
+    tenant: Annotated[
+        str | None,
+        typer.Option(
+            help="Name of the tenant. Without it every JSONL row goes to the tenant that its"
+            " `tenant` field names, to that tenant's bank of the given name."
+        ),
+    ] = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(help="Who may read: principal:P, group:G or everyone. Repeatable."),
+    ] = None,
+    create: Annotated[bool, typer.Option(help="Make tenants and banks that are missing.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Until everything is encoded.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Store documents; workers encode them. One file's failure holds no other up.
+
+    The four handbooks of a JSONL file with a `tenant` field in one call:
+    membank ingest handbooks.jsonl.gz --bank handbook --create --wait
+    """
+    from app.ingest.command import run
+
+    report = run(paths, tenant, bank, tuple(allow) if allow else None, create, wait)
+    if as_json:
+        console.print_json(report.json())
+    else:
+        console.say(report.summary())
+    for failure in report.failed:
+        console.complain(f"membank: {failure.source}: {failure.error}")
+    if report.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def search(
+    question: str, tenant: Tenant, bank: Bank, principal: As, k: K = None, as_json: Json = False
+) -> None:
+    """The memories nearest to a question that the principal may read."""
+    from app.answer.service import Reader, find
+
+    found = find(Reader.of(tenant, bank, principal), question, 5 if k is None else k)
+    results = [asdict(passage) for passage in found.passages]
+    if as_json:
+        console.print_json({"results": results, "timings_ms": found.timings_ms})
+        return
+    for row in results:
+        console.say(f"{row['score']:.3f}  {row['title']}  ({row['source']})")
+        console.say(f"       {' '.join(row['text'].split())[:160]}")
+    if not results:
+        console.say("nothing in this bank that you may read")
+
+
+@app.command()
+def ask(
+    question: str,
+    tenant: Tenant,
+    bank: Bank,
+    principal: As,
+    k: K = None,
+    mode: Annotated[str, typer.Option(help="memory, rag (text in the prompt) or closed.")] = "memory",
+    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 64,
+    min_score: Annotated[
+        float | None, typer.Option(help="Least cosine of a source; default MEMBANK_MIN_SCORE.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Answer a question from a bank, with sources and timings."""
+    from app.answer.service import Reader
+    from app.answer.service import ask as answer_to
+
+    if mode not in ("memory", "rag", "closed"):
+        raise UsageError(f"--mode is {mode!r}: memory, rag or closed")
+    reader = Reader.of(tenant, bank, principal)
+    answer = answer_to(
+        reader, question, k=k, mode=mode, max_tokens=max_tokens, min_score=min_score  # type: ignore[arg-type]
+    )
+    if as_json:
+        console.print_json(answer.json())
+        return
+    console.say(answer.answer)
+    for memory in answer.memories:
+        share = "" if memory.attention is None else f", attention {memory.attention:.2f}"
+        console.say(f"  source: {memory.title} ({memory.source}), score {memory.score:.2f}{share}")
+    times = answer.timings_ms
+    console.say(f"  first token {times['first_token']:.0f} ms, total {times['total']:.0f} ms")
+
+
+@app.command()
+def forget(
+    document_id: str,
+    tenant: Tenant,
+    bank: Annotated[str | None, typer.Option(help="Only in this bank.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Delete a document, its chunks, keys, blobs and queued work. Prints a receipt."""
+    from app.access.tenants import find_bank, tenant_id
+    from app.bank.documents import forget as delete
+
+    only = find_bank(tenant, bank).id if bank else None
+    receipt = asdict(delete(tenant_id(tenant), document_id, only)) | {"cache_entries": 0}
+    if as_json:
+        console.print_json({"document_id": document_id, **receipt})
+    else:
+        console.say("forgotten: " + ", ".join(f"{v} {k}" for k, v in receipt.items()))
+
+
+@app.command()
+def demo() -> None:
+    """Show the main job on sample handbooks, in a temporary home. Exit 0 only if all holds."""
+    from app.demo.run import run
+
+    raise typer.Exit(run())
+
+
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help="ttft: first token of memory, RAG and closed book.")],
+    questions: Annotated[int, typer.Option("-n", help="Questions asked.")] = 20,
+    k: Annotated[int, typer.Option("-k", help="Memories per question.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Measure, beside a peer, in one run."""
+    if name != "ttft":
+        raise UsageError(f"no benchmark is named {name!r}: ttft")
+    from benchmarks.ttft import run
+
+    run(questions, k, as_json)
+
+
+def _made(value: dict[str, Any], line: str, as_json: bool) -> None:
+    if as_json:
+        console.print_json(value)
+    else:
+        console.say(line)
+
+
+if __name__ == "__main__":
+    main()

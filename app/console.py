@@ -1,0 +1,54 @@
+"""What people see: tables, progress, and errors as one plain line."""
+
+import json
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """A line on stdout, as it is: text of documents is never markup."""
+    out.print(text, markup=False)
+
+
+def complain(text: str) -> None:
+    """One line on stderr."""
+    err.print(" ".join(text.split()), markup=False)
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on stdout and nothing else."""
+    print(json.dumps(value, ensure_ascii=False, default=str))
+
+
+def table(title: str, head: list[str], rows: list[list[object]]) -> None:
+    """Numbers stand to the right."""
+    shown = Table(title=title, title_justify="left")
+    for index, name in enumerate(head):
+        numeric = all(isinstance(row[index], int | float) for row in rows)
+        shown.add_column(name, justify="right" if rows and numeric else "left")
+    for row in rows:
+        shown.add_row(*(_cell(value) for value in row))
+    out.print(shown, markup=False)
+
+
+def progress() -> Progress:
+    """A bar on stderr with count and time left."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=err,
+        transient=False,
+    )
+
+
+def _cell(value: object) -> str:
+    return f"{value:.1f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,141 @@
+"""An ingest from the command's side: route to tenants, show progress, sum up."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from app import console
+from app.access.tenants import Bank, add_bank, add_tenant, checked_access, find_bank, tenant_id
+from app.errors import NotFoundError, UsageError
+from app.ingest.read import Document, Failure
+from app.ingest.service import Ingested, ingest
+from app.ingest.wait import Progress, failures, wait
+from app.runtime import count_tokens, profile
+from app.settings import settings
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an ingest did. `memories` counts those that were ready at its end."""
+
+    documents: list[Ingested]
+    failed: list[Failure]
+    chunks: int
+    memories: int
+    pending: int
+    seconds: float
+
+    def json(self) -> dict[str, Any]:
+        bad = {failure.source for failure in self.failed}
+        return {
+            "documents": [
+                {"id": d.id, "source": d.source, "status": "failed" if d.source in bad else d.status}
+                for d in self.documents
+            ],
+            "failed": [{"source": f.source, "error": f.error} for f in self.failed],
+            "chunks": self.chunks,
+            "memories": self.memories,
+            "pending": self.pending,
+            "seconds": round(self.seconds, 2),
+        }
+
+    def summary(self) -> str:
+        counts = {
+            status: sum(d.status == status for d in self.documents)
+            for status in ("new", "changed", "unchanged")
+        }
+        told = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+        rest = f"; {self.pending} are being encoded (membank status)" if self.pending else ""
+        return (
+            f"{len(self.documents)} documents ({told or 'none'}), {self.chunks} chunks,"
+            f" {self.memories} memories, {len(self.failed)} failed,"
+            f" {self.seconds:.1f} s{rest}"
+        )
+
+
+def run(
+    paths: Sequence[Path],
+    tenant: str | None,
+    bank: str,
+    allow: tuple[str, ...] | None,
+    create: bool,
+    until_encoded: bool,
+) -> Report:
+    """Store what is under `paths` and, if wanted, wait until it is encoded.
+
+    Raises NotFoundError before anything is read when tenant, bank or an access entry is unknown.
+    """
+    started = time.monotonic()
+    routes = _Routes(tenant, bank, allow, create)
+    documents: list[Ingested] = []
+    failed: list[Failure] = []
+    with console.progress() as bar:
+        task = bar.add_task("storing", total=None, rate="")
+        limit = settings().max_document_bytes
+        for result in ingest(paths, routes.bank_of, allow, count_tokens, limit):
+            (documents if isinstance(result, Ingested) else failed).append(result)  # type: ignore[arg-type]
+            bar.update(task, completed=len(documents) + len(failed))
+        bar.update(task, total=len(documents) + len(failed))
+    last = _encoded(documents) if until_encoded else next(wait(documents))
+    if until_encoded:
+        failed.extend(failures(documents))
+    return Report(
+        documents, failed, last.chunks, last.memories, last.pending, time.monotonic() - started
+    )
+
+
+class _Routes:
+    """Which bank a document goes to."""
+
+    def __init__(
+        self, tenant: str | None, bank: str, allow: tuple[str, ...] | None, create: bool
+    ) -> None:
+        self._bank, self._create = bank, create
+        self._known: dict[str, Bank] = {}
+        self._only = self._find(tenant) if tenant is not None else None
+        if self._only is not None and allow:
+            checked_access(self._only, allow)
+
+    def bank_of(self, document: Document) -> Bank:
+        if self._only is not None:
+            return self._only
+        if document.tenant is None:
+            raise UsageError("names no tenant: give --tenant, or a `tenant` field in the JSONL row")
+        return self._find(document.tenant)
+
+    def _find(self, tenant: str) -> Bank:
+        if tenant not in self._known:
+            self._known[tenant] = self._made(tenant) if self._create else find_bank(
+                tenant, self._bank
+            )
+        return self._known[tenant]
+
+    def _made(self, tenant: str) -> Bank:
+        try:
+            tenant_id(tenant)
+        except NotFoundError:
+            add_tenant(tenant)
+        try:
+            return find_bank(tenant, self._bank)
+        except NotFoundError:
+            return add_bank(tenant, self._bank, profile().id, profile().json())
+
+
+def _encoded(documents: Sequence[Ingested]) -> Progress:
+    """Wait with a bar. Ctrl-C ends the waiting, not the work."""
+    started, first = time.monotonic(), -1
+    now = Progress(0, 0, 0, 0)
+    try:
+        with console.progress() as bar:
+            task = bar.add_task("encoding", total=None, rate="")
+            for now in wait(documents):
+                first = now.memories if first < 0 else first
+                rate = (now.memories - first) / max(time.monotonic() - started, 1e-9)
+                bar.update(
+                    task, completed=now.memories, total=max(now.chunks, 1), rate=f"{rate:.1f}/s"
+                )
+    except KeyboardInterrupt:
+        console.complain("no longer waiting; the workers go on: membank status")
+    return now

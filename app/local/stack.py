@@ -1,0 +1,118 @@
+"""The processes of one machine: Postgres, Valkey, the relay and one encoding worker."""
+
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sqlalchemy import URL
+
+from app.addresses import database_url, redis_url
+from app.bank import schema
+from app.errors import MembankError, UnavailableError
+from app.local.files import private_folder
+from app.local.postgres import EmbeddedPostgres
+from app.local.processes import Process, Processes, wait_until
+from app.local.valkey import EmbeddedValkey
+from app.settings import settings
+
+# The entry points of the services, the same in docker-compose.yml.
+SERVICES = {"worker": "workers.worker", "relay": "workers.relay"}
+_READY = {"worker": " ready.", "relay": "event=started"}
+
+
+@dataclass(frozen=True)
+class Step:
+    """Something that `up` did, for the one who waits."""
+
+    name: str
+    detail: str
+
+
+class Stack:
+    """What runs under MEMBANK_HOME. Servers named by the settings are used, not started."""
+
+    def __init__(self) -> None:
+        self.home = settings().home.resolve()
+        self.processes = Processes(self.home)
+        self.postgres = None if settings().database_url else EmbeddedPostgres(
+            self.home, self.processes
+        )
+        self.valkey = None if settings().redis_url else EmbeddedValkey(self.home, self.processes)
+
+    def servers(self) -> list[Step]:
+        """Start the servers that are ours, and bring the database to this version's schema."""
+        private_folder(self.home)
+        done = []
+        for server in (self.postgres, self.valkey):
+            if server is not None:
+                process = server.start()
+                done.append(Step(server.name, f"pid {process.pid}"))
+        schema.provision()
+        schema.require_safe()
+        done.append(Step("migrations", "at head"))
+        return done
+
+    def service(self, name: str) -> Step:
+        """Start the worker or the relay unless it runs, and wait until it is at work.
+
+        Raises UnavailableError with the end of its log when it ends at once.
+        """
+        running = self.processes.get(name)
+        if running is not None:
+            return Step(name, f"pid {running.pid}")
+        log = self.home / "logs" / f"{name}.log"
+        before = log.stat().st_size if log.exists() else 0
+        started = self.processes.start(
+            name, [sys.executable, "-m", SERVICES[name]], self._environment()
+        )
+
+        def settled() -> bool:
+            with log.open("rb") as stream:
+                stream.seek(before)
+                ready = _READY[name].encode() in stream.read()
+            return ready or self.processes.get(name) is None
+
+        in_time = wait_until(settled, 120)
+        if self.processes.get(name) is None or not in_time:
+            tail = " | ".join(self.processes.tail(name).splitlines())
+            raise UnavailableError(f"the {name} did not start; {log} says: {tail}")
+        return Step(name, f"pid {started.pid}")
+
+    def down(self) -> list[str]:
+        """End everything that was started under this home; the names of what was running."""
+        running = [process.name for process in self.processes.all()]
+        for name in SERVICES:
+            # A batch in hand is finished first; the rest of the work stays in the outbox.
+            self.processes.stop(name, signal.SIGTERM, 20.0)
+        for server in (EmbeddedValkey(self.home, self.processes),
+                       EmbeddedPostgres(self.home, self.processes)):
+            server.stop()
+        self.processes.end_strays()
+        return running
+
+    def running(self) -> list[Process]:
+        return self.processes.all()
+
+    def addresses(self) -> dict[str, str | None]:
+        """Where clients connect, passwords included; None for what is not known yet."""
+        return {
+            "database_url": _known(lambda: _plain(database_url("app"))),
+            "admin_database_url": _known(lambda: _plain(database_url("admin"))),
+            "redis_url": _known(redis_url),
+            "api_url": None,
+        }
+
+    def _environment(self) -> dict[str, str]:
+        return {"MEMBANK_HOME": str(self.home), "PYTHONUNBUFFERED": "1"}
+
+
+def _plain(url: URL) -> str:
+    return url.set(drivername="postgresql").render_as_string(hide_password=False)
+
+
+def _known(address: Callable[[], str]) -> str | None:
+    try:
+        return address()
+    except MembankError:
+        return None

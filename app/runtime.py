@@ -1,0 +1,104 @@
+"""The models of this process, loaded once, as the settings name them."""
+
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from app.errors import ModelError, ProfileError
+from app.memory.codec import CODEC
+from app.memory.fingerprint import fingerprint
+from app.memory.packaged import embedder_folder, language_model_folder
+from app.memory.profile import Profile
+from app.memory.prompt import Prompt
+from app.settings import settings
+
+if TYPE_CHECKING:
+    from app.memory.embed import Embedder
+    from app.memory.encode import Encoder
+    from app.memory.model import LanguageModel
+
+
+@dataclass(frozen=True)
+class Models:
+    """A language model with its encoder and prompt, the embedder, and their profile."""
+
+    lm: "LanguageModel"
+    encoder: "Encoder"
+    prompt: Prompt
+    embedder: "Embedder"
+    profile: Profile
+
+
+@lru_cache(maxsize=1)
+def tokenizer() -> Any:
+    """The language model's tokenizer, without its weights."""
+    from transformers import AutoTokenizer
+
+    folder = language_model_folder(settings().model, settings().models)
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(f"tokenizer of {folder} cannot be loaded: {reason}") from error
+
+
+@lru_cache(maxsize=1)
+def profile() -> Profile:
+    """The encoder profile of the configured models. Loads no weights."""
+    known = settings().models.expanduser() / "fingerprints.json"
+    return Profile(
+        model=fingerprint(language_model_folder(settings().model, settings().models), known),
+        embedder=fingerprint(embedder_folder(settings().embedder), known),
+        prefix=prompt().prefix_text,
+        codec=CODEC,
+    )
+
+
+def require_profile(bank: str, of_bank: str) -> None:
+    """Raises ProfileError when a bank was encoded under another profile than this process has."""
+    if of_bank != profile().id:
+        raise ProfileError(
+            f"bank {bank!r} is encoded under profile {of_bank}, this process has {profile().id}"
+            f" (model {settings().model}): set MEMBANK_MODEL and MEMBANK_EMBEDDER as they were"
+            " when the bank was made, or make a new bank and ingest again"
+        )
+
+
+@lru_cache(maxsize=1)
+def models() -> Models:
+    """Load everything. Takes some seconds, once per process."""
+    import torch
+
+    from app.memory.embed import Embedder
+    from app.memory.encode import Encoder
+    from app.memory.model import load
+
+    chosen = settings()
+    if chosen.threads:
+        torch.set_num_threads(chosen.threads)
+    lm = load(
+        language_model_folder(chosen.model, chosen.models),
+        device=chosen.device,
+        dtype=chosen.dtype,
+    )
+    words = prompt()
+    embedder = Embedder(embedder_folder(chosen.embedder), str(lm.device))
+    return Models(lm, Encoder(lm, words.prefix), words, embedder, profile())
+
+
+@lru_cache(maxsize=1)
+def prompt() -> Prompt:
+    """The configured model's prompt, without its weights."""
+    return Prompt.of(tokenizer())
+
+
+def count_tokens(text: str) -> int:
+    """Tokens that a chunk takes, the blank line that follows it included."""
+    return len(prompt().chunk(text))
+
+
+def quiet() -> None:
+    """No progress bars, hub calls or warnings of libraries in a command's output."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

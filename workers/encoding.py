@@ -1,0 +1,69 @@
+"""What a worker does with leased work: split documents, encode chunks."""
+
+import hashlib
+from collections.abc import Sequence
+from itertools import groupby
+
+from app.bank import documents, outbox
+from app.bank.outbox import Encoded, Work
+from app.bank.session import Asker, transaction
+from app.ingest.service import pieces_of
+from app.memory.codec import pack
+from app.runtime import count_tokens, models
+from app.settings import settings
+
+
+def split(work: Sequence[Work]) -> int:
+    """Give each document the chunks of its present text; how many were done."""
+    return sum(_split(one) for one in work)
+
+
+def encode(work: Sequence[Work]) -> int:
+    """Encode all chunks in one model call, then write each tenant's in one short transaction."""
+    by_tenant = {
+        tenant: list(rows)
+        for tenant, rows in groupby(sorted(work, key=_tenant), key=_tenant)
+    }
+    texts: dict[tuple[int, int | None], str] = {}
+    for tenant, rows in by_tenant.items():
+        found = outbox.chunk_texts(tenant, rows)
+        texts |= {(tenant, chunk): text for chunk, text in found.items()}
+    alive = [w for w in work if (w.tenant, w.chunk) in texts]
+    memories = _encode([texts[w.tenant, w.chunk] for w in alive])
+    done = [
+        Encoded(one, key, payload, hashlib.sha256(payload).hexdigest())
+        for one, (key, payload) in zip(alive, memories, strict=True)
+    ]
+    return sum(
+        outbox.finish_encoding(tenant, models().profile.id, [d for d in done if d.work in rows])
+        for tenant, rows in by_tenant.items()
+    )
+
+
+def _encode(texts: Sequence[str]) -> list[tuple[list[float], bytes]]:
+    if not texts:
+        return []
+    m = models()
+    tokens = [m.prompt.chunk(text) for text in texts]
+    memories = m.encoder.encode(tokens, settings().batch_tokens)
+    keys = m.embedder.embed(texts).tolist()
+    return [(key, pack(kv, m.profile.id)) for key, kv in zip(keys, memories, strict=True)]
+
+
+def _split(work: Work) -> int:
+    found = documents.read_text(work.tenant, work.bank, work.document)
+    if found is None:
+        return 0
+    title, text, revision = found
+    pieces = pieces_of(title, text, count_tokens)
+    with transaction(Asker("worker", work.tenant)) as connection:
+        if not outbox.take(connection, work):
+            return 0  # edited again meanwhile: the row was renewed for the newer text
+        done = documents.apply_split(
+            connection, work.tenant, work.bank, work.document, revision, pieces
+        )
+        return int(done)
+
+
+def _tenant(work: Work) -> int:
+    return work.tenant

@@ -1,0 +1,58 @@
+"""Look for due work in the outbox and wake workers for it. Keeps nothing of its own."""
+
+import signal
+import threading
+
+import redis
+import structlog
+from kombu.exceptions import OperationalError
+
+from app.addresses import redis_url
+from app.bank.outbox import waiting_profiles
+from app.errors import MembankError
+from app.log import configure
+from app.settings import settings
+from workers.app import app, queue_of
+
+log = structlog.get_logger("relay")
+
+
+def main() -> None:
+    """Run until SIGTERM or SIGINT. Outlives a database or a Valkey that is away."""
+    configure(settings().log_level)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    log.info("started", poll_seconds=settings().poll_seconds)
+    well = True
+    while not stop.is_set():
+        try:
+            wake()
+            if not well:
+                log.info("servers are back")
+            well = True
+        except (MembankError, OperationalError, redis.RedisError, OSError) as error:
+            if well:
+                log.warning("cannot relay, work waits in the outbox", reason=str(error))
+            well = False
+        stop.wait(settings().poll_seconds)
+    log.info("stopped")
+
+
+def wake() -> None:
+    """Send one wake-up for each profile with due work, unless one is waiting already.
+
+    A busy worker drains all there is; another wake-up is taken only by an idle one. So Valkey
+    holds at most one message per profile, however long the outbox is.
+    """
+    profiles = waiting_profiles()
+    if not profiles:
+        return
+    with redis.Redis.from_url(redis_url(), socket_timeout=5, socket_connect_timeout=5) as valkey:
+        for profile in profiles:
+            if valkey.llen(queue_of(profile)) == 0:
+                app.send_task("membank.drain", queue=queue_of(profile), retry=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Drain the outbox: claim, split or encode, write. The database is the only state."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import structlog
+from celery.signals import worker_shutting_down
+
+from app.bank import outbox
+from app.bank.outbox import Work
+from app.errors import MembankError, UnavailableError
+from app.runtime import profile
+from app.settings import settings
+from workers.app import app
+from workers.encoding import encode, split
+
+log = structlog.get_logger("worker")
+stopping = threading.Event()
+# A task that runs for ever would hide from the relay that the worker is alive.
+_LONGEST_TASK = 60.0
+
+
+@worker_shutting_down.connect
+def _stop(**_: object) -> None:
+    stopping.set()
+
+
+@app.task(name="membank.drain")  # type: ignore[untyped-decorator]
+def drain() -> int:
+    """Work until nothing is due, a minute is over, or the worker is told to stop.
+
+    The number of rows done. A server that does not answer ends the task; the relay sends another.
+    """
+    done, deadline = 0, time.monotonic() + _LONGEST_TASK
+    rows = max(1, settings().batch_tokens // profile().chunk_tokens)
+    try:
+        while not stopping.is_set() and time.monotonic() < deadline:
+            work = outbox.claim(profile().id, rows, settings().lease_seconds)
+            if not work:
+                break
+            done += _process(work)
+    except UnavailableError as error:
+        log.warning("database away", reason=str(error))
+    return done
+
+
+def _process(work: Sequence[Work]) -> int:
+    done = 0
+    with _held(work):
+        for one in work:
+            if one.attempts > settings().max_attempts:  # each earlier try killed its worker
+                _fail(one, MembankError("the worker died on every attempt"))
+            elif one.chunk is None:
+                done += _try(split, [one])
+        chunks = [
+            w for w in work if w.chunk is not None and w.attempts <= settings().max_attempts
+        ]
+        # Work that has failed before may be what breaks a batch, so it goes alone.
+        fresh = [w for w in chunks if w.attempts == 1]
+        done += _try(encode, fresh) if fresh else 0
+        for one in chunks:
+            if one.attempts > 1:
+                done += _try(encode, [one])
+    return done
+
+
+def _try(step: Callable[[list[Work]], int], work: list[Work]) -> int:
+    try:
+        return step(work)
+    except UnavailableError:
+        raise
+    except Exception as error:
+        if len(work) == 1:
+            _fail(work[0], error)
+            return 0
+        half = len(work) // 2  # the poisonous one is found by halving; the rest is done
+        return _try(step, work[:half]) + _try(step, work[half:])
+
+
+def _fail(work: Work, error: Exception) -> None:
+    buried = outbox.fail(work, f"{type(error).__name__}: {error}", settings().max_attempts)
+    log.error(
+        "failed for good" if buried else "failed, will be tried again",
+        document=work.document, chunk=work.chunk, attempts=work.attempts,
+        error=type(error).__name__,
+    )
+
+
+@contextmanager
+def _held(work: Sequence[Work]) -> Iterator[None]:
+    """Renew the leases from a thread of its own while the model runs."""
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(settings().lease_seconds / 3):
+            try:
+                outbox.renew(work, settings().lease_seconds)
+            except MembankError as error:
+                log.warning("lease not renewed", reason=str(error))
+
+    thread = threading.Thread(target=beat, name="lease", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

@@ -1,0 +1,31 @@
+"""The encoding worker: a Celery worker that runs one task at a time in its own process.
+
+One process holds one copy of the model; more workers are more processes. The solo pool has no
+children that could outlive a killed parent.
+"""
+
+from app.log import configure
+from app.runtime import profile, quiet
+from app.settings import settings
+from workers.app import app, queue_of
+
+
+def main() -> None:
+    """Run until SIGTERM: the batch in hand is finished, the rest stays in the outbox."""
+    quiet()
+    configure(settings().log_level)
+    app.worker_main(
+        [
+            "worker",
+            "--pool=solo",
+            "--without-gossip",
+            "--without-mingle",
+            "--without-heartbeat",
+            f"--queues={queue_of(profile().id)}",
+            f"--loglevel={settings().log_level}",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()
