@@ -192,7 +192,8 @@ def ingest(
     else:
         console.say(report.summary())
     for failure in report.failed:
-        console.complain(f"membank: {failure.source}: {failure.error}")
+        place = "" if failure.error.startswith(failure.source) else f"{failure.source}: "
+        console.complain(f"membank: {place}{failure.error}")
     if report.failed:
         raise typer.Exit(1)
 

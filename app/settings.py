@@ -52,7 +52,7 @@ class Settings(BaseSettings):
     threads: int = Field(0, ge=0, description="Torch threads per process; 0 leaves it to torch.")
     top_k: int = Field(1, ge=1, le=100, description="Memories per question when -k is not given.")
     min_score: float = Field(
-        0.3,
+        0.4,
         ge=-1,
         le=1,
         description="Cosine below which a memory does not count as an answer's source.",

@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass
 
 import torch
-from transformers import BaseStreamer
+from transformers.generation.streamers import BaseStreamer
 
 from app.memory.attention import injected
 from app.memory.compose import Memories

@@ -31,7 +31,11 @@ class Report:
         bad = {failure.source for failure in self.failed}
         return {
             "documents": [
-                {"id": d.id, "source": d.source, "status": "failed" if d.source in bad else d.status}
+                {
+                    "id": d.id,
+                    "source": d.source,
+                    "status": "failed" if d.source in bad else d.status,
+                }
                 for d in self.documents
             ],
             "failed": [{"source": f.source, "error": f.error} for f in self.failed],
@@ -107,8 +111,8 @@ class _Routes:
 
     def _find(self, tenant: str) -> Bank:
         if tenant not in self._known:
-            self._known[tenant] = self._made(tenant) if self._create else find_bank(
-                tenant, self._bank
+            self._known[tenant] = (
+                self._made(tenant) if self._create else find_bank(tenant, self._bank)
             )
         return self._known[tenant]
 

@@ -225,9 +225,12 @@ def _check_characters(text: str, what: str) -> None:
 def _document(path: str, title: str, text: str, max_bytes: int) -> Document:
     real = Path(os.path.realpath(path)).as_posix()
     digest = hashlib.sha1(real.encode("utf-8"), usedforsecurity=False).hexdigest()
-    title = " ".join(title.split()) or Path(path).stem
-    title = unicodedata.normalize("NFC", title)
+    title = _title(title) or _title(Path(path).stem)
     return Document(f"f_{digest[:20]}", path, title, _normal(text, max_bytes))
+
+
+def _title(text: str) -> str:
+    return unicodedata.normalize("NFC", " ".join(text.split()))
 
 
 def _plain(path: str, max_bytes: int) -> _Results:
@@ -363,6 +366,8 @@ class _MarkdownWriter:
         if tag in _HEADINGS:
             self._prefix = "#" * int(tag[1]) + " "
         elif tag in ("ul", "ol", "menu"):
+            # Two lists in a row are two blocks.
+            self._was_tight = self._was_tight and bool(self._lists)
             self._lists.append(0 if tag == "ol" else None)
         elif tag == "li":
             self._prefix = self._marker()
@@ -553,10 +558,12 @@ def _bounded_lines(file: io.BufferedIOBase, limit: int) -> Iterator[bytes | None
     try:
         while line := file.readline(limit + 1):
             number += 1
-            is_whole = len(line) <= limit or line.endswith(b"\n")
+            if len(line) <= limit or line.endswith(b"\n"):
+                yield line
+                continue
             while line and not line.endswith(b"\n"):
-                line = b"" if is_whole else file.readline(1 << 20)
-            yield line if is_whole else None
+                line = file.readline(1 << 20)
+            yield None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise IngestError(
             f"the gzip data is damaged or cut off after line {number} ({error}); compress it again"
@@ -571,11 +578,10 @@ def _row(path: str, line: bytes | None, max_bytes: int) -> Document:
     text = _string(row, "text")
     if text is None:
         raise IngestError('"text" is missing; each row needs "id" and "text"')
-    title = " ".join((_string(row, "title") or "").split())
     return Document(
         id=row_id,
         source=f"{path}#{row_id}",
-        title=unicodedata.normalize("NFC", title) or row_id,
+        title=_title(_string(row, "title") or "") or row_id,
         text=_normal(text, max_bytes),
         allow=_allow(row.get("allow")),
         metadata=_metadata(row),

@@ -17,6 +17,7 @@ _MAX_CHARS_PER_TOKEN = 32
 _MAX_HEADING_CHARS = 300
 _MIN_TOKENS = 16
 
+_BLANK_LINES = re.compile(r"\s*\n")
 _FENCE = re.compile(r"(`{3,})[^`]*$|(~{3,})")
 _ATX = re.compile(r" {0,3}(#{1,6})[ \t]+(\S.*)")
 _ITEM = re.compile(r"(?:[-*+]|\d{1,9}[.)])\s")
@@ -183,6 +184,11 @@ def _lines(text: str) -> Iterator[_Block]:
     fence = ""
     start = 0
     while start < len(text):
+        blank = _BLANK_LINES.match(text, start)
+        if blank is not None:
+            yield _Block(start, blank.end() - 1, _Kind.CODE if fence else _Kind.BLANK)
+            start = blank.end()
+            continue
         end = text.find("\n", start)
         end = len(text) if end < 0 else end
         line = text[start:end]
@@ -307,7 +313,7 @@ class _Packer:
             draft.accept(piece, piece.cost)
             return True
         gap_start = draft.pieces[-1].end
-        if piece.start - gap_start > self._max_chars:
+        if piece.end - draft.pieces[0].start > self._max_chars:
             return False
         cost = piece.cost
         if piece.start - gap_start > 2:

@@ -164,9 +164,11 @@ def test_a_huge_line_is_never_held_in_memory(tmp_path: Path) -> None:
             file.write(b"x" * 1_000_000)
         file.write(b'\n{"id": "after", "text": "x"}')
     tracemalloc.start()
-    problem, document = read([path], LIMIT)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
+    try:
+        problem, document = read([path], LIMIT)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
     assert isinstance(problem, Failure)
     assert problem.error == f"{path}:1: the line is longer than 20,000 bytes; split the text"
     assert isinstance(document, Document)

@@ -1,6 +1,7 @@
 """What holds for the chunks of any text, and what they look like for real Markdown."""
 
 import random
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,11 +34,9 @@ def joins_are_dear(text: str) -> int:
 COUNTERS = [words, thirds, utf8, joins_are_dear]
 
 LINES = st.one_of(
-    st.sampled_from(
-        ["", "", "# One", "## Two ##", "### Three", "#### ", "```", "~~~~", "- item", "  - deeper"]
-        + ["1. first", "| a | b |", "| --- | --- |", "====", "---", "    # code", "> quote"]
-        + ["A sentence. And another one! Is it? Yes.", "第一句。第二句！", "e.g. this", "\t# tab"]
-    ),
+    st.sampled_from(["", "# One", "## Two ##", "### Three", "#### ", "```", "~~~~", "====", "---"]),
+    st.sampled_from(["- item", "  - deeper", "1. first", "| a | b |", "| --- | --- |", "> quote"]),
+    st.sampled_from(["A sentence. And another! Is it? Yes.", "第一句。第二句！", "    # x", "\t#"]),
     st.text(max_size=60),
     st.text("ab .\n🙂", max_size=400),
 )
@@ -45,13 +44,26 @@ TEXTS = st.lists(LINES, max_size=30).map("\n".join)
 TITLES = st.one_of(st.sampled_from(["", "One", "Handbook"]), st.text(max_size=200))
 
 
-def heading_characters(text: str, chunks: list[Chunk]) -> Iterator[str]:
+def left_out(text: str, chunks: list[Chunk]) -> Iterator[str]:
     """What lies in no chunk."""
     at = 0
     for chunk in chunks:
         yield text[at : chunk.start]
         at = chunk.end
     yield text[at:]
+
+
+def is_headings(text: str) -> bool:
+    """Nothing but white space and headings, which the context lines carry."""
+    lines = [line for line in text.split("\n") if line.strip()]
+    while lines:
+        if re.match(r" {0,3}#{1,6}\s+\S", lines[0]):
+            del lines[0]
+        elif len(lines) > 1 and re.fullmatch(r"\s*(={3,}|-{3,})\s*", lines[1]):
+            del lines[:2]
+        else:
+            return False
+    return True
 
 
 def assert_sound(title: str, text: str, count: CountTokens, limit: int) -> list[Chunk]:
@@ -65,18 +77,9 @@ def assert_sound(title: str, text: str, count: CountTokens, limit: int) -> list[
         assert chunk.text == body or chunk.text.endswith("\n" + body)
         assert at <= chunk.start
         at = chunk.end
-    for left_out in heading_characters(text, chunks):
-        for line in left_out.splitlines():
-            assert not line.strip() or first_heading_like(line), (left_out, text)
+    assert all(map(is_headings, left_out(text, chunks)))
     assert bool(chunks) == bool(text.strip())
     return chunks
-
-
-def first_heading_like(line: str) -> bool:
-    """Only lines that head something may be carried by context lines alone."""
-    return (
-        line.lstrip(" ").startswith("#") or set(line.strip()) in ({"="}, {"-"}) or len(line) < 301
-    )
 
 
 @pytest.mark.parametrize("count", COUNTERS)
@@ -270,7 +273,7 @@ def test_time_grows_no_faster_than_the_text(kind: str) -> None:
         return time.process_time() - started
 
     small = min(seconds(50_000), seconds(50_000))
-    assert seconds(400_000) < 0.2 + 8 * small * 3
+    assert seconds(200_000) < 0.2 + 4 * small * 3
 
 
 HANDBOOKS = Path(__file__).parents[4] / "shared/data/demo_handbooks.jsonl.gz"

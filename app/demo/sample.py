@@ -1,0 +1,114 @@
+"""The sample handbooks of two invented companies, and a stack of their own to try them in."""
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.access.tenants import add_bank, add_principal, add_tenant
+from app.addresses import redis_url
+from app.bank import session
+from app.errors import MembankError
+from app.ingest.command import run as ingest
+from app.local.stack import SERVICES, Stack
+from app.runtime import profile
+from app.settings import settings
+
+HANDBOOKS = Path(__file__).parent / "handbooks"
+TENANTS = ("northwind", "harbor")
+BANK = "handbook"
+
+
+@dataclass(frozen=True)
+class Question:
+    """One wording for both companies; `answers` holds each one's right answers."""
+
+    question: str
+    file: str
+    answers: dict[str, list[str]]
+    group: str | None
+
+
+@dataclass(frozen=True)
+class Update:
+    """A change of fact that an administrator makes by SQL."""
+
+    tenant: str
+    file: str
+    old: str
+    new: str
+    question: str
+
+
+def questions() -> list[Question]:
+    return [Question(**row) for row in _data()["questions"]]
+
+
+def update() -> Update:
+    return Update(**_data()["update"])
+
+
+@contextlib.contextmanager
+def temporary_stack(tell: Callable[[str], None]) -> Iterator[Stack]:
+    """A stack in a temporary home, ended and deleted afterwards.
+
+    The environment and the settings of this process point to it meanwhile, so that servers which
+    the user's settings name are not touched.
+    """
+    home = Path(tempfile.mkdtemp(prefix="membank-demo-"))
+    overridden = ["MEMBANK_HOME", "MEMBANK_REDIS_URL", *(
+        f"MEMBANK_{role}DATABASE_URL" for role in ("", "OWNER_", "WORKER_", "ADMIN_"))]
+    before = {name: os.environ.get(name) for name in overridden}
+    os.environ.update({name: "" for name in overridden} | {"MEMBANK_HOME": str(home)})
+    settings.cache_clear()
+    stack = Stack()
+    try:
+        for step in stack.servers():
+            tell(f"{step.name} {step.detail}")
+        for name in SERVICES:
+            step = stack.service(name)
+            tell(f"{step.name} {step.detail}")
+        redis_url()
+        yield stack
+    finally:
+        session.dispose()
+        stack.down()
+        shutil.rmtree(home, ignore_errors=True)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        settings.cache_clear()
+
+
+def fill() -> int:
+    """Make both tenants with their people and ingest their handbooks; the number of memories.
+
+    alice is in no group, hana is in `hr`. Raises MembankError when anything fails.
+    """
+    restricted = {q.file for q in questions() if q.group == "hr"}
+    memories = 0
+    for tenant in TENANTS:
+        add_tenant(tenant)
+        add_principal(tenant, "alice")
+        add_principal(tenant, "hana", ["hr"])
+        add_bank(tenant, BANK, profile().id, profile().json())
+        files = sorted((HANDBOOKS / tenant).glob("*.md"))
+        for allow, some in (
+            (("everyone",), [f for f in files if f.name not in restricted]),
+            (("group:hr",), [f for f in files if f.name in restricted]),
+        ):
+            report = ingest(some, tenant, BANK, allow, create=False, until_encoded=True)
+            if report.failed or report.memories != report.chunks:
+                raise MembankError(f"the sample handbook of {tenant}: {report.summary()}")
+            memories += report.memories
+    return memories
+
+
+def _data() -> dict[str, object]:
+    return json.loads((HANDBOOKS / "questions.json").read_text())  # type: ignore[no-any-return]

@@ -1,0 +1,89 @@
+"""Time to first token: memory, text in the prompt (RAG) and closed book, side by side.
+
+One process, the same model, passages and questions; embedding, search and load are included. The
+modes take turns within each question, so that a disturbance of the machine meets all of them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import get_args
+
+from app import console
+from app.answer.service import Mode, Reader, ask
+from app.errors import UsageError
+
+MODES: tuple[Mode, ...] = get_args(Mode)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Medians over the questions; times in milliseconds, tokens per question."""
+
+    first_token_ms: float
+    search_ms: float
+    load_ms: float
+    prefill_ms: float
+    tokens_processed: float
+    memory_tokens: float
+
+
+def run(questions: int, k: int, as_json: bool) -> None:
+    """Measure on the sample handbooks in a temporary stack and print the table."""
+    from app.demo.sample import BANK, fill, temporary_stack
+    from app.demo.sample import questions as sample
+
+    if questions < 1:
+        raise UsageError("-n must be at least 1")
+    with temporary_stack(console.complain):
+        fill()
+        wanted = [q.question for q in sample()]
+        asked = [wanted[i % len(wanted)] for i in range(questions)]
+        rows = measure(Reader.of("northwind", BANK, "hana"), asked, k)
+    if as_json:
+        console.print_json(
+            {"n": questions, "k": k, "modes": {mode: asdict(row) for mode, row in rows.items()}}
+        )
+    else:
+        report(rows, k, questions)
+
+
+def measure(reader: Reader, questions: Sequence[str], k: int) -> dict[Mode, Row]:
+    """Ask every question in every mode for one token, after a warm-up question."""
+    found: dict[Mode, list[Row]] = {mode: [] for mode in MODES}
+    for number, question in enumerate([questions[0], *questions]):
+        for mode in MODES:
+            answer = ask(reader, question, k=k, mode=mode, max_tokens=1, min_score=-1.0)
+            times, usage = answer.timings_ms, answer.usage
+            if number:
+                found[mode].append(
+                    Row(
+                        times["first_token"],
+                        times["search"],
+                        times["load"],
+                        times["prefill"],
+                        usage["prompt_tokens"],
+                        usage["memory_tokens"],
+                    )
+                )
+    return {mode: _medians(rows) for mode, rows in found.items()}
+
+
+def report(rows: dict[Mode, Row], k: int, questions: int) -> None:
+    """Print the table, with each mode's first token against RAG's."""
+    base = rows["rag"].first_token_ms
+    console.table(
+        f"k = {k}, medians of {questions} questions, milliseconds",
+        ["mode", "first token", "search", "load", "prefill", "tokens processed",
+         "tokens from memory", "times faster than RAG"],
+        [
+            [mode, row.first_token_ms, row.search_ms, row.load_ms, row.prefill_ms,
+             int(row.tokens_processed), int(row.memory_tokens), base / row.first_token_ms]
+            for mode, row in rows.items()
+        ],
+    )
+
+
+def _medians(rows: Sequence[Row]) -> Row:
+    columns = zip(*(asdict(row).values() for row in rows), strict=True)
+    return Row(*(median(column) for column in columns))
