@@ -114,6 +114,16 @@ def _status(stack: Any) -> dict[str, Any]:
 
 
 @app.command()
+def migrate() -> None:
+    """Make the roles and bring the database to this version's schema. `up` does it too."""
+    from app.bank import schema
+
+    schema.provision()
+    schema.require_safe()
+    console.say("the database is at this version's schema")
+
+
+@app.command()
 def doctor(as_json: Json = False) -> None:
     """Check versions, migration head, roles and row-level security. Exit 1 when one is off."""
     from app.bank import schema

@@ -1,0 +1,59 @@
+"""Tiny random models of many families: the method may not depend on one of them."""
+
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+_SMALL = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_LLAMA31 = {
+    "rope_type": "llama3",
+    "rope_theta": 10_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "llama 3.1": ("llama", {"rope_parameters": _LLAMA31}),
+    "mistral": ("mistral", {"head_dim": 8, "sliding_window": None}),
+    "mistral, sliding window": ("mistral", {"head_dim": 8, "sliding_window": 12}),
+    "qwen2": ("qwen2", {}),
+    "qwen3": ("qwen3", {"head_dim": 8}),
+    "gemma2": ("gemma2", {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 12}),
+    "gemma3": ("gemma3_text", {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 12}),
+    "phi3": ("phi3", {}),
+    "gpt-neox, partial rotary": ("gpt_neox", {"rotary_pct": 0.5}),
+    "olmo2": ("olmo2", {}),
+    "smollm3, layers without rotary": ("smollm3", {"no_rope_layer_interval": 2}),
+}
+
+
+def tiny(name: str, dtype: torch.dtype = torch.float32) -> Any:
+    """The same weights each time."""
+    family, options = FAMILIES[name]
+    config = CONFIG_MAPPING[family](**{**_SMALL, **options})
+    return made(config, dtype)
+
+
+def made(config: Any, dtype: torch.dtype = torch.float32) -> Any:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    for parameter in model.parameters():  # larger than the usual 0.02, so that attention is sharp
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return model.to(dtype).eval()

@@ -1,0 +1,267 @@
+"""A dense memory is the text in the prompt; several are a block-diagonal forward pass."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from app.errors import MembankError, ModelError
+from app.memory.attention import injected
+from app.memory.compose import Layout, Memories, compose
+from app.memory.encode import Encoder
+from app.memory.kv import KV
+from app.memory.model import LanguageModel
+from tests.unit.memory.families import FAMILIES, made, tiny
+
+PREFIX = [3, 4, 5, 6]
+CHUNKS = [[10, 11, 12, 13, 14], [20, 21, 22], [30, 31, 32, 33, 34, 35, 36]]
+LIVE = [40, 41, 42, 43, 44, 45]
+
+
+def lm_of(model: Any) -> LanguageModel:
+    return LanguageModel(model, tokenizer=None)
+
+
+@pytest.fixture(params=list(FAMILIES))
+def lm(request: pytest.FixtureRequest) -> LanguageModel:
+    return lm_of(tiny(request.param))
+
+
+def read(lm: LanguageModel, memories: Memories, live: list[list[int]]) -> Tensor:
+    """Logits of the live tokens, (batch, n, vocabulary)."""
+    ids = torch.tensor(live)
+    with torch.no_grad(), injected(lm.model, memories):
+        return lm.model(
+            input_ids=ids,
+            position_ids=memories.positions(ids.shape[1]),
+            past_key_values=DynamicCache(),
+        ).logits
+
+
+def visible(segments: list[int], positions: list[int], window: int | None) -> Tensor:
+    """The block-diagonal mask: segment -1 is seen by all, LIVE (99) sees all, others themselves.
+
+    Segments 100 + i are private copies of the prefix for chunk i, which the live tokens do not see.
+    """
+    n = len(segments)
+    mask = torch.zeros(n, n, dtype=torch.bool)
+    for q in range(n):
+        for k in range(q + 1):
+            a, b = segments[q], segments[k]
+            own = a == b or b == -1 or b == a + 100
+            if a == 99:
+                own = b < 100
+            if 0 <= a < 99 and b == -1:
+                own = a + 100 not in segments
+            if a >= 100:
+                own = a == b
+            near = window is None or positions[q] - positions[k] < window
+            mask[q, k] = own and near
+    return mask
+
+
+def reference(
+    lm: LanguageModel, segments: list[int], ids: list[int], positions: list[int]
+) -> Tensor:
+    """One plain forward pass over all the text, eager, with the given mask; logits of the end."""
+    config = lm.model.config
+    types = getattr(config, "layer_types", None)
+    window = getattr(config, "sliding_window", None)
+
+    def additive(limit: int | None) -> Tensor:
+        seen = visible(segments, positions, limit)
+        return torch.zeros(1, 1, *seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+
+    mask: Any = additive(window)
+    if types and len(set(types)) > 1:
+        mask = {"full_attention": additive(None), "sliding_attention": additive(window)}
+    elif types and set(types) == {"full_attention"}:
+        mask = additive(None)
+    usual = config._attn_implementation
+    lm.model.set_attn_implementation("eager")
+    try:
+        with torch.no_grad():
+            logits = lm.model(
+                input_ids=torch.tensor([ids]),
+                attention_mask=mask,
+                position_ids=torch.tensor([positions]),
+                use_cache=False,
+            ).logits
+    finally:
+        lm.model.set_attn_implementation(usual)
+    return logits[0, -len(LIVE) :]
+
+
+def test_one_dense_memory_gives_the_logits_of_the_text_in_the_prompt(lm: LanguageModel) -> None:
+    encoder = Encoder(lm, PREFIX)
+    memory = encoder.encode([CHUNKS[0]])
+    got = read(lm, compose([memory], lm.rotary, encoder.prefix), [LIVE])[0]
+    with torch.no_grad():
+        plain = lm.model(input_ids=torch.tensor([PREFIX + CHUNKS[0] + LIVE])).logits[0]
+    assert (got - plain[-len(LIVE) :]).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 0]])
+def test_memories_at_shared_positions_equal_one_block_diagonal_pass(
+    lm: LanguageModel, order: list[int]
+) -> None:
+    encoder = Encoder(lm, PREFIX)
+    memories = encoder.encode([CHUNKS[i] for i in order])
+    got = read(lm, compose([memories], lm.rotary, encoder.prefix, "shared"), [LIVE])[0]
+    ids, segments, positions = list(PREFIX), [-1] * 4, list(range(4))
+    for i in order:
+        ids += CHUNKS[i]
+        segments += [i] * len(CHUNKS[i])
+        positions += range(4, 4 + len(CHUNKS[i]))
+    start = 4 + max(len(CHUNKS[i]) for i in order)
+    ids, segments = ids + LIVE, segments + [99] * len(LIVE)
+    positions += range(start, start + len(LIVE))
+    assert (got - reference(lm, segments, ids, positions)).abs().max() < 1e-3
+
+
+def test_memories_in_sequence_equal_one_block_diagonal_pass(lm: LanguageModel) -> None:
+    """Each chunk sees a prefix right before itself, as when it was encoded; the live tokens see
+    the first one only."""
+    encoder = Encoder(lm, PREFIX)
+    memories = encoder.encode(CHUNKS)
+    got = read(lm, compose([memories], lm.rotary, encoder.prefix), [LIVE])[0]
+    ids, segments, positions, place = list(PREFIX), [-1] * 4, list(range(4)), 4
+    for i, chunk in enumerate(CHUNKS):
+        ids += PREFIX + chunk
+        segments += [100 + i] * 4 + [i] * len(chunk)
+        positions += [*range(place - 4, place), *range(place, place + len(chunk))]
+        place += len(chunk)
+    ids, segments = ids + LIVE, segments + [99] * len(LIVE)
+    positions += range(place, place + len(LIVE))
+    assert (got - reference(lm, segments, ids, positions)).abs().max() < 1e-3
+
+
+def test_without_prefix_sequence_equals_plain_block_diagonal_text(lm: LanguageModel) -> None:
+    encoder = Encoder(lm, [])
+    memories = encoder.encode(CHUNKS)
+    got = read(lm, compose([memories], lm.rotary), [LIVE])[0]
+    ids = [i for chunk in CHUNKS for i in chunk] + LIVE
+    segments = [i for i, chunk in enumerate(CHUNKS) for _ in chunk] + [99] * len(LIVE)
+    expected = reference(lm, segments, ids, list(range(len(ids))))
+    assert (got - expected).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("layout", ["sequence", "shared"])
+def test_requests_with_different_memories_equal_each_one_alone(
+    lm: LanguageModel, layout: Layout
+) -> None:
+    encoder = Encoder(lm, PREFIX)
+    a, b, c = encoder.encode(CHUNKS)
+    requests = [[a], [c, b, a], [], [b]]
+    live = [LIVE, LIVE[::-1], LIVE[1:] + LIVE[:1], LIVE]
+    together = read(lm, compose(requests, lm.rotary, encoder.prefix, layout), live)
+    for request, question, got in zip(requests, live, together, strict=True):
+        alone = read(lm, compose([request], lm.rotary, encoder.prefix, layout), [question])[0]
+        assert (got - alone).abs().max() < 1e-4
+
+
+def test_chunks_encoded_together_equal_each_one_alone(lm: LanguageModel) -> None:
+    encoder = Encoder(lm, PREFIX)
+    together = encoder.encode(CHUNKS)
+    for kv, chunk in zip(together, CHUNKS, strict=True):
+        (alone,) = encoder.encode([chunk])
+        assert kv.keys.shape == alone.keys.shape
+        assert (kv.keys - alone.keys).abs().max() < 1e-4
+        assert (kv.values - alone.values).abs().max() < 1e-4
+
+
+def test_generating_equals_greedy_decoding_of_the_text_in_the_prompt(lm: LanguageModel) -> None:
+    encoder = Encoder(lm, PREFIX)
+    memories = compose([encoder.encode([CHUNKS[2]])], lm.rotary, encoder.prefix)
+    ids = torch.tensor([LIVE])
+    options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    with injected(lm.model, memories):
+        got = lm.model.generate(
+            ids, attention_mask=torch.ones_like(ids),
+            position_ids=memories.positions(len(LIVE)), **options,
+        )[0, len(LIVE) :]
+    text = torch.tensor([PREFIX + CHUNKS[2] + LIVE])
+    plain = lm.model.generate(text, attention_mask=torch.ones_like(text), **options)
+    assert got.tolist() == plain[0, text.shape[1] :].tolist()
+
+
+def test_a_stored_memory_is_the_same_after_three_answers(lm: LanguageModel) -> None:
+    encoder = Encoder(lm, PREFIX)
+    stored = encoder.encode(CHUNKS)
+    before = [KV(kv.keys.clone(), kv.values.clone()) for kv in stored]
+    answers = []
+    for _ in range(3):
+        memories = compose([stored], lm.rotary, encoder.prefix)
+        ids = torch.tensor([LIVE])
+        with injected(lm.model, memories):
+            answers.append(
+                lm.model.generate(
+                    ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, do_sample=False,
+                    position_ids=memories.positions(len(LIVE)), pad_token_id=0,
+                ).tolist()
+            )
+    assert answers[0] == answers[1] == answers[2]
+    for kv, old in zip(stored, before, strict=True):
+        assert torch.equal(kv.keys, old.keys)
+        assert torch.equal(kv.values, old.values)
+
+
+def test_after_injection_the_model_is_exactly_the_base_model(lm: LanguageModel) -> None:
+    ids = torch.tensor([LIVE])
+    with torch.no_grad():
+        before = lm.model(ids).logits
+        encoder = Encoder(lm, PREFIX)
+        read(lm, compose([encoder.encode(CHUNKS)], lm.rotary, encoder.prefix), [LIVE])
+        assert torch.equal(lm.model(ids).logits, before)
+
+
+def test_shares_of_attention_follow_the_memory_that_is_read() -> None:
+    lm = lm_of(tiny("llama"))
+    encoder = Encoder(lm, PREFIX)
+    stored = encoder.encode(CHUNKS)
+    memories = compose([stored], lm.rotary, encoder.prefix)
+    read(lm, memories, [LIVE])
+    shares = memories.shares(0, 3)
+    assert all(0 < share < 1 for share in shares)
+    assert sum(shares) < 1
+    reordered = compose([stored[::-1]], lm.rotary, encoder.prefix, "shared")
+    same_places = compose([stored], lm.rotary, encoder.prefix, "shared")
+    read(lm, reordered, [LIVE])
+    read(lm, same_places, [LIVE])
+    assert reordered.shares(0, 3) == pytest.approx(same_places.shares(0, 3)[::-1], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 97}),
+        ("mamba", {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 97}),
+        ("bloom", {"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": 97}),
+    ],
+)
+def test_a_family_without_rotary_keys_is_refused_by_name(
+    family: str, options: dict[str, Any]
+) -> None:
+    config = CONFIG_MAPPING[family](**options)
+    with pytest.raises(ModelError, match=family):
+        _ = lm_of(made(config)).rotary
+
+
+def test_bfloat16_is_as_near_as_another_order_of_plain_computation() -> None:
+    lm = lm_of(tiny("llama", torch.bfloat16))
+    encoder = Encoder(lm, PREFIX)
+    got = read(lm, compose([encoder.encode([CHUNKS[2]])], lm.rotary, encoder.prefix), [LIVE])[0]
+    text = torch.tensor([PREFIX + CHUNKS[2] + LIVE])
+    exact = lm_of(tiny("llama")).model(text).logits[0, -len(LIVE) :]
+    with torch.no_grad():
+        sdpa = lm.model(text).logits[0, -len(LIVE) :]
+    assert (got - exact).abs().mean() < 2 * (sdpa - exact).abs().mean()
+
+
+def test_composing_nothing_at_all_is_refused() -> None:
+    lm = lm_of(tiny("llama"))
+    with pytest.raises(MembankError, match="nothing to compose"):
+        compose([[]], lm.rotary)
