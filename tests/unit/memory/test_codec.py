@@ -94,7 +94,7 @@ def test_random_bytes_and_lying_lengths_are_refused() -> None:
     payload = pack(random_kv(1, 1, 3, 4, 1.0, 6), PROFILE)
     for _ in range(500):
         lie = rng.getrandbits(64).to_bytes(8, "little") + payload[8:]
-        noise = rng.randbytes(rng.randrange(200))
+        noise = rng.randbytes(rng.randrange(1, 200))
         for bad in (lie, noise, noise + payload):
             with pytest.raises(BlobError):
                 unpack(bad, PROFILE)

@@ -1,0 +1,57 @@
+"""One real stack for all end-to-end tests: Postgres, Valkey, worker, relay, the default models."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from app.access.tenants import add_bank, add_principal, add_tenant
+from app.demo.sample import temporary_stack
+from app.local.stack import Stack
+from app.runtime import profile
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def stack() -> Iterator[Stack]:
+    with temporary_stack(lambda _: None) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def membank() -> Run:
+    """Run the command as a user does; its output is text."""
+
+    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        import os
+
+        return subprocess.run(
+            [sys.executable, "-m", "app.cli", *arguments],
+            capture_output=True, text=True, timeout=240, env=os.environ | environment, check=False,
+        )
+
+    return run
+
+
+@pytest.fixture
+def membank_json(membank: Run) -> Callable[..., Any]:
+    """Run a command that must succeed, with --json."""
+
+    def run(*arguments: str) -> Any:
+        done = membank(*arguments, "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return run
+
+
+def make_tenant(name: str, *principals: tuple[str, list[str]]) -> None:
+    """A tenant with a bank `handbook` and principals in groups."""
+    add_tenant(name)
+    for principal, groups in principals:
+        add_principal(name, principal, groups)
+    add_bank(name, "handbook", profile().id, profile().json())
