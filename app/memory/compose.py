@@ -38,6 +38,10 @@ class Memories:
         """position_ids (batch, n) of live tokens `before` .. `before + n - 1`."""
         return self.start[:, None] + torch.arange(before, before + n, device=self.start.device)
 
+    def entries(self, request: int) -> int:
+        """Entries that a request reads, prefix included, padding not."""
+        return int((self.bias[request] == 0).sum())
+
     def outside(self, window: int, position_ids: Tensor) -> Tensor:
         """Additive mask (batch, 1, n, entries) of entries further back than a sliding window."""
         distance = position_ids[:, :, None] - self.places[:, None, :]

@@ -56,6 +56,14 @@ class LanguageModel:
         """The layers without the vocabulary head."""
         return self.model.get_decoder()
 
+    @cached_property
+    def end_tokens(self) -> frozenset[int]:
+        """Ids that end an answer."""
+        ends = self.model.generation_config.eos_token_id
+        if ends is None:
+            ends = self.tokenizer.eos_token_id
+        return frozenset([ends] if isinstance(ends, int) else ends or [])
+
     def tokens(self, text: str) -> list[int]:
         """Token ids of `text`, with no special tokens added."""
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)

@@ -39,12 +39,12 @@ class Rotary:
         """Turn un-rotated keys to their positions.
 
         keys (layers, batch, kv_heads, entries, head_dim), positions (batch, entries) ->
-        the same shape and dtype; computed in float32.
+        the same shape and dtype. Computed in the keys' dtype, as the model turns its own.
         """
         return self._turn(keys, positions, inverse=False)
 
     def unrotate(self, keys: Tensor, positions: Tensor) -> Tensor:
-        """The inverse of `rotate`."""
+        """The inverse of `rotate`, computed in float32."""
         return self._turn(keys, positions, inverse=True)
 
     def _turn(self, keys: Tensor, positions: Tensor, *, inverse: bool) -> Tensor:
@@ -64,8 +64,10 @@ class Rotary:
         if inverse:  # some variants scale cos and sin: the inverse divides by the scale squared
             norm = cos.square() + sin.square()
             cos, sin = cos / norm, -sin / norm
-        wide = keys.float()
-        return self._apply(wide, wide, cos, sin)[0]
+            keys = keys.float()
+        # One tensor is turned; an empty one stands for the queries that the function wants too.
+        _, turned = self._apply(keys[..., :0, :, :], keys, cos.to(keys.dtype), sin.to(keys.dtype))
+        return turned
 
     def _angles(self, positions: Tensor, kind: str) -> tuple[Tensor, Tensor]:
         sample = torch.empty(0, dtype=torch.float32, device=self._device)

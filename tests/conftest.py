@@ -1,0 +1,200 @@
+"""A real Postgres for the tests, a migrated database of its own for each, and tenants to fill it.
+
+`postgres` is the server, started once per run. `database` gives a test a fresh copy of a migrated
+database and points the program at it.
+"""
+
+import contextlib
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+import psycopg
+import pytest
+from sqlalchemy import make_url, text
+
+from app.access.tenants import Bank, add_bank, add_principal, add_tenant, find_principal
+from app.addresses import ROLES
+from app.bank import documents, outbox
+from app.bank.documents import Draft, Piece, Stored
+from app.bank.outbox import Encoded, Work
+from app.bank.schema import provision
+from app.bank.session import Asker, dispose, transaction
+from app.local.postgres import EmbeddedPostgres
+from app.local.processes import Processes
+from app.settings import settings
+
+PROFILE = "profile-of-the-tests"
+NORTH = (1.0, 0.0, 0.0)
+
+# pytest-alembic would collect tests of its own here, and 0.13 fails at that under pytest 9.2.
+collect_ignore = ["conftest.py"]
+
+NewDatabase = Callable[[str], str]
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
+    """The embedded server in a home of its own. Roles belong to it, not to a database of it."""
+    processes = Processes(tmp_path_factory.mktemp("postgres"))
+    server = EmbeddedPostgres(processes.home, processes)
+    server.start()
+    yield server
+    server.stop()
+    processes.end_strays()
+    shutil.rmtree(processes.home)
+
+
+@pytest.fixture(scope="session")
+def new_database(postgres: EmbeddedPostgres) -> Iterator[NewDatabase]:
+    """Makes a copy of a database ("template1" is an empty one): its administrator's URL.
+
+    It is not dropped: the server's folder goes at the end, and a copy costs 15 ms.
+    """
+    numbers = count(1)
+    server = make_url(postgres.url).set(database="postgres").render_as_string(False)
+    with psycopg.connect(server, autocommit=True) as connection:
+
+        def make(template: str) -> str:
+            name = f"test_{next(numbers)}"
+            connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+            return make_url(postgres.url).set(database=name).render_as_string(False)
+
+        yield make
+
+
+@contextlib.contextmanager
+def pointed_at(url: str) -> Iterator[None]:
+    """Let the program use the database at `url`; afterwards none of its connections is open."""
+    with pytest.MonkeyPatch.context() as patch:
+        for role in ROLES:
+            patch.delenv(f"MEMBANK_{role.upper()}_DATABASE_URL", raising=False)
+        patch.setenv("MEMBANK_DATABASE_URL", url)
+        settings.cache_clear()
+        try:
+            yield
+        finally:
+            dispose()
+            settings.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def template(new_database: NewDatabase) -> str:
+    """Name of a provisioned database without rows, for `new_database` to copy."""
+    url = new_database("template1")
+    with pointed_at(url):
+        provision()
+    return str(make_url(url).database)
+
+
+@pytest.fixture
+def database(template: str, new_database: NewDatabase) -> Iterator[str]:
+    """Administrator's URL of a fresh, migrated database that the program now uses."""
+    url = new_database(template)
+    with pointed_at(url):
+        yield url
+
+
+@pytest.fixture
+def superuser(database: str) -> Iterator[psycopg.Connection]:
+    """A connection that no policy binds, in autocommit."""
+    with psycopg.connect(database, autocommit=True) as connection:
+        yield connection
+
+
+@dataclass(frozen=True)
+class Company:
+    """A tenant with one bank, and short ways to fill it."""
+
+    name: str
+    bank: Bank
+
+    @property
+    def tenant(self) -> int:
+        return self.bank.tenant
+
+    def reader(self, name: str, *groups: str) -> Asker:
+        """A principal, made if need be."""
+        add_principal(self.name, name, groups)
+        return find_principal(self.name, name)
+
+    def store(
+        self, document: str, body: str, access: Sequence[str] | None = None, title: str = "Title"
+    ) -> Stored:
+        """Store a document as ingest does; each paragraph of `body` is a chunk."""
+        draft = Draft(document, f"{document}.md", title, body, access, {"of": self.name})
+        return documents.store(self.tenant, self.bank.id, draft, pieces_of(body))
+
+
+@pytest.fixture
+def new_company(database: str) -> Callable[[str], Company]:
+    """Makes a tenant with a bank under PROFILE."""
+
+    def make(name: str) -> Company:
+        add_tenant(name)
+        return Company(name, add_bank(name, "handbook", PROFILE, "{}"))
+
+    return make
+
+
+@pytest.fixture
+def company(new_company: Callable[[str], Company]) -> Company:
+    return new_company("harbor")
+
+
+def pieces_of(body: str) -> list[Piece]:
+    """One piece per paragraph."""
+    pieces, start = [], 0
+    for paragraph in body.split("\n\n"):
+        digest = hashlib.sha256(paragraph.encode()).hexdigest()
+        pieces.append(Piece(paragraph, "", start, start + len(paragraph), digest))
+        start += len(paragraph) + 2
+    return pieces
+
+
+def encoded(work: Work, embedding: Sequence[float] = NORTH, payload: bytes = b"kv") -> Encoded:
+    """An invented memory of a chunk."""
+    return Encoded(work, embedding, payload, hashlib.sha256(payload).hexdigest())
+
+
+def work_off(vectors: Mapping[str, Sequence[float]] | None = None) -> int:
+    """Do what is due as a worker does, with the embedding that `vectors` has for a chunk's text.
+
+    A chunk's payload is "kv of " and its text. Returns how many memories were written.
+    """
+    written = 0
+    while work := outbox.claim(PROFILE, 1000, 60.0):
+        for one in work:
+            if one.chunk is None:
+                split(one)
+                continue
+            body = outbox.chunk_texts(one.tenant, [one])[one.chunk]
+            memory = encoded(one, (vectors or {}).get(body, NORTH), b"kv of " + body.encode())
+            written += outbox.finish_encoding(one.tenant, PROFILE, [memory])
+    return written
+
+
+def split(work: Work) -> bool:
+    """Give a document the chunks of its present text, as a worker does."""
+    found = documents.read_text(work.tenant, work.bank, work.document)
+    if found is None:
+        return False
+    _, body, revision = found
+    with transaction(Asker("worker", work.tenant)) as connection:
+        return outbox.take(connection, work) and documents.apply_split(
+            connection, work.tenant, work.bank, work.document, revision, pieces_of(body)
+        )
+
+
+def administer(statement: str, **values: object) -> int:
+    """Run a statement as a person does who is logged in as membank_admin; rows it touched."""
+    with transaction(Asker("admin")) as connection:
+        return connection.execute(text(statement), values).rowcount
+
+
+def ask(asker: Asker, statement: str, **values: object) -> list[tuple[object, ...]]:
+    """Rows of a statement in a transaction of `asker`."""
+    with transaction(asker) as connection:
+        return [tuple(row) for row in connection.execute(text(statement), values)]
