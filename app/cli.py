@@ -10,6 +10,7 @@ import typer
 from app import console
 from app.errors import MembankError, UsageError
 from app.runtime import quiet
+from app.settings import settings
 
 app = typer.Typer(
     help="Explicit memory for language models: private banks in Postgres, answered from memory.",
@@ -95,9 +96,7 @@ def status(as_json: Json = False) -> None:
 def _status(stack: Any) -> dict[str, Any]:
     from app.bank import status as state
 
-    processes = [
-        {"name": p.name, "pid": p.pid, "log": str(p.log)} for p in stack.running()
-    ]
+    processes = [{"name": p.name, "pid": p.pid, "log": str(p.log)} for p in stack.running()]
     try:
         queue: dict[str, int] | None = state.queue()
         rows = state.banks()
@@ -124,13 +123,27 @@ def migrate() -> None:
 
 
 @app.command()
+def models(as_json: Json = False) -> None:
+    """Make the configured models ready (the default is converted once) and name their profile."""
+    from app.runtime import profile
+
+    made = profile()
+    if as_json:
+        console.print_json({"profile": made.id, **asdict(made)})
+    else:
+        console.say(f"{settings().model} and {settings().embedder}: profile {made.id}")
+
+
+@app.command()
 def doctor(as_json: Json = False) -> None:
     """Check versions, migration head, roles and row-level security. Exit 1 when one is off."""
     from app.bank import schema
 
     checks = schema.checks()
     if as_json:
-        console.print_json({"good": all(c.good for c in checks), "checks": [asdict(c) for c in checks]})
+        console.print_json(
+            {"good": all(c.good for c in checks), "checks": [asdict(c) for c in checks]}
+        )
     else:
         for check in checks:
             console.say(f"{'good' if check.good else 'BAD ':<5} {check.name:<24} {check.detail}")
@@ -234,7 +247,9 @@ def ask(
     bank: Bank,
     principal: As,
     k: K = None,
-    mode: Annotated[str, typer.Option(help="memory, rag (text in the prompt) or closed.")] = "memory",
+    mode: Annotated[
+        str, typer.Option(help="memory, rag (text in the prompt) or closed.")
+    ] = "memory",
     max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 64,
     min_score: Annotated[
         float | None, typer.Option(help="Least cosine of a source; default MEMBANK_MIN_SCORE.")
@@ -247,9 +262,15 @@ def ask(
 
     if mode not in ("memory", "rag", "closed"):
         raise UsageError(f"--mode is {mode!r}: memory, rag or closed")
+    chosen: Any = mode
     reader = Reader.of(tenant, bank, principal)
     answer = answer_to(
-        reader, question, k=k, mode=mode, max_tokens=max_tokens, min_score=min_score  # type: ignore[arg-type]
+        reader,
+        question,
+        k=k,
+        mode=chosen,
+        max_tokens=max_tokens,
+        min_score=min_score,
     )
     if as_json:
         console.print_json(answer.json())

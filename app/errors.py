@@ -2,7 +2,7 @@
 
 
 class MembankError(Exception):
-    """Anything a user can cause or mend. The command line prints it as one line and exits with 1."""
+    """Anything a user can cause or mend. The command prints it as one line and exits with 1."""
 
     exit_code = 1
 

@@ -74,11 +74,27 @@ def report(rows: dict[Mode, Row], k: int, questions: int) -> None:
     base = rows["rag"].first_token_ms
     console.table(
         f"k = {k}, medians of {questions} questions, milliseconds",
-        ["mode", "first token", "search", "load", "prefill", "tokens processed",
-         "tokens from memory", "times faster than RAG"],
         [
-            [mode, row.first_token_ms, row.search_ms, row.load_ms, row.prefill_ms,
-             int(row.tokens_processed), int(row.memory_tokens), base / row.first_token_ms]
+            "mode",
+            "first token",
+            "search",
+            "load",
+            "prefill",
+            "tokens processed",
+            "tokens from memory",
+            "times faster than RAG",
+        ],
+        [
+            [
+                mode,
+                row.first_token_ms,
+                row.search_ms,
+                row.load_ms,
+                row.prefill_ms,
+                int(row.tokens_processed),
+                int(row.memory_tokens),
+                base / row.first_token_ms,
+            ]
             for mode, row in rows.items()
         ],
     )

@@ -21,8 +21,7 @@ def split(work: Sequence[Work]) -> int:
 def encode(work: Sequence[Work]) -> int:
     """Encode all chunks in one model call, then write each tenant's in one short transaction."""
     by_tenant = {
-        tenant: list(rows)
-        for tenant, rows in groupby(sorted(work, key=_tenant), key=_tenant)
+        tenant: list(rows) for tenant, rows in groupby(sorted(work, key=_tenant), key=_tenant)
     }
     texts: dict[tuple[int, int | None], str] = {}
     for tenant, rows in by_tenant.items():

@@ -22,7 +22,7 @@ stopping = threading.Event()
 _LONGEST_TASK = 60.0
 
 
-@worker_shutting_down.connect
+@worker_shutting_down.connect  # type: ignore[untyped-decorator]
 def _stop(**_: object) -> None:
     stopping.set()
 
@@ -54,9 +54,7 @@ def _process(work: Sequence[Work]) -> int:
                 _fail(one, MembankError("the worker died on every attempt"))
             elif one.chunk is None:
                 done += _try(split, [one])
-        chunks = [
-            w for w in work if w.chunk is not None and w.attempts <= settings().max_attempts
-        ]
+        chunks = [w for w in work if w.chunk is not None and w.attempts <= settings().max_attempts]
         # Work that has failed before may be what breaks a batch, so it goes alone.
         fresh = [w for w in chunks if w.attempts == 1]
         done += _try(encode, fresh) if fresh else 0
@@ -83,7 +81,9 @@ def _fail(work: Work, error: Exception) -> None:
     buried = outbox.fail(work, f"{type(error).__name__}: {error}", settings().max_attempts)
     log.error(
         "failed for good" if buried else "failed, will be tried again",
-        document=work.document, chunk=work.chunk, attempts=work.attempts,
+        document=work.document,
+        chunk=work.chunk,
+        attempts=work.attempts,
         error=type(error).__name__,
     )
 

@@ -146,8 +146,10 @@ def _from_memory(
     found: Found,
 ) -> Answer:
     before = time.perf_counter()
-    stored = [KV(kv.keys.to(m.lm.device), kv.values.to(m.lm.device))
-              for kv in load(reader, passages, m.lm.dtype)]
+    stored = [
+        KV(kv.keys.to(m.lm.device), kv.values.to(m.lm.device))
+        for kv in load(reader, passages, m.lm.dtype)
+    ]
     memories = compose([stored], m.lm.rotary, m.encoder.prefix)
     loaded = time.perf_counter()
     generation = generate(m.lm, tail, max_tokens, memories)
@@ -183,8 +185,14 @@ def _answer(
     load_ms: float,
 ) -> Answer:
     sources = [
-        Source(p.id, p.document_id, p.title, p.source, round(p.score, 4),
-               None if share is None else round(share, 4))
+        Source(
+            p.id,
+            p.document_id,
+            p.title,
+            p.source,
+            round(p.score, 4),
+            None if share is None else round(share, 4),
+        )
         for p, share in zip(passages, shares, strict=True)
     ]
     timings = {
@@ -204,8 +212,13 @@ def _answer(
 
 def _nothing(mode: Mode, started: float, found: Found) -> Answer:
     now = _ms(started, time.perf_counter())
-    timings = {"search": found.timings_ms["search"], "load": 0.0, "prefill": 0.0,
-               "first_token": now, "total": now}
+    timings = {
+        "search": found.timings_ms["search"],
+        "load": 0.0,
+        "prefill": 0.0,
+        "first_token": now,
+        "total": now,
+    }
     usage = {"prompt_tokens": 0, "completion_tokens": 0, "memory_tokens": 0}
     return Answer(NOTHING, mode, [], timings, usage)
 

@@ -147,34 +147,39 @@ def apply_split(
 
 def forget(tenant: int, document: str, bank: int | None = None) -> Receipt:
     """Delete a document and all that was made of it. Raises NotFoundError."""
-    where = "tenant_id = :tenant AND document_id = :id"
     whose = {"tenant": tenant, "id": document, "bank": bank}
-    only = " AND bank_id = :bank" if bank is not None else ""
     with transaction(Asker("worker", tenant)) as connection:
-
-        def count(rows: str) -> int:
-            return int(connection.execute(text(f"SELECT count(*) FROM {rows}"), whose).scalar_one())
-
-        locked = connection.execute(
-            text(f"SELECT 1 FROM document WHERE tenant_id = :tenant AND id = :id{only} FOR UPDATE"),
-            whose,
-        ).all()
-        if not locked:
+        banks = connection.execute(_LOCK, whose).scalars().all()
+        if not banks:
             raise NotFoundError(f"document {document!r} does not exist in this tenant")
-        receipt = Receipt(
-            documents=len(locked),
-            chunks=count(f"chunk WHERE {where}{only}"),
-            keys=count(f"memory_key WHERE {where}{only}"),
-            blobs=count(
-                "memory_blob b JOIN memory_key k USING (tenant_id, chunk_id, profile_id)"
-                f" WHERE k.{where}{only}"
-            ),
-            queue=count(f"outbox WHERE {where}{only}"),
-        )
+        counts = connection.execute(_MADE_OF, whose | {"banks": banks}).one()
         connection.execute(
-            text(f"DELETE FROM document WHERE tenant_id = :tenant AND id = :id{only}"), whose
+            text(
+                "DELETE FROM document WHERE tenant_id = :tenant AND id = :id"
+                " AND bank_id = ANY(:banks)"
+            ),
+            whose | {"banks": banks},
         )
-    return receipt
+    return Receipt(len(banks), *counts)
+
+
+_LOCK = text(
+    "SELECT bank_id FROM document WHERE tenant_id = :tenant AND id = :id"
+    " AND bank_id = coalesce(cast(:bank AS bigint), bank_id) FOR UPDATE"
+)
+_MADE_OF = text(
+    """
+    SELECT (SELECT count(*) FROM chunk c WHERE c.tenant_id = :tenant AND c.document_id = :id
+                AND c.bank_id = ANY(:banks)),
+           (SELECT count(*) FROM memory_key k WHERE k.tenant_id = :tenant AND k.document_id = :id
+                AND k.bank_id = ANY(:banks)),
+           (SELECT count(*) FROM memory_blob b JOIN memory_key k
+                USING (tenant_id, chunk_id, profile_id) WHERE k.tenant_id = :tenant
+                AND k.document_id = :id AND k.bank_id = ANY(:banks)),
+           (SELECT count(*) FROM outbox o WHERE o.tenant_id = :tenant AND o.document_id = :id
+                AND o.bank_id = ANY(:banks))
+    """
+)
 
 
 def _replace_chunks(
@@ -199,9 +204,15 @@ def _replace_chunks(
         if same:
             kept.append(place | {"chunk": same.pop(), "heading": piece.heading})
         else:
-            added.append(place | whose | {
-                "text": piece.text, "heading": piece.heading, "hash": piece.hash,
-            })
+            added.append(
+                place
+                | whose
+                | {
+                    "text": piece.text,
+                    "heading": piece.heading,
+                    "hash": piece.hash,
+                }
+            )
     gone = [chunk for chunks in free.values() for chunk in chunks]
     if gone:
         connection.execute(

@@ -37,17 +37,17 @@ class Encoded:
     sha256: str
 
 
-_DUE = "not_before <= now() AND (lease_until IS NULL OR lease_until < now())"
-
 # Tenants that have work are found by skipping through the index, then each gives its oldest rows.
 _CLAIM = text(
-    f"""
+    """
     WITH RECURSIVE waiting(tenant_id) AS (
-        (SELECT tenant_id FROM outbox WHERE profile_id = :profile AND {_DUE}
+        (SELECT tenant_id FROM outbox WHERE profile_id = :profile AND not_before <= now()
+              AND (lease_until IS NULL OR lease_until < now())
          ORDER BY tenant_id LIMIT 1)
         UNION ALL
         SELECT (SELECT o.tenant_id FROM outbox o
-                WHERE o.tenant_id > w.tenant_id AND profile_id = :profile AND {_DUE}
+                WHERE o.tenant_id > w.tenant_id AND profile_id = :profile AND not_before <= now()
+              AND (lease_until IS NULL OR lease_until < now())
                 ORDER BY o.tenant_id LIMIT 1)
         FROM waiting w WHERE w.tenant_id IS NOT NULL
     ), turn AS (
@@ -57,7 +57,8 @@ _CLAIM = text(
     ), picked AS (
         SELECT o.tenant_id, o.id FROM turn CROSS JOIN LATERAL (
             SELECT tenant_id, id FROM outbox
-            WHERE tenant_id = turn.tenant_id AND profile_id = :profile AND {_DUE}
+            WHERE tenant_id = turn.tenant_id AND profile_id = :profile AND not_before <= now()
+              AND (lease_until IS NULL OR lease_until < now())
             ORDER BY chunk_id NULLS FIRST, id
             LIMIT greatest(1, :count / turn.tenants)
             FOR UPDATE SKIP LOCKED) o
@@ -105,7 +106,10 @@ def waiting_profiles() -> list[str]:
     with transaction(Asker("worker")) as connection:
         return list(
             connection.execute(
-                text(f"SELECT DISTINCT profile_id FROM outbox WHERE {_DUE}")
+                text(
+                    "SELECT DISTINCT profile_id FROM outbox WHERE not_before <= now()"
+                    " AND (lease_until IS NULL OR lease_until < now())"
+                )
             ).scalars()
         )
 

@@ -12,7 +12,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, pool, text
 from sqlalchemy.exc import InterfaceError, OperationalError, ProgrammingError
 
 from app.addresses import ROLES, Role, database_url, provisioning_url, role_name
-from app.bank.session import Asker, transaction
+from app.bank.session import Asker, driver_of, transaction
 from app.errors import MembankError, UnavailableError
 
 _LEAST_POSTGRES, _LEAST_PGVECTOR = 160_000, (0, 8, 4)
@@ -124,8 +124,7 @@ def _ensure_role(connection: Connection, role: Role) -> None:
     )
     if password:
         statement += sql.SQL(" PASSWORD {}").format(sql.Literal(str(password)))
-    driver = connection.connection.driver_connection
-    assert driver is not None
+    driver = driver_of(connection)
     try:
         driver.execute(statement)
     except Exception as error:

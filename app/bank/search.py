@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import text
 
-from app.bank.session import Asker, transaction
+from app.bank.session import Asker, driver_of, transaction
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,7 @@ _NEAREST = text(
 )
 
 
-def search(
-    asker: Asker, bank: int, profile: str, vector: Sequence[float], k: int
-) -> list[Passage]:
+def search(asker: Asker, bank: int, profile: str, vector: Sequence[float], k: int) -> list[Passage]:
     """The k nearest memories of a bank that `asker` may read, nearest first. Exact."""
     with transaction(asker) as connection:
         rows = connection.execute(
@@ -61,14 +59,11 @@ def search(
 
 def load_blobs(asker: Asker, profile: str, chunks: Sequence[int]) -> dict[int, bytes]:
     """Packed memories by chunk id, of those that `asker` may read."""
-    with transaction(asker) as connection:
-        driver = connection.connection.driver_connection
-        assert driver is not None
-        # Text results would be hex, five times slower to receive.
-        with driver.cursor(binary=True) as cursor:
-            cursor.execute(
-                "SELECT chunk_id, payload FROM memory_blob"
-                " WHERE tenant_id = %s AND profile_id = %s AND chunk_id = ANY(%s)",
-                (asker.tenant, profile, list(chunks)),
-            )
-            return dict(cursor.fetchall())
+    # Results as text would be hex, five times slower to receive.
+    with transaction(asker) as connection, driver_of(connection).cursor(binary=True) as cursor:
+        cursor.execute(
+            "SELECT chunk_id, payload FROM memory_blob"
+            " WHERE tenant_id = %s AND profile_id = %s AND chunk_id = ANY(%s)",
+            (asker.tenant, profile, list(chunks)),
+        )
+        return dict(cursor.fetchall())

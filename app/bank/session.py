@@ -4,7 +4,9 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
+import psycopg
 from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.exc import InterfaceError, OperationalError, ProgrammingError
 
@@ -56,6 +58,14 @@ def transaction(asker: Asker) -> Iterator[Connection]:
             f"Postgres at {_place(engine)} does not answer: {_first_line(error)};"
             " start it (membank up) or correct MEMBANK_DATABASE_URL"
         ) from error
+
+
+def driver_of(connection: Connection) -> psycopg.Connection[Any]:
+    """The driver's connection in the same transaction, for what SQLAlchemy has no words for."""
+    driver = connection.connection.driver_connection
+    if not isinstance(driver, psycopg.Connection):
+        raise TypeError(f"{type(driver).__name__} is not psycopg's connection")
+    return driver
 
 
 def dispose() -> None:

@@ -89,11 +89,12 @@ def _sql_edit(steps: _Steps) -> None:
     before = ask(reader, change.question)
     steps.show("alice", change.question, before)
     steps.check(change.old in before.answer, f"before: {change.old}")
-    statement = (
-        "UPDATE document SET text = replace(text, %s, %s) WHERE source LIKE %s"
+    statement = "UPDATE document SET text = replace(text, %s, %s) WHERE source LIKE %s"
+    console.say(
+        f"  {statement.replace('%s', '{}')}".format(
+            repr(change.old), repr(change.new), repr(f"%/{change.tenant}/{change.file}")
+        )
     )
-    console.say(f"  {statement.replace('%s', '{}')}".format(
-        repr(change.old), repr(change.new), repr(f"%/{change.tenant}/{change.file}")))
     with transaction(Asker("admin")) as connection:
         connection.exec_driver_sql(
             statement, (change.old, change.new, f"%/{change.tenant}/{change.file}")
@@ -102,8 +103,9 @@ def _sql_edit(steps: _Steps) -> None:
     steps.check(done, "the worker has encoded it again")
     after = ask(reader, change.question)
     steps.show("alice", change.question, after)
-    steps.check(change.new in after.answer and change.old not in after.answer,
-                f"after: {change.new}")
+    steps.check(
+        change.new in after.answer and change.old not in after.answer, f"after: {change.new}"
+    )
 
 
 def _table(steps: _Steps) -> None:
@@ -111,5 +113,7 @@ def _table(steps: _Steps) -> None:
     asked = [q.question for q in questions() if q.group is None][:10]
     rows = measure(Reader.of("northwind", BANK, "alice"), asked, 5)
     report(rows, 5, len(asked))
-    steps.check(rows["memory"].first_token_ms < rows["rag"].first_token_ms,
-                "memory's first token comes before RAG's")
+    steps.check(
+        rows["memory"].first_token_ms < rows["rag"].first_token_ms,
+        "memory's first token comes before RAG's",
+    )

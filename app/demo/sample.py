@@ -8,9 +8,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from app.access.tenants import add_bank, add_principal, add_tenant
-from app.addresses import redis_url
 from app.bank import session
 from app.errors import MembankError
 from app.ingest.command import run as ingest
@@ -60,10 +60,13 @@ def temporary_stack(tell: Callable[[str], None]) -> Iterator[Stack]:
     the user's settings name are not touched.
     """
     home = Path(tempfile.mkdtemp(prefix="membank-demo-"))
-    overridden = ["MEMBANK_HOME", "MEMBANK_REDIS_URL", *(
-        f"MEMBANK_{role}DATABASE_URL" for role in ("", "OWNER_", "WORKER_", "ADMIN_"))]
+    overridden = [
+        "MEMBANK_HOME",
+        "MEMBANK_REDIS_URL",
+        *(f"MEMBANK_{role}DATABASE_URL" for role in ("", "OWNER_", "WORKER_", "ADMIN_")),
+    ]
     before = {name: os.environ.get(name) for name in overridden}
-    os.environ.update({name: "" for name in overridden} | {"MEMBANK_HOME": str(home)})
+    os.environ.update(dict.fromkeys(overridden, "") | {"MEMBANK_HOME": str(home)})
     settings.cache_clear()
     stack = Stack()
     try:
@@ -72,7 +75,6 @@ def temporary_stack(tell: Callable[[str], None]) -> Iterator[Stack]:
         for name in SERVICES:
             step = stack.service(name)
             tell(f"{step.name} {step.detail}")
-        redis_url()
         yield stack
     finally:
         session.dispose()
@@ -110,5 +112,5 @@ def fill() -> int:
     return memories
 
 
-def _data() -> dict[str, object]:
+def _data() -> dict[str, Any]:
     return json.loads((HANDBOOKS / "questions.json").read_text())  # type: ignore[no-any-return]

@@ -35,8 +35,8 @@ class Stack:
     def __init__(self) -> None:
         self.home = settings().home.resolve()
         self.processes = Processes(self.home)
-        self.postgres = None if settings().database_url else EmbeddedPostgres(
-            self.home, self.processes
+        self.postgres = (
+            None if settings().database_url else EmbeddedPostgres(self.home, self.processes)
         )
         self.valkey = None if settings().redis_url else EmbeddedValkey(self.home, self.processes)
 
@@ -85,8 +85,10 @@ class Stack:
         for name in SERVICES:
             # A batch in hand is finished first; the rest of the work stays in the outbox.
             self.processes.stop(name, signal.SIGTERM, 20.0)
-        for server in (EmbeddedValkey(self.home, self.processes),
-                       EmbeddedPostgres(self.home, self.processes)):
+        for server in (
+            EmbeddedValkey(self.home, self.processes),
+            EmbeddedPostgres(self.home, self.processes),
+        ):
             server.stop()
         self.processes.end_strays()
         return running

@@ -59,8 +59,11 @@ class Encoder:
 
     def _run(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> None:
         self.lm.decoder(
-            input_ids=ids, attention_mask=mask, position_ids=positions,
-            past_key_values=cache, use_cache=True,
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
         )
 
     @torch.no_grad()

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from app.errors import ModelError
 from app.memory.rotary import Rotary
 
+
 @dataclass(frozen=True)
 class Shape:
     """What a KV of this model looks like: (layers, kv_heads, entries, head_dim)."""
@@ -93,7 +94,9 @@ def fast_dtype(device: str) -> torch.dtype:
     """bfloat16 where it is computed in hardware, else float32."""
     if device == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    supported = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    supported = (
+        torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
     return torch.bfloat16 if supported else torch.float32
 
 

@@ -125,9 +125,3 @@ def _quiet_transformers() -> Iterator[None]:
         log.setLevel(level)
         if bars:
             hf.enable_progress_bar()
-
-
-if __name__ == "__main__":  # `make setup` converts ahead of the first use
-    from app.settings import settings
-
-    print("default language model:", language_model_folder(SMOLLM2, settings().models))

@@ -27,9 +27,10 @@ class Rotary:
     def __init__(self, model: Any) -> None:
         """Raises ModelError when a layer's keys depend on position in another way than RoPE."""
         decoder = model.get_decoder()
-        self._embedding = getattr(decoder, "rotary_emb", None)
-        if self._embedding is None:
+        embedding = getattr(decoder, "rotary_emb", None)
+        if embedding is None:
             raise ModelError(_refusal(model, "it has no rotary position embedding"))
+        self._embedding: Any = embedding
         self._apply = _rotation_of(decoder)
         self._by_type = "layer_type" in inspect.signature(self._embedding.forward).parameters
         self._device = model.device
@@ -79,8 +80,9 @@ class Rotary:
     def _probe(self, model: Any) -> list[str | None]:
         config = model.config.get_text_config()
         ids = torch.arange(_PROBE_TOKENS, device=self._device)[None] % config.vocab_size
-        places = [torch.arange(_PROBE_TOKENS, device=self._device)[None] + s
-                  for s in (0, _PROBE_SHIFT)]
+        places = [
+            torch.arange(_PROBE_TOKENS, device=self._device)[None] + s for s in (0, _PROBE_SHIFT)
+        ]
         here, there = (_keys_at(model, ids, place) for place in places)
         types = getattr(config, "layer_types", None) if self._by_type else None
         found: list[str | None] = []
@@ -110,8 +112,9 @@ def _rotation_of(decoder: Any) -> Callable[..., tuple[Tensor, Tensor]]:
 
 def _keys_at(model: Any, ids: Tensor, positions: Tensor) -> list[Tensor]:
     cache = DynamicCache()
-    model.get_decoder()(input_ids=ids, position_ids=positions, past_key_values=cache,
-                        use_cache=True)
+    model.get_decoder()(
+        input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True
+    )
     layers = getattr(cache, "layers", [])
     if not layers or any(getattr(layer, "keys", None) is None for layer in layers):
         raise ModelError(_refusal(model, "not all of its layers keep keys and values"))

@@ -31,7 +31,11 @@ def membank() -> Run:
 
         return subprocess.run(
             [sys.executable, "-m", "app.cli", *arguments],
-            capture_output=True, text=True, timeout=240, env=os.environ | environment, check=False,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            env=os.environ | environment,
+            check=False,
         )
 
     return run

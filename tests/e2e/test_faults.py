@@ -184,10 +184,19 @@ def test_a_worker_killed_in_the_middle_leaves_exactly_one_memory_per_chunk(
     make_tenant("killed", ("alice", []))
     reader = Reader.of("killed", "handbook", "alice")
     rows = tmp_path / "rows.jsonl"
-    rows.write_text("".join(
-        json.dumps({"id": f"doc-{i}", "title": f"Rule {i}",
-                    "text": f"Rule number {i} says that room {i} is locked at night. " * 12}) + "\n"
-        for i in range(40)))
+    rows.write_text(
+        "".join(
+            json.dumps(
+                {
+                    "id": f"doc-{i}",
+                    "title": f"Rule {i}",
+                    "text": f"Rule number {i} says that room {i} is locked at night. " * 12,
+                }
+            )
+            + "\n"
+            for i in range(40)
+        )
+    )
     report = ingest([rows], "killed", "handbook", None, False, False)
     tenant = reader.asker.tenant
     assert tenant is not None

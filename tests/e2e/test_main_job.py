@@ -17,10 +17,14 @@ from app.local.stack import Stack
 from tests.e2e.conftest import Run, make_tenant
 
 FACTS = {
-    "acme": {"dogs": "# Office Dogs\n\nAt Acme dogs may come to the office on Friday.\n",
-             "leave": "# Annual Leave\n\nEvery employee of Acme has 27 days of annual leave.\n"},
-    "bolt": {"dogs": "# Office Dogs\n\nAt Bolt dogs may come to the office on Thursday.\n",
-             "leave": "# Annual Leave\n\nEvery employee of Bolt has 31 days of annual leave.\n"},
+    "acme": {
+        "dogs": "# Office Dogs\n\nAt Acme dogs may come to the office on Friday.\n",
+        "leave": "# Annual Leave\n\nEvery employee of Acme has 27 days of annual leave.\n",
+    },
+    "bolt": {
+        "dogs": "# Office Dogs\n\nAt Bolt dogs may come to the office on Thursday.\n",
+        "leave": "# Annual Leave\n\nEvery employee of Bolt has 31 days of annual leave.\n",
+    },
 }
 SECRET = "# Vault Code\n\nThe code of the vault in the cellar is 774411.\n"
 LEAVE = "How many days of annual leave does an employee have?"
@@ -47,9 +51,7 @@ def settle() -> None:
 
 
 @pytest.mark.parametrize(("tenant", "days"), [("acme", "27"), ("bolt", "31")])
-def test_each_tenant_is_answered_from_its_own_bank(
-    folder: Path, tenant: str, days: str
-) -> None:
+def test_each_tenant_is_answered_from_its_own_bank(folder: Path, tenant: str, days: str) -> None:
     answer = ask(Reader.of(tenant, "handbook", "alice"), LEAVE)
     assert days in answer.answer
     assert [m.source for m in answer.memories] == [str(folder / tenant / "leave.md")]
@@ -88,8 +90,10 @@ def test_an_update_in_sql_changes_the_next_answer_and_never_serves_the_old(folde
     reader = Reader.of("acme", "handbook", "alice")
     with transaction(Asker("admin")) as connection:
         connection.execute(
-            text("UPDATE document SET text = replace(text, '27', '44') WHERE title = :title"
-                 " AND tenant_id = :tenant"),
+            text(
+                "UPDATE document SET text = replace(text, '27', '44') WHERE title = :title"
+                " AND tenant_id = :tenant"
+            ),
             {"title": "Annual Leave", "tenant": reader.asker.tenant},
         )
     assert "27" not in str(find(reader, LEAVE, 10).passages)
@@ -122,7 +126,12 @@ def test_the_command_gives_the_objects_of_the_design(
     assert set(answer) == {"answer", "mode", "memories", "timings_ms", "usage"}
     assert answer["mode"] == "memory"
     assert set(answer["memories"][0]) == {
-        "id", "document_id", "title", "source", "score", "attention",
+        "id",
+        "document_id",
+        "title",
+        "source",
+        "score",
+        "attention",
     }
     assert set(answer["timings_ms"]) == {"search", "load", "prefill", "first_token", "total"}
     found = membank_json("search", LEAVE, *where)
@@ -164,9 +173,15 @@ def test_rows_without_a_tenant_option_go_to_the_tenant_that_they_name(
     stack: Stack, tmp_path: Path, membank: Run
 ) -> None:
     rows = tmp_path / "rows.jsonl"
-    rows.write_text("".join(
-        json.dumps({"id": f"d{i}", "title": "Colour", "text": f"The colour is {c}.", "tenant": t})
-        + "\n" for i, (t, c) in enumerate([("red-co", "red"), ("blue-co", "blue")])))
+    rows.write_text(
+        "".join(
+            json.dumps(
+                {"id": f"d{i}", "title": "Colour", "text": f"The colour is {c}.", "tenant": t}
+            )
+            + "\n"
+            for i, (t, c) in enumerate([("red-co", "red"), ("blue-co", "blue")])
+        )
+    )
     missing = membank("ingest", str(rows), "--bank", "b", "--json")
     assert missing.returncode == 1
     assert len(json.loads(missing.stdout)["failed"]) == 2

@@ -70,15 +70,20 @@ def test_three_memories_equal_one_block_diagonal_pass_at_the_same_positions(
     ids = [*prefix, *(i for chunk in chunks for i in chunk), *tail]
     block = [0] * p + [i for i, chunk in enumerate(chunks, 1) for _ in chunk] + [9] * len(tail)
     start = p + max(map(len, chunks))
-    places = [*range(p), *(p + i for chunk in chunks for i in range(len(chunk))),
-              *range(start, start + len(tail))]
+    places = [
+        *range(p),
+        *(p + i for chunk in chunks for i in range(len(chunk))),
+        *range(start, start + len(tail)),
+    ]
     segment = torch.tensor(block)
     sees = (segment[:, None] == segment) | (segment == 0) | (segment[:, None] == 9)
     sees &= torch.ones(len(ids), len(ids)).tril().bool()
     with torch.no_grad():
         plain = lm.model(
-            torch.tensor([ids]), attention_mask=sees[None, None],
-            position_ids=torch.tensor([places]), use_cache=False,
+            torch.tensor([ids]),
+            attention_mask=sees[None, None],
+            position_ids=torch.tensor([places]),
+            use_cache=False,
         ).logits[0]
     assert (got - plain[-len(tail) :]).abs().max() < 1e-3
 
@@ -95,17 +100,17 @@ def test_eight_bits_change_next_token_distributions_hardly(
     assert torch.equal(before.argmax(-1), after.argmax(-1))
 
 
-def test_the_fact_is_read_from_memory(
-    lm: LanguageModel, prompt: Prompt, encoder: Encoder
-) -> None:
+def test_the_fact_is_read_from_memory(lm: LanguageModel, prompt: Prompt, encoder: Encoder) -> None:
     tail = prompt.tail(QUESTION)
-    composed = compose(
-        [encoder.encode([prompt.chunk(FACTS[0])])], lm.rotary, encoder.prefix
-    )
+    composed = compose([encoder.encode([prompt.chunk(FACTS[0])])], lm.rotary, encoder.prefix)
     ids = torch.tensor([tail])
     with injected(lm.model, composed):
         output = lm.model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=16, do_sample=False,
-            position_ids=composed.positions(len(tail)), pad_token_id=2,
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=16,
+            do_sample=False,
+            position_ids=composed.positions(len(tail)),
+            pad_token_id=2,
         )
     assert "27" in lm.tokenizer.decode(output[0, len(tail) :])

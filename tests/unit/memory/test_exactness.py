@@ -180,8 +180,10 @@ def test_generating_equals_greedy_decoding_of_the_text_in_the_prompt(lm: Languag
     options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     with injected(lm.model, memories):
         got = lm.model.generate(
-            ids, attention_mask=torch.ones_like(ids),
-            position_ids=memories.positions(len(LIVE)), **options,
+            ids,
+            attention_mask=torch.ones_like(ids),
+            position_ids=memories.positions(len(LIVE)),
+            **options,
         )[0, len(LIVE) :]
     text = torch.tensor([PREFIX + CHUNKS[2] + LIVE])
     plain = lm.model.generate(text, attention_mask=torch.ones_like(text), **options)
@@ -199,8 +201,12 @@ def test_a_stored_memory_is_the_same_after_three_answers(lm: LanguageModel) -> N
         with injected(lm.model, memories):
             answers.append(
                 lm.model.generate(
-                    ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, do_sample=False,
-                    position_ids=memories.positions(len(LIVE)), pad_token_id=0,
+                    ids,
+                    attention_mask=torch.ones_like(ids),
+                    max_new_tokens=5,
+                    do_sample=False,
+                    position_ids=memories.positions(len(LIVE)),
+                    pad_token_id=0,
                 ).tolist()
             )
     assert answers[0] == answers[1] == answers[2]

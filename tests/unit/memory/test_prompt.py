@@ -10,7 +10,7 @@ from app.memory.prompt import Prompt, closed_book
 class Letters:
     """A tokenizer of one token per character."""
 
-    bos_token = "<s>"  # noqa: S105
+    bos_token = "<s>"
 
     def __init__(self, template: str | None) -> None:
         self.chat_template = template

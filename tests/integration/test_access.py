@@ -1,0 +1,536 @@
+"""Who sees and changes what, under the real roles, over everything that the catalogue lists."""
+
+import ast
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import ProgrammingError
+
+from app.access.tenants import find_principal
+from app.bank import outbox, schema
+from app.bank.session import Asker, transaction
+from app.errors import MembankError
+from tests.conftest import PROFILE, Company, administer, ask, change, work_off
+
+ROOT = Path(__file__).parents[2]
+
+# What the outbox may show of other tenants to a worker, which takes work of all of them in turn.
+OUTBOX_COLUMNS = {
+    "tenant_id", "id", "bank_id", "document_id", "chunk_id", "profile_id", "revision",
+    "attempts", "not_before", "lease_token", "lease_until", "last_error", "created_at",
+}  # fmt: skip
+
+# One row per object in `public` that breaks a rule of this schema.
+FAULTS = """
+WITH ours AS (
+    SELECT c.* FROM pg_class c WHERE c.relnamespace = 'public'::regnamespace
+        AND c.relname <> 'alembic_version'
+), stored AS (
+    SELECT * FROM ours WHERE relkind IN ('r', 'p')
+)
+SELECT relname || ': row-level security is not forced' FROM stored
+WHERE NOT (relrowsecurity AND relforcerowsecurity)
+UNION ALL
+SELECT relname || ': no tenant_id' FROM stored
+WHERE relname <> 'tenant' AND NOT EXISTS (SELECT FROM pg_attribute a
+    WHERE a.attrelid = stored.oid AND a.attname = 'tenant_id' AND a.attnotnull)
+UNION ALL
+SELECT relname || ': no restrictive policy of the tenant' FROM stored
+WHERE relname <> 'outbox' AND NOT EXISTS (SELECT FROM pg_policy p
+    WHERE p.polrelid = stored.oid AND NOT p.polpermissive AND p.polcmd = '*'
+    AND p.polroles @> ARRAY['membank_app'::regrole::oid, 'membank_worker'::regrole::oid])
+UNION ALL
+SELECT relname || ': membank_app may write' FROM stored
+WHERE has_table_privilege('membank_app', oid, 'INSERT, UPDATE, DELETE, TRUNCATE, TRIGGER')
+    OR has_any_column_privilege('membank_app', oid, 'INSERT, UPDATE, REFERENCES')
+UNION ALL
+SELECT DISTINCT relname || ': granted to PUBLIC' FROM ours, aclexplode(relacl) a
+WHERE a.grantee = 0
+UNION ALL
+SELECT relname || ': not a kind of relation that obeys policies' FROM ours
+WHERE relkind IN ('m', 'f')
+UNION ALL
+SELECT relname || ': view is not security_invoker' FROM ours
+WHERE relkind = 'v' AND NOT coalesce('security_invoker=true' = ANY(reloptions), false)
+UNION ALL
+SELECT tgname || ': trigger is not ENABLE ALWAYS' FROM pg_trigger t JOIN stored s ON s.oid = tgrelid
+WHERE NOT tgisinternal AND tgenabled <> 'A'
+UNION ALL
+SELECT proname || ': function without a fixed search_path' FROM pg_proc p
+WHERE pronamespace = 'public'::regnamespace AND NOT EXISTS (SELECT FROM unnest(proconfig) s
+    WHERE s LIKE 'search_path=pg_catalog%')
+    AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = p.oid AND d.deptype = 'e')
+UNION ALL
+SELECT proname || ': SECURITY DEFINER for PUBLIC' FROM pg_proc p
+WHERE pronamespace = 'public'::regnamespace AND prosecdef
+    AND (proacl IS NULL OR EXISTS (SELECT FROM aclexplode(proacl) WHERE grantee = 0))
+ORDER BY 1
+"""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two tenants with the same principals and the same documents, and rows in every table."""
+
+    ours: Company
+    theirs: Company
+
+    @property
+    def alice(self) -> Asker:
+        """A principal of `ours` in no group."""
+        return find_principal(self.ours.name, "alice")
+
+    @property
+    def hana(self) -> Asker:
+        """A principal of `ours` in the group hr."""
+        return find_principal(self.ours.name, "hana")
+
+
+@pytest.fixture
+def pair(new_company: Callable[[str], Company]) -> Pair:
+    pair = Pair(new_company("harbor"), new_company("northwind"))
+    companies = (pair.ours, pair.theirs)
+    for company in companies:
+        company.store("broken", "cannot be encoded")
+    for work in outbox.claim(PROFILE, 100, 60.0):
+        outbox.fail(work, "no way", max_attempts=1)
+    for company in companies:
+        company.reader("alice")
+        company.reader("hana", "hr")
+        company.store("handbook", "Welcome.\n\nHours are nine to five.")
+        company.store("salaries", "Bands.\n\nRaises come in May.", ["group:hr"])
+    work_off()
+    for company in companies:
+        company.store("late", "still waits in the outbox")
+    return pair
+
+
+def relations(superuser: psycopg.Connection, kinds: str) -> list[str]:
+    found = superuser.execute(
+        "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace"
+        " AND relkind = ANY(%s) AND relname <> 'alembic_version' ORDER BY 1",
+        [list(kinds)],
+    )
+    return [row[0] for row in found]
+
+
+def tables(superuser: psycopg.Connection) -> list[str]:
+    return relations(superuser, "rp")
+
+
+def owner_column(table: str) -> str:
+    return "id" if table == "tenant" else "tenant_id"
+
+
+def visible(asker: Asker, relation: str, where: str = "true") -> int:
+    """How many rows `asker` sees there; 0 where it may not look at all."""
+    try:
+        return int(ask(asker, f"SELECT count(*) FROM {relation} WHERE {where}")[0][0])
+    except ProgrammingError as error:
+        return 0 if is_denied(error) else -1
+
+
+def touched(asker: Asker, statement: str) -> int:
+    """How many rows the statement changes; 0 where it may not change any."""
+    try:
+        return change(asker, statement)
+    except ProgrammingError as error:
+        return 0 if is_denied(error) else -1
+
+
+def is_denied(error: ProgrammingError) -> bool:
+    return getattr(error.orig, "sqlstate", None) == "42501"
+
+
+def rows_of(superuser: psycopg.Connection, tenant: int) -> dict[str, list[str]]:
+    """Every row of a tenant, table by table."""
+    found = {}
+    for table in tables(superuser):
+        rows = superuser.execute(
+            f"SELECT to_jsonb(t)::text FROM {table} t WHERE {owner_column(table)} = %s ORDER BY 1",
+            [tenant],
+        )
+        found[table] = [row[0] for row in rows]
+    return found
+
+
+class TestTenants:
+    def test_the_pair_has_rows_of_both_tenants_in_every_table(
+        self, pair: Pair, superuser: psycopg.Connection
+    ) -> None:
+        for company in (pair.ours, pair.theirs):
+            assert [t for t, rows in rows_of(superuser, company.tenant).items() if not rows] == []
+
+    @pytest.mark.parametrize("principal", [None, 1])
+    def test_app_without_a_tenant_sees_no_row_anywhere(
+        self, pair: Pair, superuser: psycopg.Connection, principal: int | None
+    ) -> None:
+        nobody = Asker("app", None, principal)
+        for relation in relations(superuser, "rpvmf"):
+            assert visible(nobody, relation) == 0, relation
+
+    def test_worker_without_a_tenant_sees_only_the_outbox(
+        self, pair: Pair, superuser: psycopg.Connection
+    ) -> None:
+        seen = [r for r in relations(superuser, "rpvmf") if visible(Asker("worker"), r)]
+        assert seen == ["outbox"]
+
+    def test_owner_sees_no_row_but_the_names_of_tenants(
+        self, pair: Pair, superuser: psycopg.Connection
+    ) -> None:
+        seen = [r for r in relations(superuser, "rpvmf") if visible(Asker("owner"), r)]
+        assert seen == ["tenant"]
+
+    def test_app_sees_no_row_of_another_tenant(
+        self, pair: Pair, superuser: psycopg.Connection
+    ) -> None:
+        for relation in relations(superuser, "rpvmf"):
+            others = f"{owner_column(relation)} <> {pair.ours.tenant}"
+            assert visible(pair.hana, relation, others) == 0, relation
+        seen = {t for t in tables(superuser) if visible(pair.hana, t)}
+        assert seen == set(tables(superuser)) - {"outbox", "dead_letter"}
+
+    def test_a_principal_of_another_tenant_reads_nothing_here(self, pair: Pair) -> None:
+        theirs = find_principal(pair.theirs.name, "hana").principal
+        stranger = Asker("app", pair.ours.tenant, theirs)
+        for table in ("document", "chunk", "memory_key", "memory_blob"):
+            assert visible(stranger, table) == 0, table
+
+    def test_app_without_a_principal_reads_not_even_what_is_for_everyone(self, pair: Pair) -> None:
+        for table in ("document", "chunk", "memory_key", "memory_blob"):
+            assert visible(Asker("app", pair.ours.tenant), table) == 0, table
+
+    def test_app_can_change_nothing(self, pair: Pair, superuser: psycopg.Connection) -> None:
+        for table in tables(superuser):
+            column = "name" if table == "tenant" else "tenant_id"
+            for statement in (
+                f"INSERT INTO {table} DEFAULT VALUES",
+                f"UPDATE {table} SET {column} = {column}",
+                f"DELETE FROM {table}",
+                f"TRUNCATE {table}",
+            ):
+                with pytest.raises(ProgrammingError) as caught:
+                    change(pair.hana, statement)
+                assert is_denied(caught.value), statement
+
+    def test_worker_can_neither_see_nor_change_rows_of_another_tenant(
+        self, pair: Pair, superuser: psycopg.Connection
+    ) -> None:
+        worker, theirs = Asker("worker", pair.ours.tenant), pair.theirs.tenant
+        before = rows_of(superuser, theirs)
+        for table in tables(superuser):
+            if table == "outbox":
+                continue
+            owner = owner_column(table)
+            column = "name" if table == "tenant" else owner
+            assert visible(worker, table, f"{owner} = {theirs}") == 0, table
+            for statement in (
+                f"UPDATE {table} SET {column} = {column} WHERE {owner} = {theirs}",
+                f"DELETE FROM {table} WHERE {owner} = {theirs}",
+            ):
+                assert touched(worker, statement) == 0, statement
+        assert rows_of(superuser, theirs) == before
+
+    def test_worker_can_neither_give_rows_to_another_tenant_nor_insert_them_there(
+        self, pair: Pair, superuser: psycopg.Connection
+    ) -> None:
+        worker, theirs = Asker("worker", pair.ours.tenant), pair.theirs.tenant
+        before = rows_of(superuser, theirs)
+        for table in tables(superuser):
+            if table in ("outbox", "tenant"):
+                continue
+            with pytest.raises(ProgrammingError) as caught:
+                change(worker, f"UPDATE {table} SET tenant_id = {theirs}")
+            assert is_denied(caught.value), table
+            columns = insertable(superuser, table)
+            with pytest.raises(ProgrammingError) as caught:
+                change(
+                    worker,
+                    f"INSERT INTO {table} ({columns}) SELECT {columns}"
+                    f" FROM jsonb_populate_record(NULL::{table}, cast(:row AS jsonb))",
+                    row=before[table][0],
+                )
+            assert is_denied(caught.value), table
+        with pytest.raises(ProgrammingError):
+            change(worker, "INSERT INTO tenant (name) VALUES ('third')")
+        assert rows_of(superuser, theirs) == before
+
+    def test_the_outbox_shows_workers_ids_and_no_text(
+        self, pair: Pair, superuser: psycopg.Connection
+    ) -> None:
+        rows = rows_of(superuser, pair.theirs.tenant)["outbox"]
+        assert set(json.loads(rows[0])) == OUTBOX_COLUMNS
+        assert "still waits" not in "".join(rows)
+
+
+def insertable(superuser: psycopg.Connection, table: str) -> str:
+    """Columns of a table that an INSERT may give."""
+    found = superuser.execute(
+        "SELECT attname FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0"
+        " AND NOT attisdropped AND attidentity = '' ORDER BY attnum",
+        [table],
+    )
+    return ", ".join(row[0] for row in found)
+
+
+class TestCatalogue:
+    def test_nothing_in_the_schema_breaks_a_rule(self, superuser: psycopg.Connection) -> None:
+        assert faults(superuser) == []
+
+    @pytest.mark.parametrize(
+        ("statement", "fault"),
+        [
+            ("CREATE TABLE leak (tenant_id bigint NOT NULL)", "leak: row-level security"),
+            (
+                "CREATE TABLE leak (tenant_id bigint NOT NULL);"
+                "ALTER TABLE leak ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY",
+                "leak: no restrictive policy",
+            ),
+            ("CREATE TABLE leak (secret text)", "leak: no tenant_id"),
+            ("ALTER TABLE chunk NO FORCE ROW LEVEL SECURITY", "chunk: row-level security"),
+            ("ALTER TABLE bank DISABLE ROW LEVEL SECURITY", "bank: row-level security"),
+            ("DROP POLICY tenant_floor ON document", "document: no restrictive policy"),
+            ("GRANT UPDATE (text) ON document TO membank_app", "document: membank_app may write"),
+            ("GRANT SELECT ON chunk TO PUBLIC", "chunk: granted to PUBLIC"),
+            ("CREATE VIEW leak AS SELECT * FROM document", "leak: view is not"),
+            ("CREATE MATERIALIZED VIEW leak AS SELECT 1", "leak: not a kind"),
+            ("CREATE FUNCTION leak() RETURNS int LANGUAGE sql AS 'SELECT 1'", "leak: function"),
+            ("ALTER TABLE document ENABLE TRIGGER document_revise", "document_revise: trigger"),
+            ("ALTER TABLE chunk DISABLE TRIGGER chunk_queue", "chunk_queue: trigger"),
+            (
+                "GRANT EXECUTE ON FUNCTION find_tenant(text) TO PUBLIC",
+                "find_tenant: SECURITY DEFINER",
+            ),
+        ],
+    )
+    def test_what_breaks_a_rule_is_named(
+        self, superuser: psycopg.Connection, statement: str, fault: str
+    ) -> None:
+        superuser.execute(statement)
+        assert [found for found in faults(superuser) if found.startswith(fault)]
+
+
+def faults(superuser: psycopg.Connection) -> list[str]:
+    return [row[0] for row in superuser.execute(FAULTS)]
+
+
+class TestAccessList:
+    """A document for one group: its row, its chunks, its keys and its blobs go together."""
+
+    @staticmethod
+    def seen(asker: Asker, document: str) -> dict[str, int]:
+        return {
+            "document": visible(asker, "document", f"id = '{document}'"),
+            "chunk": visible(asker, "chunk", f"document_id = '{document}'"),
+            "memory_key": visible(asker, "memory_key", f"document_id = '{document}'"),
+            "memory_blob": visible(
+                asker,
+                f"memory_blob JOIN (SELECT id FROM chunk WHERE document_id = '{document}') c"
+                " ON c.id = chunk_id",
+            ),
+        }
+
+    NOTHING = dict.fromkeys(("document", "chunk", "memory_key", "memory_blob"), 0)
+    WHOLE = NOTHING | {"document": 1, "chunk": 2, "memory_key": 2, "memory_blob": 2}
+
+    def test_who_is_not_in_the_group_sees_nothing_of_it(self, pair: Pair) -> None:
+        assert self.seen(pair.alice, "salaries") == self.NOTHING
+        assert self.seen(pair.hana, "salaries") == self.WHOLE
+
+    def test_a_blob_is_not_seen_without_its_document_even_by_its_number(self, pair: Pair) -> None:
+        secret = ask(pair.hana, "SELECT chunk_id FROM memory_key WHERE document_id = 'salaries'")
+        for (chunk,) in secret:
+            assert visible(pair.hana, "memory_blob", f"chunk_id = {chunk}") == 1
+            assert visible(pair.alice, "memory_blob", f"chunk_id = {chunk}") == 0
+            assert visible(pair.alice, "memory_key", f"chunk_id = {chunk}") == 0
+        assert visible(pair.alice, "memory_blob") == 2
+
+    def test_leaving_the_group_counts_from_the_next_transaction(self, pair: Pair) -> None:
+        hana = pair.hana
+        assert self.seen(hana, "salaries") == self.WHOLE
+        administer(
+            "DELETE FROM group_member WHERE tenant_id = :tenant AND principal_id = :principal",
+            tenant=hana.tenant,
+            principal=hana.principal,
+        )
+        assert self.seen(hana, "salaries") == self.NOTHING
+        assert self.seen(hana, "handbook") == self.WHOLE
+
+    def test_membership_in_another_tenants_group_of_that_name_opens_nothing(
+        self, pair: Pair
+    ) -> None:
+        pair.theirs.reader("alice", "hr")
+        assert self.seen(pair.alice, "salaries") == self.NOTHING
+
+    def test_an_empty_list_means_nobody(self, pair: Pair) -> None:
+        pair.ours.store("handbook", "Welcome.\n\nHours are nine to five.", access=[])
+        for asker in (pair.alice, pair.hana):
+            assert self.seen(asker, "handbook") == self.NOTHING
+
+    def test_an_entry_names_one_principal(self, pair: Pair) -> None:
+        administer("UPDATE document SET access = '{principal:alice}' WHERE id = 'salaries'")
+        assert self.seen(pair.alice, "salaries") == self.WHOLE
+        assert self.seen(pair.hana, "salaries") == self.NOTHING
+
+    @pytest.mark.parametrize("entry", ["alice", "group:alice", "Everyone", "principal:", "", "*"])
+    def test_an_entry_that_is_almost_right_opens_nothing(self, pair: Pair, entry: str) -> None:
+        administer("UPDATE document SET access = ARRAY[:entry] WHERE id = 'salaries'", entry=entry)
+        assert self.seen(pair.alice, "salaries") == self.NOTHING
+
+    def test_a_renamed_document_stays_as_secret_as_it_was(self, pair: Pair) -> None:
+        administer("UPDATE document SET id = 'pay' WHERE id = 'salaries'")
+        pair.ours.store("salaries", "Ask hr.\n\nThey know.", ["everyone"])
+        work_off()
+        assert self.seen(pair.hana, "pay") == self.WHOLE
+        assert self.seen(pair.alice, "pay") == self.NOTHING
+        payloads = ask(pair.alice, "SELECT convert_from(payload, 'UTF8') FROM memory_blob")
+        assert not {"kv of Bands.", "kv of Raises come in May."} & {p for (p,) in payloads}
+
+    def test_a_forgotten_where_returns_only_what_may_be_read(self, pair: Pair) -> None:
+        with transaction(pair.alice) as connection:
+            documents = connection.execute(text("SELECT tenant_id, id FROM document")).all()
+            texts = connection.execute(text("SELECT text FROM chunk")).scalars().all()
+        ours = pair.ours.tenant
+        assert set(documents) == {(ours, "broken"), (ours, "handbook"), (ours, "late")}
+        assert "Bands." not in texts
+        assert len(texts) == 4
+
+
+class TestContext:
+    @pytest.fixture
+    def one_connection(self, pair: Pair) -> Callable[[Asker], tuple[int, int]]:
+        """Server process and number of visible documents, seen by an asker."""
+
+        def look(asker: Asker) -> tuple[int, int]:
+            rows = ask(asker, "SELECT pg_backend_pid(), (SELECT count(*) FROM document)")
+            return rows[0][0], rows[0][1]
+
+        return look
+
+    def test_who_was_asking_is_forgotten_on_the_same_connection(
+        self, pair: Pair, one_connection: Callable[[Asker], tuple[int, int]]
+    ) -> None:
+        process, seen = one_connection(pair.hana)
+        assert seen == 4
+        assert one_connection(Asker("app")) == (process, 0)
+        assert one_connection(pair.alice) == (process, 3)
+        assert one_connection(Asker("app", pair.ours.tenant)) == (process, 0)
+
+    def test_who_was_asking_is_forgotten_after_an_error(
+        self, pair: Pair, one_connection: Callable[[Asker], tuple[int, int]]
+    ) -> None:
+        process, _ = one_connection(pair.hana)
+        with pytest.raises(ProgrammingError):
+            ask(pair.hana, "SELECT no_such_column FROM document")
+        assert one_connection(Asker("app")) == (process, 0)
+
+    def test_nothing_is_left_set_when_the_connection_is_used_without_the_session(
+        self, pair: Pair
+    ) -> None:
+        with transaction(pair.hana) as connection:
+            engine = connection.engine
+        with engine.connect() as bare:
+            assert bare.execute(text("SELECT current_tenant(), current_principal()")).one() == (
+                None,
+                None,
+            )
+            assert bare.execute(text("SELECT count(*) FROM document")).scalar() == 0
+
+
+class TestChecks:
+    def bad(self) -> dict[str, str]:
+        return {check.name: check.detail for check in schema.checks() if not check.good}
+
+    def test_a_good_database_is_fit_to_serve(self, database: str) -> None:
+        assert self.bad() == {}
+        schema.require_safe()
+
+    @pytest.mark.parametrize("how", ["DISABLE ROW LEVEL SECURITY", "NO FORCE ROW LEVEL SECURITY"])
+    def test_a_table_without_forced_row_security_is_named(
+        self, superuser: psycopg.Connection, how: str
+    ) -> None:
+        superuser.execute(f"ALTER TABLE chunk {how}")
+        assert self.bad() == {"row-level security": "off on chunk"}
+        with pytest.raises(MembankError, match="off on chunk"):
+            schema.require_safe()
+
+    @pytest.mark.parametrize("role", ["membank_app", "membank_worker"])
+    @pytest.mark.parametrize(
+        ("power", "told"), [("SUPERUSER", "is superuser"), ("BYPASSRLS", "bypasses RLS")]
+    )
+    def test_a_role_above_the_policies_is_named(
+        self, superuser: psycopg.Connection, role: str, power: str, told: str
+    ) -> None:
+        superuser.execute(f"ALTER ROLE {role} {power}")
+        try:
+            assert self.bad() == {f"role {role}": told}
+            with pytest.raises(MembankError, match=f"{role}: {told}"):
+                schema.require_safe()
+        finally:
+            superuser.execute(f"ALTER ROLE {role} NO{power}")
+        assert self.bad() == {}
+
+    def test_a_role_that_owns_the_tables_is_named(self, superuser: psycopg.Connection) -> None:
+        superuser.execute("ALTER TABLE document OWNER TO membank_app")
+        assert self.bad() == {"role membank_app": "owns tables"}
+
+    @pytest.mark.parametrize(
+        ("statement", "told"),
+        [
+            ("UPDATE alembic_version SET version_num = '0000'", "0000, need"),
+            ("DELETE FROM alembic_version", "none, need"),
+            ("DROP TABLE alembic_version", "none, need"),
+        ],
+    )
+    def test_a_migration_that_is_behind_is_named(
+        self, superuser: psycopg.Connection, statement: str, told: str
+    ) -> None:
+        superuser.execute(statement)
+        assert list(self.bad()) == ["migration"]
+        with pytest.raises(MembankError, match=f"migration: {told}.*membank up"):
+            schema.require_safe()
+
+
+class TestSource:
+    """The database is reached through app/bank/session.py, which says who is asking."""
+
+    def opens(self, source: str) -> bool:
+        """Whether a module calls or imports what opens a connection to Postgres."""
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("psycopg"):
+                return True
+            if isinstance(node, ast.Call):
+                name = ast.unparse(node.func)
+                if name.split(".")[-1] in ("create_engine", "create_async_engine", "create_pool"):
+                    return True
+                if name.startswith("psycopg"):
+                    return True
+        return False
+
+    def test_only_the_session_and_the_schema_open_connections(self) -> None:
+        opening = {
+            path.relative_to(ROOT).as_posix()
+            for folder in ("app", "workers")
+            for path in (ROOT / folder).rglob("*.py")
+            if self.opens(path.read_text(encoding="utf-8"))
+        }
+        allowed = {"app/bank/session.py", "app/bank/schema.py", "app/local/postgres.py"}
+        assert opening == allowed
+
+    @pytest.mark.parametrize(
+        "source",
+        [
+            "import sqlalchemy\nsqlalchemy.create_engine('x')",
+            "from sqlalchemy import create_engine as e, text\ncreate_engine('x')",
+            "import psycopg\nwith psycopg.connect('x') as c: pass",
+            "from psycopg import connect",
+            "import psycopg\npsycopg.AsyncConnection.connect('x')",
+        ],
+    )
+    def test_the_scan_sees_what_opens_a_connection(self, source: str) -> None:
+        assert self.opens(source)
