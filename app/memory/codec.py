@@ -22,7 +22,8 @@ from app.memory.kv import KV
 VERSION = 1
 CODEC = "int8"
 _ZEROS = "0" * 64
-_CHECKSUM = re.compile(rb'"checksum":"([0-9a-f]{64})"')
+# The header is JSON in a JSON string, so its quotes are escaped.
+_CHECKSUM = re.compile(rb'\\"checksum\\":\\"([0-9a-f]{64})\\"')
 _TENSORS = {"keys", "key_scale", "values", "value_scale"}
 # A header is some hundred bytes of JSON; a length beyond this is a lie.
 _MAX_HEADER = 65_536
@@ -37,10 +38,18 @@ def pack(kv: KV, profile: str) -> bytes:
         raise BlobError("a memory with infinite or undefined numbers cannot be packed")
     keys, key_scale = _quantise(kv.keys, dim=2)
     values, value_scale = _quantise(kv.values, dim=3)
-    header = {"version": VERSION, "codec": CODEC, "profile": profile, "shape": list(kv.keys.shape)}
+    header = {
+        "checksum": _ZEROS,
+        "version": VERSION,
+        "codec": CODEC,
+        "profile": profile,
+        "shape": list(kv.keys.shape),
+    }
     payload = serialise(
         {"keys": keys, "key_scale": key_scale, "values": values, "value_scale": value_scale},
-        metadata={"membank": json.dumps(header, sort_keys=True), "checksum": _ZEROS},
+        # One field only: safetensors writes several in no fixed order, and equal memories are to
+        # be equal bytes.
+        metadata={"membank": json.dumps(header, separators=(",", ":"))},
     )
     at = _field(payload).start(1)
     digest = hashlib.sha256(payload).hexdigest().encode()
