@@ -137,6 +137,13 @@ def apply_split(
     _replace_chunks(connection, tenant, bank, document, pieces)
     connection.execute(
         text(
+            "DELETE FROM dead_letter WHERE tenant_id = :tenant AND bank_id = :bank"
+            " AND document_id = :id AND chunk_id IS NULL"
+        ),
+        {"tenant": tenant, "bank": bank, "id": document},
+    )
+    connection.execute(
+        text(
             "UPDATE document SET split_revision = :revision"
             " WHERE tenant_id = :tenant AND bank_id = :bank AND id = :id"
         ),

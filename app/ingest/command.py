@@ -9,7 +9,7 @@ from typing import Any
 from app import console
 from app.access.tenants import Bank, add_bank, add_tenant, checked_access, find_bank, tenant_id
 from app.errors import NotFoundError, UsageError
-from app.ingest.read import Document, Failure
+from app.ingest.document import Document, Failure
 from app.ingest.service import Ingested, ingest
 from app.ingest.wait import Progress, failures, wait
 from app.runtime import count_tokens, profile

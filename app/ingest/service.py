@@ -7,7 +7,8 @@ from pathlib import Path
 from app.access.tenants import Bank, checked_access
 from app.bank.documents import Draft, Piece, known_hash, store
 from app.errors import MembankError, UnavailableError
-from app.ingest.read import Document, Failure, read
+from app.ingest.document import Document, Failure
+from app.ingest.read import read
 from app.ingest.split import chunk_hash, split
 
 CountTokens = Callable[[str], int]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from app.bank import status
-from app.ingest.read import Failure
+from app.ingest.document import Failure
 from app.ingest.service import Ingested
 
 

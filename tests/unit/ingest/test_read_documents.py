@@ -12,8 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.ingest import read as module
-from app.ingest.read import Document, Failure, read
+from app.ingest import text
+from app.ingest.document import Document, Failure
+from app.ingest.read import read
 
 LIMIT = 100_000
 
@@ -166,7 +167,7 @@ def test_an_unreadable_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(module, "open", refuse, raising=False)
+    monkeypatch.setattr(text, "open", refuse, raising=False)
     assert failure(path).startswith("cannot be read (Permission denied); check that it is there")
 
 

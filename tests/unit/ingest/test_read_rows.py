@@ -9,7 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.ingest.read import Document, Failure, read
+from app.ingest.document import Document, Failure
+from app.ingest.read import read
 
 LIMIT = 10_000
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from app.ingest.read import Document, read
+from app.ingest.document import Document
+from app.ingest.read import read
 from app.ingest.split import Chunk, CountTokens, chunk_hash, first_heading, split
 
 

@@ -1,0 +1,128 @@
+"""Text and Markdown files -> documents; what is text, and how it is stored."""
+
+import codecs
+import hashlib
+import os
+import re
+import unicodedata
+from pathlib import Path
+from typing import NoReturn
+
+from app.errors import IngestError
+from app.ingest.document import Document, Results
+from app.ingest.split import first_heading
+
+_YAML_KEY = re.compile(r"[\w.-]+[ \t]*:(?:\s|$)")
+_YAML_TITLE = re.compile(r"title[ \t]*:[ \t]+(?![>|&*!{\[])(\S.*)")
+
+
+def read_plain(path: str, max_bytes: int) -> Results:
+    """The document of a text file; its title is the name of the file."""
+    yield file_document(path, "", load(path, max_bytes), max_bytes)
+
+
+def read_markdown(path: str, max_bytes: int) -> Results:
+    """The document of a Markdown file; its title is in front matter or the first heading."""
+    title, text = _front_matter(normal(load(path, max_bytes), max_bytes))
+    yield file_document(path, title or first_heading(text) or "", text, max_bytes)
+
+
+def _front_matter(text: str) -> tuple[str, str]:
+    """The title in a YAML block at the top ("" if none), and the text after the block.
+
+    A `---` that opens anything but YAML is a rule, and what follows it is text.
+    """
+    lines = text.split("\n", 1)
+    if lines[0] != "---" or len(lines) == 1:
+        return "", text
+    end = re.search(r"^(?:---|\.\.\.)$", lines[1], re.MULTILINE)
+    if end is None:
+        return "", text
+    block = lines[1][: end.start()].split("\n")
+    if not any(_YAML_KEY.match(line) for line in block):
+        return "", text
+    if any(line and line[0] not in " \t#-" and not _YAML_KEY.match(line) for line in block):
+        return "", text
+    titles = (_yaml_scalar(match[1]) for match in map(_YAML_TITLE.match, block) if match)
+    return next(titles, ""), lines[1][end.end() :]
+
+
+def _yaml_scalar(value: str) -> str:
+    quoted = re.match(r"""(["'])(.*)\1\s*(?:#.*)?$""", value)
+    if quoted:
+        return quoted[2].replace(quoted[1] * 2 if quoted[1] == "'" else '\\"', quoted[1])
+    return re.sub(r"(?:^|\s)#.*", "", value)
+
+
+def load(path: str, max_bytes: int) -> str:
+    """The text of a UTF-8 file, refused by its size before it is read."""
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > max_bytes + len(codecs.BOM_UTF8):
+            too_large(size, max_bytes)
+        data = file.read(max_bytes + len(codecs.BOM_UTF8) + 1)
+    return decode(data)
+
+
+def decode(data: bytes) -> str:
+    """The text of UTF-8 bytes, without a byte order mark. Raises IngestError."""
+    refuse_utf16(data)
+    try:
+        return data.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise IngestError(
+            f"byte {error.start} (0x{data[error.start]:02x}) is not UTF-8; save it as UTF-8"
+        ) from None
+
+
+def refuse_utf16(data: bytes) -> None:
+    """Raise IngestError for bytes that begin as UTF-16 or UTF-32 does."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise IngestError("is UTF-16 or UTF-32 text; save it as UTF-8")
+
+
+def normal(text: str, max_bytes: int) -> str:
+    """The text as it is stored: NFC, `\\n` line ends, no white space at a line's end."""
+    check_characters(text, "the text")
+    text = unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n"))
+    text = "\n".join(line.rstrip() for line in text.split("\n"))
+    if not text or text.isspace():
+        raise IngestError("is empty; there is no text in it")
+    size = len(text.encode("utf-8"))
+    if size > max_bytes:
+        too_large(size, max_bytes)
+    return text
+
+
+def check_characters(text: str, what: str) -> None:
+    """Refuse what Postgres cannot store."""
+    at = text.find("\0")
+    if at >= 0:
+        raise IngestError(f"{what} has a NUL at character {at}; remove it (is it a text file?)")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise IngestError(
+            f"{what} has half a surrogate pair at character {error.start}; remove it"
+        ) from None
+
+
+def file_document(path: str, title: str, text: str, max_bytes: int) -> Document:
+    """The document of a whole file: the id follows its real path, the title may be empty."""
+    real = Path(os.path.realpath(path)).as_posix()
+    digest = hashlib.sha1(real.encode("utf-8"), usedforsecurity=False).hexdigest()
+    title = one_line(title) or one_line(Path(path).stem)
+    return Document(f"f_{digest[:20]}", path, title, normal(text, max_bytes))
+
+
+def one_line(text: str) -> str:
+    """A title as it is stored: NFC, on one line."""
+    return unicodedata.normalize("NFC", " ".join(text.split()))
+
+
+def too_large(size: int, max_bytes: int) -> NoReturn:
+    """Raise the IngestError for a text of `size` bytes, which is over the limit."""
+    raise IngestError(
+        f"{size:,} bytes of text are more than the limit of {max_bytes:,};"
+        " split it, or raise MEMBANK_MAX_DOCUMENT_BYTES"
+    )

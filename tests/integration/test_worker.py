@@ -1,0 +1,142 @@
+"""The worker's loop with an encoder that fails on purpose: nothing lost, nobody held up."""
+
+from collections.abc import Sequence
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from app.bank import outbox
+from app.bank.outbox import Work
+from app.bank.session import Asker
+from app.errors import UnavailableError
+from app.settings import settings
+from tests.conftest import PROFILE, Company, administer, ask, change, encoded
+
+
+@pytest.fixture
+def tasks(database: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The worker's module, with the profile of the tests and no model."""
+    monkeypatch.setenv("MEMBANK_REDIS_URL", "redis://127.0.0.1:1/0")
+    settings.cache_clear()
+    import workers.tasks as module
+
+    fake = SimpleNamespace(id=PROFILE, chunk_tokens=128)
+    monkeypatch.setattr(module, "profile", lambda: fake)
+    monkeypatch.setattr(module, "encode", encode_unless("poison"))
+    return module
+
+
+def encode_unless(poison: str):  # type: ignore[no-untyped-def]
+    """An encoder that raises for a batch with a text that holds `poison`."""
+
+    def encode(work: Sequence[Work]) -> int:
+        done = 0
+        texts = {w.chunk: outbox.chunk_texts(w.tenant, [w]).get(w.chunk or 0) for w in work}
+        if any(body and poison in body for body in texts.values()):
+            raise RuntimeError("the encoder cannot take this")
+        for one in work:
+            if texts[one.chunk] is not None:
+                done += outbox.finish_encoding(one.tenant, PROFILE, [encoded(one)])
+        return done
+
+    return encode
+
+
+def due_now() -> None:
+    administer("UPDATE outbox SET not_before = now()")
+
+
+def test_one_poisonous_chunk_is_buried_with_its_reason_and_the_rest_is_done(
+    company: Company, tasks: ModuleType
+) -> None:
+    company.store("rules", "\n\n".join([*(f"rule {i}" for i in range(9)), "poison", "last rule"]))
+    for _ in range(settings().max_attempts):
+        tasks.drain()
+        due_now()
+    assert ask(Asker("admin"), "SELECT count(*) FROM memory_blob") == [(10,)]
+    assert ask(Asker("admin"), "SELECT count(*) FROM outbox") == [(0,)]
+    ((error, attempts, body),) = ask(
+        Asker("admin"),
+        "SELECT l.error, l.attempts, c.text FROM dead_letter l JOIN chunk c"
+        " ON c.tenant_id = l.tenant_id AND c.id = l.chunk_id",
+    )
+    assert error == "RuntimeError: the encoder cannot take this"
+    assert attempts == settings().max_attempts
+    assert body == "poison"
+
+
+def test_everything_but_the_poison_is_done_at_the_first_attempt(
+    company: Company, tasks: ModuleType
+) -> None:
+    company.store("rules", "\n\n".join(["poison", *(f"rule {i}" for i in range(20))]))
+    assert tasks.drain() == 20
+
+
+def test_a_chunk_that_kills_its_worker_each_time_is_buried(
+    company: Company, tasks: ModuleType
+) -> None:
+    company.store("rules", "one rule")
+    for _ in range(settings().max_attempts):  # claimed, then the process is gone
+        assert len(outbox.claim(PROFILE, 10, 30)) == 1
+        administer("UPDATE outbox SET lease_until = now() - interval '1 second'")
+    tasks.drain()
+    ((error,),) = ask(Asker("admin"), "SELECT error FROM dead_letter")
+    assert "worker died on every attempt" in error
+    assert ask(Asker("admin"), "SELECT count(*) FROM outbox") == [(0,)]
+
+
+def test_a_failure_that_passes_is_tried_again(
+    company: Company, tasks: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    company.store("rules", "poison for now")
+    assert tasks.drain() == 0
+    ((error, attempts),) = ask(Asker("admin"), "SELECT last_error, attempts FROM outbox")
+    assert (error, attempts) == ("RuntimeError: the encoder cannot take this", 1)
+    monkeypatch.setattr(tasks, "encode", encode_unless("nothing"))
+    due_now()
+    assert tasks.drain() == 1
+
+
+def test_a_database_that_goes_away_ends_the_task_and_blames_no_work(
+    company: Company, tasks: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(work: Sequence[Work]) -> int:
+        raise UnavailableError("Postgres does not answer")
+
+    company.store("rules", "a rule")
+    monkeypatch.setattr(tasks, "encode", away)
+    assert tasks.drain() == 0
+    assert ask(Asker("admin"), "SELECT last_error FROM outbox") == [(None,)]
+
+
+def test_a_worker_that_is_told_to_stop_takes_nothing_more(
+    company: Company, tasks: ModuleType
+) -> None:
+    company.store("rules", "a rule")
+    tasks.stopping.set()
+    try:
+        assert tasks.drain() == 0
+    finally:
+        tasks.stopping.clear()
+    assert ask(Asker("admin"), "SELECT attempts FROM outbox") == [(0,)]
+
+
+def test_leases_are_renewed_while_the_model_runs(
+    company: Company, tasks: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from app.local.processes import wait_until
+
+    monkeypatch.setenv("MEMBANK_LEASE_SECONDS", "2")
+    settings.cache_clear()
+    company.store("rules", "a slow rule")
+
+    def slow(work: Sequence[Work]) -> int:
+        ((before,),) = ask(Asker("admin"), "SELECT lease_until FROM outbox")
+        assert wait_until(
+            lambda: ask(Asker("admin"), "SELECT lease_until FROM outbox")[0][0] > before, 10
+        )
+        return outbox.finish_encoding(work[0].tenant, PROFILE, [encoded(work[0])])
+
+    monkeypatch.setattr(tasks, "encode", slow)
+    assert tasks.drain() == 1
+    assert change(Asker("admin"), "DELETE FROM outbox") == 0
