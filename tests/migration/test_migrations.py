@@ -1,0 +1,151 @@
+"""The way up, the way down, and two that go up at the same time."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psycopg
+import pytest
+from alembic import command
+from alembic.script import ScriptDirectory
+from sqlalchemy import create_engine, pool
+
+from app.addresses import database_url
+from app.bank import schema
+from app.local.postgres import EmbeddedPostgres
+from tests.conftest import copy_of
+
+ROOT = Path(__file__).parents[2]
+
+# Every object of ours by kind, name and definition.
+OBJECTS = """
+WITH ours AS (
+    SELECT c.* FROM pg_class c WHERE c.relnamespace = 'public'::regnamespace
+        AND c.relname NOT IN ('alembic_version', 'alembic_version_pkc')
+)
+SELECT 'relation', relname::text, concat_ws(' ', relkind, relrowsecurity, relforcerowsecurity,
+    (SELECT array_agg(a::text ORDER BY a::text) FROM unnest(relacl) a), reloptions::text)
+FROM ours
+UNION ALL
+SELECT 'column', attrelid::regclass || '.' || attname,
+    concat_ws(' ', format_type(atttypid, atttypmod), attnotnull, attidentity, attstorage)
+FROM pg_attribute JOIN ours o ON attrelid = o.oid WHERE attnum > 0
+UNION ALL
+SELECT 'constraint', conrelid::regclass || '.' || conname, pg_get_constraintdef(c.oid)
+FROM pg_constraint c JOIN ours o ON o.oid = conrelid
+UNION ALL
+SELECT 'index', indexrelid::regclass::text, pg_get_indexdef(indexrelid)
+FROM pg_index JOIN ours o ON o.oid = indrelid
+UNION ALL
+SELECT 'view', relname::text, pg_get_viewdef(oid) FROM ours WHERE relkind = 'v'
+UNION ALL
+SELECT 'policy', tablename || '.' || policyname,
+    concat_ws(' ', permissive, roles::text, cmd, qual, with_check)
+FROM pg_policies WHERE schemaname = 'public'
+UNION ALL
+SELECT 'trigger', tgname::text, concat_ws(' ', pg_get_triggerdef(t.oid), tgenabled)
+FROM pg_trigger t JOIN ours o ON o.oid = tgrelid WHERE NOT tgisinternal
+UNION ALL
+SELECT 'function', p.oid::regprocedure::text,
+    concat_ws(' ', pg_get_functiondef(p.oid), proacl::text)
+FROM pg_proc p WHERE pronamespace = 'public'::regnamespace
+    AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = p.oid AND d.deptype = 'e')
+UNION ALL
+SELECT 'type', typname::text, typtype::text FROM pg_type t
+WHERE typnamespace = 'public'::regnamespace AND typname !~ 'alembic_version'
+    AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid IN (t.oid, t.typelem) AND d.deptype = 'e')
+ORDER BY 1, 2, 3
+"""
+
+
+def objects(url: str) -> list[tuple[str, str, str]]:
+    with psycopg.connect(url) as connection:
+        return connection.execute(OBJECTS).fetchall()
+
+
+def downgrade(revision: str) -> None:
+    engine = create_engine(database_url("owner"), poolclass=pool.NullPool)
+    with engine.connect() as connection:
+        config = schema.alembic_config()
+        config.attributes["connection"] = connection
+        command.downgrade(config, revision)
+    engine.dispose()
+
+
+def start(url: str, *arguments: str) -> subprocess.Popen[str]:
+    """Python in the repository's root, with the database in its environment."""
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "MEMBANK_DATABASE_URL": url},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    """Its output, once it has ended with 0."""
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    return output
+
+
+def test_there_is_one_head_and_one_base() -> None:
+    script = ScriptDirectory.from_config(schema.alembic_config())
+    assert len(script.get_heads()) == 1
+    assert len(script.get_bases()) == 1
+
+
+def test_up_down_and_up_again_from_an_empty_database(empty_database: str) -> None:
+    assert objects(empty_database) == []
+    schema.provision()
+    whole = objects(empty_database)
+    assert {kind for kind, _, _ in whole} >= {"column", "function", "policy", "trigger", "view"}
+    schema.require_safe()
+    downgrade("base")
+    assert objects(empty_database) == []
+    schema.provision()
+    assert objects(empty_database) == whole
+
+
+def test_each_migration_undoes_itself(database: str) -> None:
+    for _ in ScriptDirectory.from_config(schema.alembic_config()).walk_revisions():
+        before = objects(database)
+        downgrade("-1")
+        assert objects(database) != before
+        schema.upgrade(database_url("owner"), "+1")
+        assert objects(database) == before
+        downgrade("-1")
+
+
+def test_up_at_head_changes_nothing(database: str) -> None:
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute("INSERT INTO tenant (name) VALUES ('harbor')")
+        before = objects(database)
+        for _ in range(2):
+            schema.provision()
+        assert objects(database) == before
+        assert connection.execute("SELECT name FROM tenant").fetchall() == [("harbor",)]
+
+
+@pytest.mark.parametrize("databases", [1, 2])
+def test_stacks_that_provision_one_server_at_the_same_time_both_succeed(
+    postgres: EmbeddedPostgres, template: str, empty_database: str, databases: int
+) -> None:
+    urls = [empty_database, empty_database if databases == 1 else copy_of(postgres, "template1")]
+    program = "from app.bank.schema import provision; provision()"
+    for process in [start(url, "-c", program) for url in urls]:
+        finish(process)
+    for url in urls:
+        assert objects(url)
+
+
+def test_alembic_upgrades_by_command_with_the_settings_of_the_environment(database: str) -> None:
+    whole = objects(database)
+    finish(start(database, "-m", "alembic", "downgrade", "base"))
+    assert objects(database) == []
+    finish(start(database, "-m", "alembic", "upgrade", "head"))
+    assert objects(database) == whole
+    assert "(head)" in finish(start(database, "-m", "alembic", "current"))
