@@ -311,8 +311,9 @@ class TestCatalogue:
     def test_what_breaks_a_rule_is_named(
         self, superuser: psycopg.Connection, statement: str, fault: str
     ) -> None:
-        superuser.execute(statement)
-        assert [found for found in faults(superuser) if found.startswith(fault)]
+        with superuser.transaction(force_rollback=True):
+            superuser.execute(statement)
+            assert [found for found in faults(superuser) if found.startswith(fault)]
 
 
 def faults(superuser: psycopg.Connection) -> list[str]:
@@ -443,6 +444,10 @@ class TestContext:
 
 
 class TestChecks:
+    @pytest.fixture
+    def database(self, own_database: str) -> str:
+        return own_database
+
     def bad(self) -> dict[str, str]:
         return {check.name: check.detail for check in schema.checks() if not check.good}
 

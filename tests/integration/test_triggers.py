@@ -139,6 +139,20 @@ def test_deleting_a_document_leaves_nothing_of_it(
     assert superuser.execute(counts).fetchone() == (1, 0, 0, 1, 0)
 
 
+def test_deleting_a_tenant_leaves_nothing_of_it(
+    split_document: Company, superuser: psycopg.Connection
+) -> None:
+    split_document.reader("hana", "hr")
+    split_document.store("late", "waits")
+    administer("DELETE FROM tenant WHERE id = :tenant", tenant=split_document.tenant)
+    tables = superuser.execute(
+        "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace"
+        " AND relkind = 'r' AND relname <> 'alembic_version'"
+    )
+    for (table,) in tables.fetchall():
+        assert superuser.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,), table
+
+
 @pytest.mark.parametrize("change", ["text = 'forged'", "hash = 'forged'"])
 def test_the_text_of_a_chunk_cannot_be_changed(split_document: Company, change: str) -> None:
     with pytest.raises(IntegrityError, match="text of a chunk never changes"):

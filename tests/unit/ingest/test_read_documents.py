@@ -12,7 +12,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.ingest import text
 from app.ingest.document import Document, Failure
 from app.ingest.read import read
 
@@ -167,7 +166,7 @@ def test_an_unreadable_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(text, "open", refuse, raising=False)
+    monkeypatch.setattr("app.ingest.text.open", refuse, raising=False)
     assert failure(path).startswith("cannot be read (Permission denied); check that it is there")
 
 
@@ -278,8 +277,8 @@ def docx_bytes(change: bytes = b"") -> bytes:
     made.add_paragraph("two", style="List Bullet")
     table = made.add_table(2, 2)
     for row, cells in enumerate((("item", "limit"), ("laptop", "2,000"))):
-        for column, text in enumerate(cells):
-            table.cell(row, column).text = text
+        for column, cell in enumerate(cells):
+            table.cell(row, column).text = cell
     made.save(buffer := io.BytesIO())
     if not change:
         return buffer.getvalue()
@@ -318,9 +317,9 @@ def pdf_bytes(pages: Sequence[bytes], extra: bytes = b"") -> bytes:
         b"<< /Type /Pages /Kids [%s] /Count %d >>" % (kids, len(pages)),
         b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica /Encoding /WinAnsiEncoding >>",
     ]
-    for number, text in enumerate(pages):
-        filtered = b"" if text else b" /Filter /NoSuchFilter"
-        stream = b"BT /F1 12 Tf 72 720 Td (%s) Tj ET" % text if text != b" " else b""
+    for number, page in enumerate(pages):
+        filtered = b"" if page else b" /Filter /NoSuchFilter"
+        stream = b"BT /F1 12 Tf 72 720 Td (%s) Tj ET" % page if page != b" " else b""
         objects.append(
             b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792]"
             b" /Resources << /Font << /F1 3 0 R >> >> /Contents %d 0 R >>" % (5 + 2 * number)
