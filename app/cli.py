@@ -217,7 +217,9 @@ def ingest(
     for failure in report.failed:
         place = "" if failure.error.startswith(failure.source) else f"{failure.source}: "
         console.complain(f"membank: {place}{failure.error}")
-    if report.failed:
+    if report.asleep:
+        console.complain(f"membank: {report.asleep}")
+    if report.failed or report.asleep:
         raise typer.Exit(1)
 
 
@@ -313,16 +315,32 @@ def demo() -> None:
 @app.command()
 def bench(
     name: Annotated[str, typer.Argument(help="ttft: first token of memory, RAG and closed book.")],
-    questions: Annotated[int, typer.Option("-n", help="Questions asked.")] = 20,
+    n: Annotated[int, typer.Option("-n", help="Questions asked.")] = 20,
     k: Annotated[int, typer.Option("-k", help="Memories per question.")] = 5,
+    questions: Annotated[
+        Path | None, typer.Option(help="JSONL with a `question` a line, instead of the sample's.")
+    ] = None,
+    tenant: Annotated[
+        str | None, typer.Option(help="With --bank and --as: a bank of the running stack.")
+    ] = None,
+    bank: Annotated[str | None, typer.Option(help="Default: sample handbooks of its own.")] = None,
+    principal: Annotated[str | None, typer.Option("--as", help="Principal who asks.")] = None,
     as_json: Json = False,
 ) -> None:
     """Measure, beside a peer, in one run."""
     if name != "ttft":
         raise UsageError(f"no benchmark is named {name!r}: ttft")
-    from benchmarks.ttft import run
+    from benchmarks import ttft
 
-    run(questions, k, as_json)
+    if tenant and bank and principal:
+        from app.answer.service import Reader
+
+        reader = Reader.of(tenant, bank, principal)
+        ttft.run_on(reader, ttft.questions_of(questions), n, k, as_json)
+    elif tenant or bank or principal:
+        raise UsageError("--tenant, --bank and --as go together; without them a sample is made")
+    else:
+        ttft.run_on_sample(ttft.questions_of(questions), n, k, as_json)
 
 
 def _made(value: dict[str, Any], line: str, as_json: bool) -> None:

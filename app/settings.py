@@ -58,7 +58,7 @@ class Settings(BaseSettings):
         description="Cosine below which a memory does not count as an answer's source.",
     )
     max_document_bytes: int = Field(
-        64_000_000, ge=1, description="Documents with more UTF-8 bytes of text are refused."
+        20_000_000, ge=1, description="Documents with more UTF-8 bytes of text are refused."
     )
     batch_tokens: int = Field(
         2048, ge=128, description="Tokens that a worker encodes in one model call."

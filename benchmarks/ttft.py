@@ -4,13 +4,16 @@ One process, the same model, passages and questions; embedding, search and load 
 modes take turns within each question, so that a disturbance of the machine meets all of them.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import median
 from typing import get_args
 
 from app import console
 from app.answer.service import Mode, Reader, ask
+from app.demo import sample
 from app.errors import UsageError
 
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -28,24 +31,41 @@ class Row:
     memory_tokens: float
 
 
-def run(questions: int, k: int, as_json: bool) -> None:
-    """Measure on the sample handbooks in a temporary stack and print the table."""
-    from app.demo.sample import BANK, fill, temporary_stack
-    from app.demo.sample import questions as sample
+def questions_of(file: Path | None) -> list[str]:
+    """The questions of a JSONL file, or of the sample handbooks.
 
-    if questions < 1:
-        raise UsageError("-n must be at least 1")
-    with temporary_stack(console.complain):
-        fill()
-        wanted = [q.question for q in sample()]
-        asked = [wanted[i % len(wanted)] for i in range(questions)]
-        rows = measure(Reader.of("northwind", BANK, "hana"), asked, k)
+    Raises UsageError that names the file when it holds none.
+    """
+    if file is None:
+        return [q.question for q in sample.questions()]
+    try:
+        lines = file.read_text().splitlines()
+        found = [str(json.loads(line)["question"]) for line in lines if line.strip()]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{file} is no JSONL file with a `question` a line: {error}") from None
+    if not found:
+        raise UsageError(f"{file} holds no questions")
+    return found
+
+
+def run_on_sample(questions: Sequence[str], n: int, k: int, as_json: bool) -> None:
+    """Measure on the sample handbooks in a temporary stack and print the table."""
+    with sample.temporary_stack(console.complain):
+        sample.fill()
+        run_on(Reader.of("northwind", sample.BANK, "hana"), questions, n, k, as_json)
+
+
+def run_on(reader: Reader, questions: Sequence[str], n: int, k: int, as_json: bool) -> None:
+    """Measure on a bank and print the table. `questions` are repeated up to `n`."""
+    if n < 1:
+        raise UsageError(f"-n is {n}: give at least 1")
+    rows = measure(reader, [questions[i % len(questions)] for i in range(n)], k)
     if as_json:
         console.print_json(
-            {"n": questions, "k": k, "modes": {mode: asdict(row) for mode, row in rows.items()}}
+            {"n": n, "k": k, "modes": {mode: asdict(row) for mode, row in rows.items()}}
         )
     else:
-        report(rows, k, questions)
+        report(rows, k, n)
 
 
 def measure(reader: Reader, questions: Sequence[str], k: int) -> dict[Mode, Row]:

@@ -98,6 +98,14 @@ def store(tenant: int, bank: int, draft: Draft, pieces: Sequence[Piece] | None) 
         row = connection.execute(_UPSERT, values).one()
         if pieces is None:
             return Stored("unchanged", 0)
+        # Against workers that write memories of these chunks now (see outbox._take).
+        connection.execute(
+            text(
+                "SELECT FROM document WHERE tenant_id = :tenant AND bank_id = :bank AND id = :id"
+                " FOR UPDATE"
+            ),
+            values,
+        )
         changed = _replace_chunks(connection, tenant, bank, draft.id, pieces)
         status = "new" if row.is_new else "changed" if changed else "unchanged"
         return Stored(status, len(pieces))
@@ -135,13 +143,6 @@ def apply_split(
     if held is None:
         return False
     _replace_chunks(connection, tenant, bank, document, pieces)
-    connection.execute(
-        text(
-            "DELETE FROM dead_letter WHERE tenant_id = :tenant AND bank_id = :bank"
-            " AND document_id = :id AND chunk_id IS NULL"
-        ),
-        {"tenant": tenant, "bank": bank, "id": document},
-    )
     connection.execute(
         text(
             "UPDATE document SET split_revision = :revision"

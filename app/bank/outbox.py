@@ -210,6 +210,21 @@ def release(work: Sequence[Work]) -> None:
 
 
 def _take(connection: Connection, tenant: int, work: Sequence[Work]) -> set[int]:
+    # A deletion locks the document before its rows here. So does this, or both could wait for
+    # each other. Edits may go on beside the writing of memories, but not beside a split.
+    lock = "UPDATE" if any(w.chunk is None for w in work) else "KEY SHARE"
+    connection.execute(
+        text(
+            "SELECT FROM document WHERE tenant_id = :tenant AND (bank_id, id) IN (SELECT * FROM"
+            " unnest(cast(:banks AS bigint[]), cast(:documents AS text[])))"
+            f" ORDER BY bank_id, id FOR {lock}"
+        ),
+        {
+            "tenant": tenant,
+            "banks": [w.bank for w in work],
+            "documents": [w.document for w in work],
+        },
+    )
     rows = connection.execute(
         text(
             "DELETE FROM outbox WHERE tenant_id = :tenant AND id = ANY(:ids)"

@@ -8,12 +8,15 @@ from typing import Any
 
 from app import console
 from app.access.tenants import Bank, add_bank, add_tenant, checked_access, find_bank, tenant_id
-from app.errors import NotFoundError, UsageError
+from app.broker import require_broker
+from app.errors import NotFoundError, UnavailableError, UsageError
 from app.ingest.document import Document, Failure
 from app.ingest.service import Ingested, ingest
 from app.ingest.wait import Progress, failures, wait
 from app.runtime import count_tokens, profile
 from app.settings import settings
+
+_SILENCE = 60.0
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,8 @@ class Report:
     memories: int
     pending: int
     seconds: float
+    asleep: str | None = None
+    """Why nobody is woken to encode what was stored, if so."""
 
     def json(self) -> dict[str, Any]:
         bad = {failure.source for failure in self.failed}
@@ -82,12 +87,12 @@ def run(
             (documents if isinstance(result, Ingested) else failed).append(result)  # type: ignore[arg-type]
             bar.update(task, completed=len(documents) + len(failed))
         bar.update(task, total=len(documents) + len(failed))
-    last = _encoded(documents) if until_encoded else next(wait(documents))
+    asleep = _asleep() if documents else None
+    last = _encoded(documents) if until_encoded and not asleep else next(wait(documents))
     if until_encoded:
         failed.extend(failures(documents))
-    return Report(
-        documents, failed, last.chunks, last.memories, last.pending, time.monotonic() - started
-    )
+    seconds = time.monotonic() - started
+    return Report(documents, failed, last.chunks, last.memories, last.pending, seconds, asleep)
 
 
 class _Routes:
@@ -127,9 +132,18 @@ class _Routes:
             return add_bank(tenant, self._bank, profile().id, profile().json())
 
 
+def _asleep() -> str | None:
+    try:
+        require_broker()
+    except UnavailableError as error:
+        return f"{error}; what was stored waits in the outbox and nothing is lost"
+    return None
+
+
 def _encoded(documents: Sequence[Ingested]) -> Progress:
     """Wait with a bar. Ctrl-C ends the waiting, not the work."""
     started, first = time.monotonic(), -1
+    last, moved = -1, started
     now = Progress(0, 0, 0, 0)
     try:
         with console.progress() as bar:
@@ -137,6 +151,13 @@ def _encoded(documents: Sequence[Ingested]) -> Progress:
             for now in wait(documents):
                 first = now.memories if first < 0 else first
                 rate = (now.memories - first) / max(time.monotonic() - started, 1e-9)
+                moved = time.monotonic() if now.memories != last else moved
+                last = now.memories
+                if time.monotonic() - moved > _SILENCE:
+                    moved = time.monotonic()
+                    bar.console.print(
+                        f"nothing encoded for {_SILENCE:.0f} s: does a worker run? membank status"
+                    )
                 bar.update(
                     task, completed=now.memories, total=max(now.chunks, 1), rate=f"{rate:.1f}/s"
                 )

@@ -9,6 +9,7 @@ from sqlalchemy import URL
 
 from app.addresses import database_url, redis_url
 from app.bank import schema
+from app.broker import require_broker
 from app.errors import MembankError, UnavailableError
 from app.local.files import private_folder
 from app.local.postgres import EmbeddedPostgres
@@ -48,6 +49,7 @@ class Stack:
             if server is not None:
                 process = server.start()
                 done.append(Step(server.name, f"pid {process.pid}"))
+        require_broker()
         schema.provision()
         schema.require_safe()
         done.append(Step("migrations", "at head"))

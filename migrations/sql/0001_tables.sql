@@ -96,6 +96,7 @@ CREATE TABLE chunk (
     end_at      integer NOT NULL,
     hash        text NOT NULL,
     PRIMARY KEY (tenant_id, id),
+    UNIQUE (tenant_id, bank_id, document_id, id),
     FOREIGN KEY (tenant_id, bank_id, document_id)
         REFERENCES document (tenant_id, bank_id, id) ON DELETE CASCADE ON UPDATE CASCADE
 );
@@ -113,7 +114,9 @@ CREATE TABLE memory_key (
     embedding   halfvec NOT NULL,
     encoded_at  timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (tenant_id, chunk_id, profile_id),
-    FOREIGN KEY (tenant_id, chunk_id) REFERENCES chunk (tenant_id, id) ON DELETE CASCADE
+    -- With the document, since it decides who may read: it stays the chunk's also when renamed.
+    FOREIGN KEY (tenant_id, bank_id, document_id, chunk_id)
+        REFERENCES chunk (tenant_id, bank_id, document_id, id) ON DELETE CASCADE ON UPDATE CASCADE
 );
 CREATE INDEX memory_key_bank ON memory_key (tenant_id, bank_id, profile_id);
 COMMENT ON TABLE memory_key IS 'What a chunk is found by. Rows are written once.';

@@ -26,6 +26,10 @@ BEGIN
     SET revision = excluded.revision, profile_id = excluded.profile_id, attempts = 0,
         not_before = now(), lease_token = NULL, lease_until = NULL, last_error = NULL
     WHERE outbox.revision <> excluded.revision;
+    -- A split that failed for good is over: the document is split by now, or waits for it again.
+    DELETE FROM dead_letter l USING changed d
+    WHERE l.tenant_id = d.tenant_id AND l.bank_id = d.bank_id AND l.document_id = d.id
+        AND l.chunk_id IS NULL;
     RETURN NULL;
 END $$;
 

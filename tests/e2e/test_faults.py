@@ -156,8 +156,11 @@ def test_valkey_down_loses_nothing(stack: Stack, bank: Reader, tmp_path: Path) -
     kill(stack, "valkey")
     file = tmp_path / "pool.md"
     file.write_text("# Pool\n\nThe pool opens at seven.\n")
-    report = ingest([file], "fault", "handbook", None, False, False)
+    report = ingest([file], "fault", "handbook", None, False, True)
     assert (len(report.documents), report.pending) == (1, 1)
+    assert report.asleep is not None
+    assert "Valkey at 127.0.0.1" in report.asleep
+    assert "nothing is lost" in report.asleep
     stack.servers()
     assert settled()
     assert "seven" in ask(bank, "When does the pool open?").answer

@@ -1,0 +1,245 @@
+"""The deployment files say what the program says: settings, entry points, steps, secrets."""
+
+import re
+import shlex
+import tomllib
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic.fields import FieldInfo
+
+from app.local.stack import SERVICES
+from app.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+FIELDS = {f"MEMBANK_{name.upper()}": field for name, field in Settings.model_fields.items()}
+# `NAME=value`, or `# NAME=` for what has no default.
+LINE = re.compile(r"(# )?([A-Z][A-Z0-9_]*)=(.*)")
+NEEDED = re.compile(r"\$\{([A-Z_]+):\?[^}]+\}")
+
+
+def text_of(name: str) -> str:
+    return (ROOT / name).read_text()
+
+
+def variables(text: str) -> set[str]:
+    return set(re.findall(r"\bMEMBANK_[A-Z_]*[A-Z]\b", text))
+
+
+def env_example() -> dict[str, tuple[str | None, str]]:
+    """Name -> default (None for a line that is commented out) and the comment above it."""
+    entries: dict[str, tuple[str | None, str]] = {}
+    comment: list[str] = []
+    for line in text_of(".env.example").splitlines():
+        entry = LINE.fullmatch(line)
+        if entry:
+            assert entry[2] not in entries, f"{entry[2]} stands twice"
+            entries[entry[2]] = (None if entry[1] else entry[3], " ".join(comment))
+        if line.startswith("#") and not entry:
+            comment.append(line.removeprefix("#").strip())
+        else:
+            comment = []
+    return entries
+
+
+def own_entries() -> dict[str, tuple[str | None, str]]:
+    return {name: e for name, e in env_example().items() if name.startswith("MEMBANK_")}
+
+
+def compose() -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load(text_of("docker-compose.yml"))
+    return loaded
+
+
+def instructions() -> list[str]:
+    """The Dockerfile's instructions, each in one line, without comments."""
+    lines = [line for line in text_of("Dockerfile").splitlines() if not line.startswith("#")]
+    joined = "\n".join(lines).replace("\\\n", " ")
+    return [" ".join(line.split()) for line in joined.splitlines() if line.strip()]
+
+
+def written(field: FieldInfo) -> str | None:
+    return None if field.default is None else str(field.default)
+
+
+def test_env_example_has_every_setting_in_order_and_no_other() -> None:
+    assert list(own_entries()) == list(FIELDS)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_env_example_gives_default_and_sentence_of_a_setting(name: str) -> None:
+    default, comment = own_entries()[name]
+    assert default == written(FIELDS[name])
+    assert comment == FIELDS[name].description
+    assert comment.endswith(".")
+
+
+def test_env_example_is_read_as_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in FIELDS:
+        monkeypatch.delenv(name, raising=False)
+    example = ROOT / ".env.example"
+    assert Settings(_env_file=example) == Settings(_env_file=None)
+
+
+def test_env_example_names_what_the_compose_file_asks_for_and_gives_no_secret() -> None:
+    others = {name: e for name, e in env_example().items() if name not in FIELDS}
+    assert set(NEEDED.findall(text_of("docker-compose.yml"))) <= set(others)
+    assert all(default is None and comment for default, comment in others.values())
+    assert re.findall(r"^# [A-Z_]*PASSWORD=(.+)", text_of(".env.example"), re.MULTILINE) == []
+
+
+@pytest.mark.parametrize("file", ["docker-compose.yml", "Dockerfile", ".env.example"])
+def test_no_file_names_a_variable_that_settings_do_not_know(file: str) -> None:
+    assert variables(text_of(file)) - {"MEMBANK_"} <= set(FIELDS)
+
+
+def test_reference_has_one_row_for_every_setting() -> None:
+    rows = [
+        [cell.strip() for cell in line.strip("|").split(" | ")]
+        for line in text_of("docs/reference/settings.md").splitlines()
+        if line.startswith("| `MEMBANK_")
+    ]
+    expected = [
+        [f"`{name}`", f"`{field.default}`" if written(field) else "none", field.description]
+        for name, field in FIELDS.items()
+    ]
+    assert [[name, default, told] for name, default, _, told in rows] == expected
+
+
+@pytest.mark.parametrize("page", ["docs/production.md", "docs/reference/settings.md"])
+def test_pages_name_no_variable_that_settings_do_not_know(page: str) -> None:
+    assert variables(text_of(page)) <= set(FIELDS)
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_compose_runs_the_entry_points_of_the_local_stack(service: str) -> None:
+    assert compose()["services"][service]["command"] == ["python", "-m", SERVICES[service]]
+
+
+def test_migrate_runs_the_command_once_and_everything_waits_for_it() -> None:
+    services = compose()["services"]
+    assert services["migrate"]["command"] == ["membank", "migrate"]
+    assert services["migrate"]["restart"] == "no"
+    assert services["migrate"]["depends_on"] == {"postgres": {"condition": "service_healthy"}}
+    for name in SERVICES:
+        assert services[name]["depends_on"] == {
+            "postgres": {"condition": "service_healthy"},
+            "valkey": {"condition": "service_healthy"},
+            "migrate": {"condition": "service_completed_successfully"},
+        }
+
+
+def test_every_lasting_service_restarts_and_every_server_has_a_health_check() -> None:
+    services = compose()["services"]
+    assert set(services) == {"postgres", "valkey", "migrate", *SERVICES}
+    for name in set(services) - {"migrate"}:
+        assert services[name]["restart"] == "unless-stopped", name
+    assert services["postgres"]["healthcheck"]["test"][:2] == ["CMD", "pg_isready"]
+    assert services["valkey"]["healthcheck"]["test"] == ["CMD", "valkey-cli", "ping"]
+    assert services["worker"]["stop_grace_period"] == "60s"
+
+
+def test_servers_keep_their_data_in_volumes_and_publish_no_port() -> None:
+    loaded = compose()
+    services = loaded["services"]
+    mounts = {
+        name: service["volumes"] for name, service in services.items() if "volumes" in service
+    }
+    assert mounts == {
+        "postgres": ["postgres:/var/lib/postgresql"],
+        "valkey": ["valkey:/data"],
+        "migrate": ["models:/models"],
+        "worker": ["models:/models"],
+    }
+    assert set(loaded["volumes"]) == {mount.split(":")[0] for m in mounts.values() for mount in m}
+    assert not [name for name, service in services.items() if "ports" in service]
+
+
+def test_valkey_keeps_what_it_holds_and_evicts_nothing() -> None:
+    words = compose()["services"]["valkey"]["command"]
+    options = dict(zip(words[1::2], words[2::2], strict=True))
+    assert words[0] == "valkey-server"
+    assert options["--appendonly"] == "yes"
+    assert options["--maxmemory-policy"] == "noeviction"
+
+
+def test_only_the_migration_gets_an_administrator_url() -> None:
+    services = compose()["services"]
+    for name in SERVICES:
+        urls = {key for key in services[name]["environment"] if key.endswith("DATABASE_URL")}
+        assert urls == {"MEMBANK_WORKER_DATABASE_URL"}
+        assert "POSTGRES_PASSWORD" not in str(services[name])
+        assert not {"env_file", "privileged", "user"} & set(services[name])
+    assert "MEMBANK_DATABASE_URL" in services["migrate"]["environment"]
+
+
+def test_no_password_is_written_into_the_compose_file() -> None:
+    text = "\n".join(
+        line for line in text_of("docker-compose.yml").splitlines() if line.strip()[:1] != "#"
+    )
+    assert set(NEEDED.findall(text)) == {"POSTGRES_PASSWORD", "WORKER_PASSWORD"}
+    # A password without a default: every use stops when it is missing.
+    without = NEEDED.sub("", text)
+    assert re.findall(r"\$\{?[A-Z_]*PASSWORD", without) == []
+    passwords = [p for _, p in re.findall(r"://([^:/@\s]*):(.*?)@", text)]
+    assert len(passwords) == 2
+    assert all(NEEDED.fullmatch(password) for password in passwords)
+    values = [line.split(":", 1)[1] for line in text.splitlines() if "POSTGRES_PASSWORD:" in line]
+    assert values
+    assert all("${" in value for value in values)
+
+
+def test_dockerfile_installs_what_the_makefile_installs() -> None:
+    installed = [
+        shlex.split(line.removeprefix("RUN pip install "))
+        for line in instructions()
+        if line.startswith("RUN pip install ")
+    ]
+    assert all(words[:3] == ["$PIP_ARGS", "-c", "constraints.txt"] for words in installed)
+    setup = [
+        shlex.split(line.strip().removeprefix("$(PIP) "))
+        for line in text_of("Makefile").splitlines()
+        if line.strip().startswith("$(PIP) ")
+    ]
+    assert "-c constraints.txt" in text_of("Makefile")
+    torch, models, package = (words[3:] for words in installed)
+    assert torch in setup
+    assert models in setup
+    # The package itself: neither editable, nor with servers and tools.
+    assert package == ["."]
+    assert f"{torch[0]}\n" in text_of("constraints.txt")
+
+
+def test_dockerfile_names_no_index_and_runs_as_an_ordinary_user() -> None:
+    lines = instructions()
+    assert lines[0] == "FROM python:3.11-slim"
+    assert 'ARG PIP_ARGS=""' in lines
+    assert "://" not in text_of("Dockerfile")
+    users = [line for line in lines if line.startswith("USER ")]
+    assert users == ["USER membank"]
+    assert lines.index(users[0]) > max(
+        i for i, line in enumerate(lines) if line.startswith(("RUN ", "COPY "))
+    )
+    # Without an entry point the commands of the compose file run as they stand there.
+    assert not [line for line in lines if line.startswith("ENTRYPOINT")]
+    assert lines[-1] == 'CMD ["membank", "--help"]'
+
+
+def test_dockerfile_copies_every_package_and_the_ignore_file_lets_it_pass() -> None:
+    copied = {
+        source
+        for line in instructions()
+        if line.startswith("COPY ")
+        for source in line.split()[1:-1]
+    }
+    project = tomllib.loads(text_of("pyproject.toml"))
+    packages = project["tool"]["setuptools"]["packages"]["find"]["include"]
+    expected = {name.rstrip("*") for name in packages}
+    assert copied == expected | {"constraints.txt", "pyproject.toml", project["project"]["readme"]}
+    rules = [r for r in text_of(".dockerignore").splitlines() if r and not r.startswith("#")]
+    assert rules[0] == "*"
+    assert {rule[1:] for rule in rules if rule.startswith("!")} == copied
+    assert not [rule for rule in rules[1:] for path in copied if fnmatch(path, rule)]
