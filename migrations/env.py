@@ -11,7 +11,7 @@ from app.addresses import database_url
 
 # Waiting DDL blocks every later reader of its table, so it gives up soon; two upgrades at a time
 # would both find the old revision, so they take turns.
-_LIMITS = "SET lock_timeout = '5s'; SELECT pg_advisory_lock(727266);"
+_LIMITS = "SELECT pg_advisory_lock(727266); SET lock_timeout = '5s'"
 
 
 def run(connection: Connection) -> None:

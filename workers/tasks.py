@@ -50,20 +50,23 @@ def drain() -> int:
 
 
 def _process(work: Sequence[Work]) -> int:
-    done = 0
+    """Do what is new together, then one of those that failed before, by itself.
+
+    The others that failed before go back untouched: if this one kills the process, the blame for
+    it is its own.
+    """
+    done, limit = 0, settings().max_attempts
+    fresh = [w for w in work if w.attempts == 1]
+    again = [w for w in work if 1 < w.attempts <= limit]
     with _held(work):
-        for one in work:
-            if one.attempts > settings().max_attempts:  # each earlier try killed its worker
-                _fail(one, MembankError("the worker died on every attempt"))
-            elif one.chunk is None:
-                done += _try(split, [one])
-        chunks = [w for w in work if w.chunk is not None and w.attempts <= settings().max_attempts]
-        # Work that has failed before may be what breaks a batch, so it goes alone.
-        fresh = [w for w in chunks if w.attempts == 1]
-        done += _try(encode, fresh) if fresh else 0
-        for one in chunks:
-            if one.attempts > 1:
-                done += _try(encode, [one])
+        for one in (w for w in work if w.attempts > limit):
+            _fail(one, MembankError("the worker died on every attempt"))
+        if again[1:]:
+            outbox.release(again[1:])
+        for one in [w for w in fresh if w.chunk is None] + again[:1]:
+            done += _try(split if one.chunk is None else encode, [one])
+        chunks = [w for w in fresh if w.chunk is not None]
+        done += _try(encode, chunks) if chunks else 0
     return done
 
 

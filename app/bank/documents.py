@@ -69,11 +69,13 @@ _UPSERT = text(
     "INSERT INTO document AS d (tenant_id, bank_id, id, source, title, text, access, metadata,"
     " content_hash, split_revision)"
     " VALUES (:tenant, :bank, :id, :source, :title, :text,"
-    " coalesce(cast(:access AS text[]), '{everyone}'), :metadata, '', 1)"
+    " coalesce(cast(:access AS text[]), '{everyone}'), :metadata, '', cast(:with_pieces AS int))"
     " ON CONFLICT (tenant_id, bank_id, id) DO UPDATE SET source = excluded.source,"
     " title = excluded.title, text = excluded.text, metadata = excluded.metadata,"
     " access = coalesce(cast(:access AS text[]), d.access),"
-    " split_revision = d.revision + (d.title <> excluded.title OR d.text <> excluded.text)::int"
+    " split_revision = CASE WHEN :with_pieces THEN"
+    " d.revision + (d.title <> excluded.title OR d.text <> excluded.text)::int"
+    " ELSE d.split_revision END"
     " RETURNING revision, (xmax = 0) AS is_new"
 ).bindparams(bindparam("metadata", type_=JSONB))
 
@@ -82,7 +84,7 @@ def store(tenant: int, bank: int, draft: Draft, pieces: Sequence[Piece] | None) 
     """Write a document and its chunks in one transaction; triggers queue what is to be encoded.
 
     `pieces` None says that title and text are those already stored: only list, source and
-    metadata are written, and nothing is queued.
+    metadata change, and nothing is queued. If they are others by now, a worker splits them.
     """
     values = {
         "tenant": tenant,
@@ -93,6 +95,7 @@ def store(tenant: int, bank: int, draft: Draft, pieces: Sequence[Piece] | None) 
         "text": draft.text,
         "access": None if draft.access is None else list(draft.access),
         "metadata": draft.metadata,
+        "with_pieces": pieces is not None,
     }
     with transaction(Asker("worker", tenant)) as connection:
         row = connection.execute(_UPSERT, values).one()

@@ -198,15 +198,26 @@ def fail(work: Work, error: str, max_attempts: int) -> bool:
 
 
 def release(work: Sequence[Work]) -> None:
-    """Hand work back untouched, as a worker does that is told to stop."""
+    """Hand work back as if it had never been leased."""
     with transaction(Asker("worker")) as connection:
         connection.execute(
             text(
                 "UPDATE outbox SET lease_token = NULL, lease_until = NULL, attempts = attempts - 1"
-                " WHERE lease_token = ANY(:tokens)"
+                " WHERE lease_token = ANY(:tokens) AND tenant_id = ANY(:tenants) AND id = ANY(:ids)"
             ),
-            {"tokens": list({w.token for w in work})},
+            {
+                "tokens": list({w.token for w in work}),
+                "tenants": list({w.tenant for w in work}),
+                "ids": [w.id for w in work],
+            },
         )
+
+
+_LOCK_DOCUMENTS = (
+    "SELECT FROM document WHERE tenant_id = :tenant AND (bank_id, id) IN"
+    " (SELECT * FROM unnest(cast(:banks AS bigint[]), cast(:documents AS text[])))"
+    " ORDER BY bank_id, id FOR "
+)
 
 
 def _take(connection: Connection, tenant: int, work: Sequence[Work]) -> set[int]:
@@ -214,11 +225,7 @@ def _take(connection: Connection, tenant: int, work: Sequence[Work]) -> set[int]
     # each other. Edits may go on beside the writing of memories, but not beside a split.
     lock = "UPDATE" if any(w.chunk is None for w in work) else "KEY SHARE"
     connection.execute(
-        text(
-            "SELECT FROM document WHERE tenant_id = :tenant AND (bank_id, id) IN (SELECT * FROM"
-            " unnest(cast(:banks AS bigint[]), cast(:documents AS text[])))"
-            f" ORDER BY bank_id, id FOR {lock}"
-        ),
+        text(_LOCK_DOCUMENTS + lock),
         {
             "tenant": tenant,
             "banks": [w.bank for w in work],

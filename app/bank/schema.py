@@ -17,6 +17,9 @@ from app.errors import MembankError, UnavailableError
 
 _LEAST_POSTGRES, _LEAST_PGVECTOR = 160_000, (0, 8, 4)
 _ROOT = Path(__file__).parents[2]
+# Roles belong to the server, advisory locks to a database: whoever provisions another database
+# may alter or create the same role. "tuple concurrently updated", unique and duplicate names.
+_RACES = ("XX000", "23505", "42710")
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ def provision() -> None:
             connection.execute(text("SELECT pg_advisory_lock(727267)"))
             for role in ROLES:
                 _ensure_role(connection, role)
-            connection.execute(text("CREATE EXTENSION IF NOT EXISTS vector"))
+            _ensure_pgvector(connection)
             connection.exec_driver_sql(
                 f"GRANT CREATE, USAGE ON SCHEMA public TO {role_name('owner')}"
             )
@@ -55,7 +58,15 @@ def upgrade(url: URL, revision: str = "head") -> None:
     with _connected(url) as connection:
         config = alembic_config()
         config.attributes["connection"] = connection
-        command.upgrade(config, revision)
+        try:
+            command.upgrade(config, revision)
+        except OperationalError as error:
+            if getattr(error.orig, "sqlstate", None) != "55P03":
+                raise
+            raise MembankError(
+                "a migration waited 5 seconds for a table that others use, and gave up unchanged:"
+                " run membank migrate again, at a quieter time"
+            ) from error
 
 
 def alembic_config() -> Config:
@@ -116,21 +127,36 @@ class _Opened:
 
 def _ensure_role(connection: Connection, role: Role) -> None:
     name, password = role_name(role), database_url(role).password
-    exists = connection.execute(
-        text("SELECT 1 FROM pg_roles WHERE rolname = :name"), {"name": name}
-    ).scalar()
-    statement = sql.SQL("{verb} ROLE {name} LOGIN NOSUPERUSER NOBYPASSRLS").format(
-        verb=sql.SQL("ALTER" if exists else "CREATE"), name=sql.Identifier(name)
-    )
-    if password:
-        statement += sql.SQL(" PASSWORD {}").format(sql.Literal(str(password)))
-    driver = driver_of(connection)
+    for attempts_left in reversed(range(5)):
+        exists = connection.execute(
+            text("SELECT 1 FROM pg_roles WHERE rolname = :name"), {"name": name}
+        ).scalar()
+        # A new role is no superuser and bound by policies; `checks` looks at one that was there.
+        statement = sql.SQL("{verb} ROLE {name} LOGIN").format(
+            verb=sql.SQL("ALTER" if exists else "CREATE"), name=sql.Identifier(name)
+        )
+        if password:
+            statement += sql.SQL(" PASSWORD {}").format(sql.Literal(str(password)))
+        try:
+            driver_of(connection).execute(statement)
+            return
+        except Exception as error:
+            if attempts_left and getattr(error, "sqlstate", None) in _RACES:
+                continue
+            raise MembankError(
+                f"role {name} cannot be made: {str(error).strip()}; give an administrator"
+                " (CREATEROLE) in MEMBANK_DATABASE_URL, or make the four roles by hand and set"
+                " their URLs"
+            ) from None
+
+
+def _ensure_pgvector(connection: Connection) -> None:
     try:
-        driver.execute(statement)
-    except Exception as error:
+        connection.execute(text("CREATE EXTENSION IF NOT EXISTS vector"))
+    except ProgrammingError as error:
         raise MembankError(
-            f"role {name} cannot be made: {str(error).strip()}; give an administrator (CREATEROLE)"
-            " in MEMBANK_DATABASE_URL, or make the four roles by hand and set their URLs"
+            f"pgvector cannot be made in this database: {str(error.orig).strip()}; let a superuser"
+            " run CREATE EXTENSION vector in it, then start again"
         ) from None
 
 

@@ -114,6 +114,21 @@ class TestStore:
         assert chunks(superuser) == before
         assert superuser.execute("SELECT count(*) FROM outbox").fetchone() == (0,)
 
+    def test_without_pieces_a_text_that_was_edited_or_deleted_meanwhile_is_split_again(
+        self, company: Company, superuser: psycopg.Connection
+    ) -> None:
+        """Between known_hash and store an administrator may come, and a worker after them."""
+        draft = Draft("d", "d.md", "Title", text_of(FIVE), None, {})
+        for meanwhile in ("UPDATE document SET text = 'by hand'", "DELETE FROM document"):
+            company.store("d", text_of(FIVE))
+            administer(meanwhile)
+            work_off()
+            documents.store(company.tenant, company.bank.id, draft, None)
+            work_off()
+            assert list(chunks(superuser)) == FIVE, meanwhile
+            row = superuser.execute("SELECT revision = split_revision FROM document").fetchone()
+            assert row == (True,), meanwhile
+
     @pytest.mark.parametrize("listed", [["group:hr"], ["principal:a", "everyone"], []])
     def test_without_a_list_keeps_the_one_that_is_there(
         self, company: Company, superuser: psycopg.Connection, listed: list[str]

@@ -85,6 +85,38 @@ def test_a_chunk_that_kills_its_worker_each_time_is_buried(
     assert ask(Asker("admin"), "SELECT count(*) FROM outbox") == [(0,)]
 
 
+def test_the_neighbours_of_a_chunk_that_kills_its_worker_are_not_blamed(
+    company: Company, tasks: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        """Ends the process: nothing in the worker may catch it."""
+
+    honest = tasks.encode
+
+    def deadly(work: Sequence[Work]) -> int:
+        if any(outbox.chunk_texts(w.tenant, [w]).get(w.chunk or 0) == "killer" for w in work):
+            raise Killed
+        return int(honest(work))
+
+    monkeypatch.setattr(tasks, "encode", deadly)
+    company.store("rules", "\n\n".join([*(f"rule {i}" for i in range(5)), "killer", "a", "b"]))
+    deaths = 0
+    while ask(Asker("admin"), "SELECT count(*) FROM outbox") != [(0,)]:
+        try:
+            tasks.drain()
+        except Killed:
+            deaths += 1
+        administer(
+            "UPDATE outbox SET lease_until = now() - interval '1 second', not_before = now()"
+        )
+    assert deaths == settings().max_attempts
+    assert ask(Asker("admin"), "SELECT count(*) FROM memory_blob") == [(7,)]
+    ((body,),) = ask(
+        Asker("admin"), "SELECT c.text FROM dead_letter l JOIN chunk c ON c.id = l.chunk_id"
+    )
+    assert body == "killer"
+
+
 def test_a_failure_that_passes_is_tried_again(
     company: Company, tasks: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psycopg
@@ -14,7 +15,7 @@ from sqlalchemy import create_engine, pool
 from app.addresses import database_url
 from app.bank import schema
 from app.local.postgres import EmbeddedPostgres
-from tests.conftest import copied
+from app.local.processes import wait_until
 
 ROOT = Path(__file__).parents[2]
 PROVISION = "from app.bank.schema import provision; provision()"
@@ -91,10 +92,10 @@ def start(url: str, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def finish(process: subprocess.Popen[str]) -> str:
-    """Its output, once it has ended with 0."""
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, output
+def finish(*processes: subprocess.Popen[str]) -> str:
+    """What they wrote, once all have ended with 0."""
+    output = "".join([process.communicate(timeout=60)[0] for process in processes])
+    assert [process.returncode for process in processes] == [0] * len(processes), output
     return output
 
 
@@ -139,19 +140,30 @@ def test_up_at_head_changes_nothing(database: str) -> None:
 def test_two_that_provision_one_database_at_the_same_time_both_succeed(
     template: str, empty_database: str
 ) -> None:
-    for process in [start(empty_database, "-c", PROVISION) for _ in range(2)]:
-        finish(process)
+    finish(*[start(empty_database, "-c", PROVISION) for _ in range(2)])
     schema.require_safe()
 
 
-def test_two_that_provision_databases_of_one_server_at_the_same_time_both_succeed(
+def test_provisioning_gets_over_a_role_that_another_databases_provisioning_alters(
     postgres: EmbeddedPostgres, template: str, empty_database: str
 ) -> None:
-    """Roles belong to the server, so both alter the same ones."""
-    with copied(postgres, "template1") as other:
-        for process in [start(url, "-c", PROVISION) for url in (empty_database, other)]:
-            finish(process)
-        assert objects(empty_database) == objects(other) != []
+    """Roles belong to the server, and Postgres lets only one of two alter a role at a time."""
+    waiting = (
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE query LIKE 'ALTER ROLE%' AND wait_event_type = 'Lock'"
+    )
+
+    def waits() -> bool:
+        with psycopg.connect(empty_database) as connection:
+            return connection.execute(waiting).fetchone() == (1,)
+
+    with psycopg.connect(postgres.url) as other, ThreadPoolExecutor(1) as pool:
+        other.execute("ALTER ROLE membank_worker NOSUPERUSER")
+        provisioned = pool.submit(schema.provision)
+        assert wait_until(waits, 10.0)
+        other.commit()
+        provisioned.result()
+    schema.require_safe()
 
 
 def test_alembic_upgrades_by_command_with_the_settings_of_the_environment(database: str) -> None:
