@@ -63,10 +63,12 @@ def _process(work: Sequence[Work]) -> int:
             _fail(one, MembankError("the worker died on every attempt"))
         if again[1:]:
             outbox.release(again[1:])
-        for one in [w for w in fresh if w.chunk is None] + again[:1]:
-            done += _try(split if one.chunk is None else encode, [one])
+        for one in (w for w in fresh if w.chunk is None):
+            done += _try(split, [one])
         chunks = [w for w in fresh if w.chunk is not None]
         done += _try(encode, chunks) if chunks else 0
+        for one in again[:1]:
+            done += _try(split if one.chunk is None else encode, [one])
     return done
 
 
