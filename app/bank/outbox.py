@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pgvector import HalfVector
 from sqlalchemy import Connection, text
 
 from app.bank.session import Asker, transaction
@@ -136,7 +137,7 @@ def finish_encoding(tenant: int, profile: str, done: Sequence[Encoded]) -> int:
                 "profile": profile,
                 "bank": memory.work.bank,
                 "document": memory.work.document,
-                "embedding": "[" + ",".join(f"{x:.6g}" for x in memory.embedding) + "]",
+                "embedding": HalfVector(memory.embedding).to_text(),
                 "sha256": memory.sha256,
                 "payload": memory.payload,
             }

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pgvector import HalfVector
 from sqlalchemy import text
 
 from app.bank.session import Asker, driver_of, transaction
@@ -47,7 +48,7 @@ def search(asker: Asker, bank: int, profile: str, vector: Sequence[float], k: in
                 "tenant": asker.tenant,
                 "bank": bank,
                 "profile": profile,
-                "vector": "[" + ",".join(f"{x:.6g}" for x in vector) + "]",
+                "vector": HalfVector(vector).to_text(),
                 "k": k,
             },
         ).all()
