@@ -137,7 +137,7 @@ def finish_encoding(tenant: int, profile: str, done: Sequence[Encoded]) -> int:
                 "profile": profile,
                 "bank": memory.work.bank,
                 "document": memory.work.document,
-                "embedding": HalfVector(memory.embedding).to_text(),
+                "embedding": HalfVector(list(memory.embedding)).to_text(),
                 "sha256": memory.sha256,
                 "payload": memory.payload,
             }

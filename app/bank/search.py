@@ -48,7 +48,7 @@ def search(asker: Asker, bank: int, profile: str, vector: Sequence[float], k: in
                 "tenant": asker.tenant,
                 "bank": bank,
                 "profile": profile,
-                "vector": HalfVector(vector).to_text(),
+                "vector": HalfVector(list(vector)).to_text(),
                 "k": k,
             },
         ).all()
