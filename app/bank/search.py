@@ -21,19 +21,26 @@ class Passage:
     score: float
 
 
-# Rights and staleness are settled before LIMIT, so k rows come back whenever k may be read.
+# Rights (by policy) and staleness are settled before LIMIT, so k rows come back whenever k may be
+# read. Documents are joined after it: joined before, the planner expects to find one of them and
+# reads all keys again for each (250 ms instead of 10 for 3,853 keys).
 _NEAREST = text(
     """
     WITH near AS MATERIALIZED (
-        SELECT k.chunk_id, k.document_id, d.title, d.source,
+        SELECT k.chunk_id, k.bank_id, k.document_id,
                k.embedding <=> cast(:vector AS halfvec) AS distance
         FROM memory_key k
-        JOIN document d ON d.tenant_id = k.tenant_id AND d.bank_id = k.bank_id
-            AND d.id = k.document_id AND d.revision = d.split_revision
         WHERE k.tenant_id = :tenant AND k.bank_id = :bank AND k.profile_id = :profile
+            AND k.document_id NOT IN (  -- hashed, however many there are
+                SELECT d.id FROM document d
+                WHERE d.tenant_id = :tenant AND d.bank_id = :bank
+                    AND d.revision <> d.split_revision)
         ORDER BY distance, k.chunk_id LIMIT :k
     )
-    SELECT n.*, c.text FROM near n JOIN chunk c ON c.tenant_id = :tenant AND c.id = n.chunk_id
+    SELECT n.chunk_id, n.document_id, n.distance, d.title, d.source, c.text
+    FROM near n
+    JOIN document d ON d.tenant_id = :tenant AND d.bank_id = n.bank_id AND d.id = n.document_id
+    JOIN chunk c ON c.tenant_id = :tenant AND c.id = n.chunk_id
     ORDER BY n.distance, n.chunk_id
     """
 )
