@@ -93,17 +93,8 @@ def report(rows: dict[Mode, Row], k: int, questions: int) -> None:
     """Print the table, with each mode's first token against RAG's."""
     base = rows["rag"].first_token_ms
     console.table(
-        f"k = {k}, medians of {questions} questions, milliseconds",
-        [
-            "mode",
-            "first token",
-            "search",
-            "load",
-            "prefill",
-            "tokens processed",
-            "tokens from memory",
-            "times faster than RAG",
-        ],
+        f"k = {k}, medians of {questions} questions; milliseconds; tokens that the model processes",
+        ["mode", "first token", "search", "load", "prefill", "tokens", "in memory", "against RAG"],
         [
             [
                 mode,
@@ -113,7 +104,7 @@ def report(rows: dict[Mode, Row], k: int, questions: int) -> None:
                 row.prefill_ms,
                 int(row.tokens_processed),
                 int(row.memory_tokens),
-                base / row.first_token_ms,
+                f"{base / row.first_token_ms:.1f}x",
             ]
             for mode, row in rows.items()
         ],

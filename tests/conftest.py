@@ -30,9 +30,6 @@ from app.settings import settings
 PROFILE = "profile-of-the-tests"
 NORTH = (1.0, 0.0, 0.0)
 
-# pytest-alembic would collect tests of its own here, and 0.13 fails at that under pytest 9.2.
-collect_ignore = ["conftest.py"]
-
 
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:

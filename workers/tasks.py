@@ -105,8 +105,8 @@ def _held(work: Sequence[Work]) -> Iterator[None]:
         while not over.wait(settings().lease_seconds / 3):
             try:
                 outbox.renew(work, settings().lease_seconds)
-            except MembankError as error:
-                log.warning("lease not renewed", reason=str(error))
+            except Exception as error:  # the next beat may succeed, so the thread must live
+                log.warning("lease not renewed", reason=type(error).__name__)
 
     thread = threading.Thread(target=beat, name="lease", daemon=True)
     thread.start()

@@ -154,7 +154,8 @@ CREATE TABLE outbox (
         REFERENCES document (tenant_id, bank_id, id) ON DELETE CASCADE ON UPDATE CASCADE,
     FOREIGN KEY (tenant_id, chunk_id) REFERENCES chunk (tenant_id, id) ON DELETE CASCADE
 );
-CREATE INDEX outbox_due ON outbox (tenant_id, profile_id, not_before, id);
+-- In the order in which work is claimed: splits first, then chunks as they were added.
+CREATE INDEX outbox_due ON outbox (tenant_id, profile_id, chunk_id NULLS FIRST, id);
 CREATE INDEX outbox_chunk ON outbox (tenant_id, chunk_id);
 COMMENT ON TABLE outbox IS
     'Work to do, the only truth of it: split a document (chunk_id null) or encode a chunk.';
