@@ -1,0 +1,31 @@
+"""What README says can be done can be done."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+
+def test_the_library_example_prints_the_fact(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    exec(compile(code, "README.md", "exec"), {})  # noqa: S102
+    assert "orange" in capsys.readouterr().out
+
+
+def test_every_command_that_is_named_exists() -> None:
+    from app.cli import app, banks, principals, tenants
+
+    known = {c.name or getattr(c.callback, "__name__", "") for c in app.registered_commands}
+    known |= {group.name or "" for group in app.registered_groups}
+    named = set(re.findall(r"^ *membank ([a-z]+)", README, re.MULTILINE))
+    assert named
+    assert named <= known
+    assert all(group.registered_commands for group in (tenants, principals, banks))
+
+
+def test_every_make_target_that_is_named_exists() -> None:
+    makefile = (Path(__file__).parents[2] / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    assert set(re.findall(r"(?:^ +|`)make ([a-z]+)", README, re.MULTILINE)) <= targets
