@@ -66,7 +66,7 @@ def test_a_source_that_may_not_be_read_is_as_if_it_were_not_there(folder: Path) 
         assert refused.answer == NOTHING
         assert refused.memories == []
     passages = find(Reader.of("acme", "handbook", "alice"), VAULT, 10).passages
-    assert "774411" not in str(passages)
+    assert not any("774411" in passage.text for passage in passages)
     assert len(passages) == 2
 
 
@@ -95,7 +95,7 @@ def test_an_update_in_sql_changes_the_next_answer_and_never_serves_the_old(folde
     whose = {"tenant": reader.asker.tenant}
     with transaction(Asker("admin")) as connection:
         connection.execute(edit, whose | {"old": "27", "new": "44"})
-    assert "27" not in str(find(reader, LEAVE, 10).passages)
+    assert not any("27" in passage.text for passage in find(reader, LEAVE, 10).passages)
     settle()
     after = ask(reader, LEAVE).answer
     assert "44" in after
