@@ -81,6 +81,7 @@ def models() -> Models:
         language_model_folder(chosen.model, chosen.models),
         device=chosen.device,
         dtype=chosen.dtype,
+        tokenizer=tokenizer(),
     )
     words = prompt()
     embedder = Embedder(embedder_folder(chosen.embedder), str(lm.device))

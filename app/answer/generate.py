@@ -59,8 +59,10 @@ def _next(
     lm: LanguageModel, step: list[int], before: int, cache: DynamicCache, memories: Memories | None
 ) -> int:
     ids = torch.tensor([step], device=lm.device)
-    start = 0 if memories is None else int(memories.start[0])
-    places = torch.arange(start + before, start + before + len(step), device=lm.device)[None]
+    if memories is None:
+        places = torch.arange(before, before + len(step), device=lm.device)[None]
+    else:
+        places = memories.positions(len(step), before)
     logits = lm.model(
         input_ids=ids,
         position_ids=places,

@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -11,15 +10,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from app.errors import ModelError
 from app.memory.rotary import Rotary
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What a KV of this model looks like: (layers, kv_heads, entries, head_dim)."""
-
-    layers: int
-    kv_heads: int
-    head_dim: int
 
 
 class LanguageModel:
@@ -36,16 +26,6 @@ class LanguageModel:
     @property
     def dtype(self) -> torch.dtype:
         return self.model.dtype  # type: ignore[no-any-return]
-
-    @cached_property
-    def shape(self) -> Shape:
-        config = self.model.config.get_text_config()
-        heads = config.num_attention_heads
-        return Shape(
-            layers=config.num_hidden_layers,
-            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-        )
 
     @cached_property
     def rotary(self) -> Rotary:
@@ -65,15 +45,14 @@ class LanguageModel:
             ends = self.tokenizer.eos_token_id
         return frozenset([ends] if isinstance(ends, int) else ends or [])
 
-    def tokens(self, text: str) -> list[int]:
-        """Token ids of `text`, with no special tokens added."""
-        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
-
-def load(folder: str, *, device: str = "auto", dtype: str = "auto") -> LanguageModel:
+def load(
+    folder: str, *, device: str = "auto", dtype: str = "auto", tokenizer: Any = None
+) -> LanguageModel:
     """Load weights and tokenizer from a folder or a hub name.
 
-    `dtype` auto takes bfloat16 where the processor computes in it, else float32.
+    `dtype` auto takes bfloat16 where the processor computes in it, else float32. `tokenizer` is
+    that of the folder, where the caller has loaded it already.
     Raises ModelError that names the model when it cannot be loaded.
     """
     place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
@@ -82,12 +61,12 @@ def load(folder: str, *, device: str = "auto", dtype: str = "auto") -> LanguageM
     precision = fast_dtype(place) if dtype == "auto" else getattr(torch, dtype)
     try:
         with no_progress_bar():
-            tokenizer = AutoTokenizer.from_pretrained(folder)
+            words = AutoTokenizer.from_pretrained(folder) if tokenizer is None else tokenizer
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=precision)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(f"model {folder} cannot be loaded: {reason}") from error
-    return LanguageModel(model.to(place), tokenizer)
+    return LanguageModel(model.to(place), words)
 
 
 def fast_dtype(device: str) -> torch.dtype:
