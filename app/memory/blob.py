@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load as parse
 from safetensors.torch import save as serialise
 from torch import Tensor
@@ -41,7 +42,10 @@ class Blob:
         """The tensors, if they are exactly the `expected` ones. Raises BlobError otherwise."""
         if dict(self.found) != dict(expected):
             raise BlobError("memory blob's tensors are not those of its header; encode it again")
-        return parse(self.payload)
+        try:
+            return parse(self.payload)
+        except SafetensorError as error:
+            raise BlobError(f"memory blob cannot be read: {error}; encode it again") from error
 
 
 def write(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> bytes:

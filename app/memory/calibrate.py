@@ -28,7 +28,8 @@ _CLIP = 0.98
 _SHRINK = 0.1
 _WIDTH = 1_200
 _MEASURED_CHUNKS = 110
-_ROUNDS = 10
+_ROUNDS = 8
+_WORD_TOKENS = 12_000
 
 Progress = Callable[[float], None]
 
@@ -157,7 +158,8 @@ def _basis(tokens: Tensor, slopes: Tensor, part: int) -> _Basis:
 
 def _clipped(slopes: Tensor) -> Tensor:
     norm = slopes.norm(dim=1, keepdim=True)
-    return slopes * (norm.quantile(_CLIP) / norm.clamp_min(1e-30)).clamp_max(1)
+    clipped: Tensor = slopes * (norm.quantile(_CLIP) / norm.clamp_min(1e-30)).clamp_max(1)
+    return clipped
 
 
 def _pieces(variances: Sequence[Tensor], budget: int) -> list[list[int]]:
@@ -193,7 +195,7 @@ def _group(basis: _Basis, lengths: Sequence[int]) -> Group:
     """Cut the components and find 256 words for every piece."""
     rank = sum(lengths)
     analysis, synthesis = basis.analysis[:, :rank], basis.synthesis[:rank]
-    rest = (basis.tokens - basis.mean) @ analysis
+    rest = (basis.tokens[:_WORD_TOKENS] - basis.mean) @ analysis
     words = []
     changes = [0, *(i for i, (a, b) in enumerate(pairwise(lengths), 1) if a != b), len(lengths)]
     for start, end in pairwise(changes):

@@ -15,6 +15,8 @@ from app.memory.transform import Codebook, Transform
 
 _LOWEST = -60_000.0
 """Below this a float16 log-bias stands for an entry that is not there."""
+_MOST = 65_536
+"""Layers, heads, entries, channels and tokens of one memory."""
 
 
 UNFITTED = "rotated4"
@@ -105,9 +107,9 @@ def pack(kv: KV, profile: str, codec: Codec = SIMPLE["int8"]) -> bytes:
     if kv.offsets is not None:
         offsets = kv.offsets.detach().cpu()
         more["offsets"] = (offsets if kv.bias is None else offsets[kept]).to(torch.int32)
-    shape = (keys.shape[0], heads, entries, dim)
-    codec.spec(shape)
-    return blob.write({**codec.encode(keys, values), **more}, header)
+    codec.spec((keys.shape[0], heads, entries, dim))
+    coded = codec.encode(keys, values) if keys.numel() else {}
+    return blob.write({**coded, **more}, header)
 
 
 def unpack(
@@ -133,13 +135,16 @@ def unpack(
         )
     stored = shape if layers is None else (len(layers), *shape[1:])
     parts = (stored[0], *shape[1:3])
-    expected = dict(codec.spec(stored))
+    expected = dict(codec.spec(stored)) if 0 not in stored else {}
     if layers is not None:
         expected["bias"] = ("F16", parts)
     if "offsets" in found.found:
         expected["offsets"] = ("I32", parts)
     tensors = found.tensors(expected)
-    keys, values = codec.decode(tensors, stored, dtype)
+    if 0 in stored:
+        keys, values = (torch.zeros(stored, dtype=dtype) for _ in range(2))
+    else:
+        keys, values = codec.decode(tensors, stored, dtype)
     return _whole(keys, values, tensors, shape, layers, length)
 
 
@@ -152,6 +157,8 @@ def _whole(
     length: int,
 ) -> KV:
     offsets = tensors.get("offsets")
+    if length != shape[2] if offsets is None else _astray(offsets, length):
+        raise BlobError("memory blob's length does not fit its entries; encode it again")
     if layers is None:
         return KV(keys, values, None, offsets, length)
     bias = tensors["bias"].float()
@@ -168,21 +175,31 @@ def _whole(
     )
 
 
+def _astray(offsets: Tensor, length: int) -> bool:
+    return offsets.numel() > 0 and not 0 <= int(offsets.min()) <= int(offsets.max()) < length
+
+
 def _described(header: Any) -> tuple[Shape, list[int] | None, int]:
     """Shape, kept layers and length of a header whose bytes are right but may still lie."""
     try:
-        layers, heads, entries, dim = (int(n) for n in header["shape"])
-        kept = header.get("layers")
-        length = int(header.get("length", entries))
-        if min(layers, heads, entries, dim, length) < 0 or max(layers, heads, dim) > 65_536:
-            raise ValueError("out of range")
-        if kept is not None:
-            kept = [int(n) for n in kept]
-            if kept != sorted(set(kept)) or (kept and not 0 <= kept[0] <= kept[-1] < layers):
+        layers, heads, entries, dim = (_whole_number(n) for n in header["shape"])
+        kept = None
+        if "layers" in header:
+            kept = [_whole_number(n) for n in header["layers"]]
+            # Layers without entries are made again as zeros: no more of them than models have.
+            if kept != sorted(set(kept)) or not kept or kept[-1] >= layers or layers > 1024:
                 raise ValueError("layers out of range")
-            # Layers without entries are made again as zeros: bounded like those that are stored.
-            if layers > 1024 or (not kept and entries):
-                raise ValueError("too many absent layers")
-    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+        if header["version"] == 1:
+            if header["codec"] != "int8" or "length" in header or kept is not None:
+                raise ValueError("not of version 1")
+            return (layers, heads, entries, dim), None, entries
+        length = _whole_number(header["length"])
+    except (KeyError, TypeError, ValueError) as error:
         raise BlobError("memory blob has a header that cannot be read; encode it again") from error
     return (layers, heads, entries, dim), kept, length
+
+
+def _whole_number(n: Any) -> int:
+    if type(n) is not int or not 0 <= n <= _MOST:
+        raise ValueError(f"{n!r} is no size")
+    return n
