@@ -91,7 +91,7 @@ class Encoder:
         Returns the cache of prefix and rows: keys (batch, kv_heads, prefix + width, head_dim) a
         layer, rotated to their positions 0 .. prefix + width - 1.
         """
-        ids = _padded(rows, self.lm.device)
+        ids = padded(rows, self.lm.device)
         cache = DynamicCache()
         for layer, (keys, values) in enumerate(self._front):
             shape = (len(rows), *keys.shape[1:])
@@ -153,6 +153,7 @@ def _refuse_empty(chunks: Sequence[Sequence[int]]) -> None:
         raise ValueError("a chunk without tokens cannot be encoded")
 
 
-def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+def padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """Token ids (rows, width), zeros at the end."""
     width = max(len(row) for row in rows)
     return torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device)
