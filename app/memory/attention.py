@@ -6,14 +6,14 @@ one joint softmax:
 
     softmax([ q K_mem^T / sqrt(d) + b , q K_live^T / sqrt(d) + mask ]) [ V_mem ; V_live ]
 
-`watched(model)` runs the same attention, with or without memories, and keeps what was asked.
+The encoder runs the same attention without memories; `watched` lets a scorer see its queries.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,22 +25,26 @@ from app.memory.compose import Memories
 from app.memory.kv import ABSENT
 
 NAME = "membank"
+T = TypeVar("T")
 
 
-@dataclass
-class Queries:
-    """What each layer's heads asked in one forward pass.
+@dataclass(frozen=True)
+class Glance:
+    """What one layer's heads asked in a forward pass, and how they attended.
 
-    layers: one tensor (batch, heads, n, head_dim) a layer, rotated and scaled, so that their
-    product with a rotated key is the logit; softcap: the bound that the model puts on logits.
+    queries: (batch, heads, n, head_dim), rotated and scaled, so that the product with a rotated
+    key is a logit; softcap: the bound that the model puts on logits;
+    weights: (batch, heads, n, entries), attention to the memories; None where there are none.
     """
 
-    layers: list[Tensor] = field(default_factory=list)
-    softcap: float | None = None
+    layer: int
+    queries: Tensor
+    softcap: float | None
+    weights: Tensor | None = None
 
 
 _reading: ContextVar[Memories | None] = ContextVar("membank_memories", default=None)
-_watching: ContextVar[Queries | None] = ContextVar("membank_queries", default=None)
+_watching: ContextVar[Callable[[Glance], None] | None] = ContextVar("membank_watch", default=None)
 
 
 @contextlib.contextmanager
@@ -50,24 +54,31 @@ def injected(model: Any, memories: Memories) -> Iterator[None]:
     The model is as it was afterwards. Pass `memories.positions(n)` as `position_ids`. While the
     block is open no other thread may use the same model.
     """
-    token = _reading.set(memories)
-    try:
-        with _our_attention(model):
-            yield
-    finally:
-        _reading.reset(token)
+    with _our_attention(model), _set(_reading, memories):
+        yield
 
 
 @contextlib.contextmanager
-def watched(model: Any) -> Iterator[Queries]:
-    """Keep the queries of one forward pass of `model` inside the block."""
-    seen = Queries()
-    token = _watching.set(seen)
+def without_memories(model: Any) -> Iterator[None]:
+    """Plain attention, computed as the reading of memories computes it and no slower."""
+    with _our_attention(model), _set(_reading, None):
+        yield
+
+
+@contextlib.contextmanager
+def watched(watch: Callable[[Glance], None]) -> Iterator[None]:
+    """Call `watch` for each layer of the forward passes that the block runs in either way."""
+    with _set(_watching, watch):
+        yield
+
+
+@contextlib.contextmanager
+def _set(variable: ContextVar[T], value: T) -> Iterator[None]:
+    token = variable.set(value)
     try:
-        with _our_attention(model):
-            yield seen
+        yield
     finally:
-        _watching.reset(token)
+        variable.reset(token)
 
 
 @contextlib.contextmanager
@@ -100,39 +111,54 @@ def attend(
     softcap: bound of the logits (Gemma2); s_aux: (heads,), a logit of each head that takes weight
     and gives no value (gpt-oss). Returns (batch, n, heads, head_dim).
     """
-    memories, seen = _reading.get(), _watching.get()
+    memories, watch = _reading.get(), _watching.get()
     layer: int = module.layer_idx  # type: ignore[assignment]
-    if seen is not None:
-        seen.layers.append(query * scaling)
-        seen.softcap = softcap
-    batch, heads, n, _ = query.shape
-    plain = softcap is None and s_aux is None
-    if memories is None and attention_mask is None and plain:
-        out = scaled_dot_product_attention(
-            query, key, value, is_causal=n > 1, scale=scaling, enable_gqa=heads > key.shape[1]
-        )
-        return out.transpose(1, 2).contiguous(), None
-    mask = _additive(attention_mask, n, key.shape[2], query)
-    parts = [(key, value, mask)]
-    if memories is not None:
-        away = memories.bias_of(layer)
-        if sliding_window is not None:
-            outside = memories.outside(layer, sliding_window, kwargs["position_ids"])
-            away = (0.0 if away is None else away) + outside * ABSENT
-        parts.insert(0, (memories.keys[layer], memories.values[layer], away))
-    # The query heads that share a key-value head become rows of one matrix product.
-    rows = query.reshape(batch, key.shape[1], -1, query.shape[-1])
-    if plain and n > 1 and memories is None:
-        out = scaled_dot_product_attention(
-            rows, key, value, None if mask is None else _over(mask, rows), scale=scaling
-        )
+    batch, heads, n, dim = query.shape
+    kv_heads, live = key.shape[1:3]
+    weights = None
+    if memories is None and softcap is None and s_aux is None:
+        out = _fused(query, key, value, attention_mask, scaling)
     else:
-        weights = _weights(rows * scaling, parts, n, softcap, s_aux)
-        if memories is not None and n > 1:
-            memories.note(weights[0].view(batch, heads, n, -1)[:, :, -1])
-        read = [w.to(value.dtype) @ v for w, (_, v, _) in zip(weights, parts, strict=True)]
+        parts = [(key, value, _live(attention_mask, n, live, query))]
+        if memories is not None:
+            stored = (memories.keys[layer], memories.values[layer])
+            parts.insert(0, (*stored, _bias(memories, layer, sliding_window, kwargs)))
+        # The query heads that share a key-value head become rows of one matrix product.
+        rows = query.reshape(batch, kv_heads, -1, dim) * scaling
+        shares = _weights(rows, parts, n, softcap, s_aux)
+        read = [w.to(value.dtype) @ v for w, (_, v, _) in zip(shares, parts, strict=True)]
         out = read[0] if len(read) == 1 else read[0] + read[1]
+        if memories is not None and n > 1:
+            weights = shares[0].view(batch, heads, n, -1)
+            memories.note(weights[:, :, -1])
+    if watch is not None:
+        watch(Glance(layer, query * scaling, softcap, weights))
     return out.view(batch, heads, n, -1).transpose(1, 2).contiguous(), None
+
+
+def _fused(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float
+) -> Tensor:
+    batch, heads, n, dim = query.shape
+    kv_heads, live = key.shape[1:3]
+    if mask is None:
+        return scaled_dot_product_attention(
+            query, key, value, is_causal=n > 1, scale=scaling, enable_gqa=heads > kv_heads
+        )
+    rows = query.reshape(batch, kv_heads, -1, dim)
+    over = _additive(mask, query).repeat(1, 1, heads // kv_heads, 1)
+    return scaled_dot_product_attention(rows, key, value, over[..., :live], scale=scaling)
+
+
+def _bias(
+    memories: Memories, layer: int, sliding_window: int | None, kwargs: dict[str, Any]
+) -> Tensor | None:
+    """Added to the logits of the memories, (batch, kv_heads or 1, n or 1, entries)."""
+    bias = memories.bias_of(layer)
+    if sliding_window is None:
+        return bias
+    far = memories.outside(layer, sliding_window, kwargs["position_ids"]) * ABSENT
+    return far if bias is None else bias + far
 
 
 def _weights(
@@ -164,13 +190,19 @@ def _weights(
     return torch.split(weights, sizes, dim=-1)[: len(parts)]
 
 
-def _additive(mask: Tensor | None, n: int, live: int, like: Tensor) -> Tensor | None:
-    """The live tokens' mask as something to add to logits, (batch or 1, 1, n, live)."""
-    if mask is None:
-        if n == 1:
-            return None
-        mask = torch.ones(1, 1, n, live, dtype=torch.bool, device=like.device).tril()
-    mask = mask[..., :live]
+def _live(mask: Tensor | None, n: int, live: int, like: Tensor) -> Tensor | None:
+    """What is added to the logits of the live tokens, (batch or 1, 1, n, live)."""
+    if mask is not None:
+        return _additive(mask, like)[..., :live]
+    if n == 1:
+        return None
+    return _added(
+        torch.ones(1, 1, n, live, dtype=torch.bool, device=like.device).tril(), like.dtype
+    )
+
+
+def _additive(mask: Tensor, like: Tensor) -> Tensor:
+    """A mask that is True where a token is seen, or additive already, as something to add."""
     return _added(mask, like.dtype) if mask.dtype == torch.bool else mask
 
 
@@ -178,15 +210,12 @@ def _added(seen: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
 
 
-def _over(mask: Tensor, rows: Tensor) -> Tensor:
-    """The mask of n queries repeated for the heads of a group."""
-    return mask.repeat(1, 1, rows.shape[2] // mask.shape[2], 1)
-
-
 def _mask(*args: Any, dtype: torch.dtype = torch.float32, **kwargs: Any) -> Tensor | None:
     """transformers' mask, made something to add once for all layers; None where it is causal."""
     seen = sdpa_mask(*args, **kwargs)
-    return None if seen is None else _added(seen, dtype)
+    if seen is None:
+        return None
+    return _added(seen[:1] if seen.stride(0) == 0 else seen, dtype)
 
 
 AttentionInterface.register(NAME, attend)
