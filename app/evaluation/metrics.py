@@ -63,9 +63,7 @@ def interval(values: Sequence[float], seed: int = 0) -> Interval:
     means = torch.cat(
         [
             found[
-                torch.randint(
-                    len(found), (_RESAMPLES_AT_ONCE, len(found)), generator=generator
-                )
+                torch.randint(len(found), (_RESAMPLES_AT_ONCE, len(found)), generator=generator)
             ].mean(dim=1)
             for _ in range(_RESAMPLES // _RESAMPLES_AT_ONCE)
         ]

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from app.errors import EvaluationError
 
@@ -105,7 +105,7 @@ def _field(row: Any, name: str, kind: type[_Kind], where: str) -> _Kind:
     value = row.get(name) if isinstance(row, dict) else None
     if not isinstance(value, kind):
         raise EvaluationError(f"{where}: `{name}` is missing or no {_NAMES[kind]}")
-    return cast(_Kind, value)
+    return value
 
 
 _NAMES: dict[type, str] = {str: "text", list: "list"}

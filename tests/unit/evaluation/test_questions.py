@@ -1,4 +1,4 @@
-"""Question files are read as they are, refused with file and line, and sampled the same each time."""
+"""Question files are read, or refused with file and line, and sampled the same each time."""
 
 import gzip
 import json
