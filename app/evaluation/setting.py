@@ -1,20 +1,33 @@
 """Ways to keep memories small, by name: what `membank bench frontier` compares.
 
-A new one is a line in `settings`.
+dense                           as they are encoded: the reference
+bfloat16                        what a cache takes in that type
+int8, rotated4, FILE, ...       a codec as MEMBANK_CODEC names it, a codebook's file too
+reconstruction:0.5+match@int8   compacted as `app.memory.compact` reads it, then one of these
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from pathlib import Path
 
 import torch
 
-from app.errors import UsageError
-from app.memory import codec
+from app.memory.codec import SIMPLE, Codec, codec_for, pack, unpack
+from app.memory.compact import Compactor
 from app.memory.encode import Encoder
 from app.memory.kv import KV
 
-DENSE = "dense"
+DENSE, HALF = "dense", "bfloat16"
+DEFAULT = [
+    HALF,
+    *SIMPLE,
+    "auto",
+    "column-sums:0.5@bfloat16",
+    "reconstruction:0.5@bfloat16",
+    "reconstruction:0.5+match@bfloat16",
+    "reconstruction:0.5+match@int8",
+]
+"""What is measured where nothing else is asked for."""
 
 Apply = Callable[[Sequence[KV], Sequence[Sequence[int]]], tuple[list[KV], int]]
 """Dense memories and their chunks' token ids -> the memories as they are read back, and the bytes
@@ -29,47 +42,51 @@ class Setting:
     apply: Apply
 
 
-def settings(encoder: Encoder) -> dict[str, Setting]:
-    """Every setting of a model by its name, the dense reference first."""
-    dtype = encoder.lm.dtype
-    known = [
-        Setting(DENSE, lambda dense, chunks: (list(dense), sum(kv.nbytes for kv in dense))),
-        Setting("bfloat16", partial(_cast, torch.bfloat16)),
-        coded("int8", codec.pack, partial(codec.unpack, dtype=dtype)),
-    ]
-    return {setting.name: setting for setting in known}
+class Settings:
+    """The settings of one model."""
+
+    def __init__(self, encoder: Encoder, model: str, codebooks: Path) -> None:
+        """`model`: its fingerprint; `codebooks`: where this machine keeps fitted codecs."""
+        self.encoder = encoder
+        self.model = model
+        self.codebooks = codebooks
+
+    def of(self, names: Sequence[str]) -> list[Setting]:
+        """The dense setting, then those of `names`, each once.
+
+        Raises UsageError or ProfileError for a compaction or a codec that there is not.
+        """
+        found = [Setting(DENSE, _dense), *(self._named(name) for name in names)]
+        return list({setting.name: setting for setting in found}.values())
+
+    def _named(self, name: str) -> Setting:
+        if name == DENSE:
+            return Setting(DENSE, _dense)
+        pipeline, at, stored = name.rpartition("@")
+        codec = None if stored == HALF else codec_for(stored, self.model, self.codebooks)
+        compactor = Compactor.parse(pipeline) if at else Compactor()
+
+        def apply(dense: Sequence[KV], chunks: Sequence[Sequence[int]]) -> tuple[list[KV], int]:
+            kept = compactor.compact(self.encoder, chunks, dense)
+            back = [_halved(kv) if codec is None else _coded(kv, codec) for kv in kept]
+            return [kv for kv, _ in back], sum(size for _, size in back)
+
+        # A codec's own name tells two codebooks apart, and a file's does not.
+        return Setting(f"{pipeline}{at}{HALF if codec is None else codec.name}", apply)
 
 
-def chosen(known: dict[str, Setting], names: Sequence[str]) -> list[Setting]:
-    """The settings of these names after the dense one, each once; all of them without names.
-
-    Raises UsageError for a name that is not known.
-    """
-    for name in names:
-        if name not in known:
-            raise UsageError(f"no setting is named {name!r}: one of {', '.join(known)}")
-    return [known[name] for name in dict.fromkeys([DENSE, *(names or known)])]
+def _dense(dense: Sequence[KV], chunks: Sequence[Sequence[int]]) -> tuple[list[KV], int]:
+    return list(dense), sum(kv.nbytes for kv in dense)
 
 
-def coded(
-    name: str, pack: Callable[[KV, str], bytes], unpack: Callable[[bytes, str], KV]
-) -> Setting:
-    """A setting that packs every memory for a profile's id and reads it back."""
-
-    def apply(dense: Sequence[KV], chunks: Sequence[Sequence[int]]) -> tuple[list[KV], int]:
-        payloads = [pack(kv, name) for kv in dense]
-        return [unpack(payload, name) for payload in payloads], sum(map(len, payloads))
-
-    return Setting(name, apply)
+def _coded(kv: KV, codec: Codec) -> tuple[KV, int]:
+    """Packed and read back, its tensors where the dense ones are."""
+    payload = pack(kv, DENSE, codec)
+    return unpack(payload, DENSE, codec, kv.keys.dtype).to(kv.keys.device), len(payload)
 
 
-def _cast(
-    dtype: torch.dtype, dense: Sequence[KV], chunks: Sequence[Sequence[int]]
-) -> tuple[list[KV], int]:
-    """Another dtype without a header: what a cache in it takes."""
-    small = [replace(kv, keys=kv.keys.to(dtype), values=kv.values.to(dtype)) for kv in dense]
-    size = sum(kv.nbytes for kv in small)
-    return [
-        replace(kv, keys=kv.keys.to(was.keys.dtype), values=kv.values.to(was.values.dtype))
-        for kv, was in zip(small, dense, strict=True)
-    ], size
+def _halved(kv: KV) -> tuple[KV, int]:
+    """In bfloat16 and back, without a header: what a cache of that type takes."""
+    half = replace(kv, keys=kv.keys.to(torch.bfloat16), values=kv.values.to(torch.bfloat16))
+    back = replace(half, keys=half.keys.to(kv.keys.dtype), values=half.values.to(kv.values.dtype))
+    return back, half.nbytes
