@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app.errors import ModelError, ProfileError
@@ -60,7 +61,12 @@ def codec() -> Codec:
     """The codec that the settings choose for the configured model."""
     chosen = settings()
     model = _fingerprint(language_model_folder(chosen.model, chosen.models))
-    return codec_for(chosen.codec, model, chosen.models.expanduser() / "codebooks")
+    return codec_for(chosen.codec, model, codebooks())
+
+
+def codebooks() -> Path:
+    """Where this machine keeps the codebooks that were fitted here."""
+    return settings().models.expanduser() / "codebooks"
 
 
 def _fingerprint(folder: str) -> str:

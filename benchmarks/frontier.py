@@ -16,7 +16,7 @@ from app.errors import UsageError
 from app.evaluation.questions import Question, sample
 from app.evaluation.questions import read as read_questions
 from app.evaluation.reading import Asking, read
-from app.evaluation.setting import DENSE, Setting, chosen, settings
+from app.evaluation.setting import DENSE, Setting, chosen
 from app.ingest.split import split
 from app.memory.encode import Encoder
 from app.memory.kv import KV
@@ -124,7 +124,7 @@ def run(
         name: _drawn(file, n, seed) for (name, file), n in zip(files.items(), numbers, strict=True)
     }
     m = models()
-    compared = chosen(settings(m.encoder), names)
+    compared = chosen(m, names)
     results = Results.of(
         out,
         {

@@ -64,8 +64,8 @@ class Peer:
 
     def complete(self, prompt: list[int], max_tokens: int) -> dict[str, Any]:
         """The peer's answer: first_token_ms, total_ms, tokens. Raises PeerError when it ended."""
-        assert self._process.stdin
-        assert self._process.stdout
+        if self._process.stdin is None or self._process.stdout is None:
+            raise PeerError("the peer has no pipes")
         try:
             self._process.stdin.write(
                 json.dumps({"prompt": prompt, "max_tokens": max_tokens}) + "\n"

@@ -17,7 +17,7 @@ from typing import Any, get_args
 from app import console
 from app.answer.service import Answer, Mode, Reader, ask, find
 from app.demo import sample
-from app.errors import MembankError, UsageError
+from app.errors import UsageError
 from app.runtime import prompt
 from benchmarks.peer import Peer, PeerError
 
@@ -114,7 +114,9 @@ def run_on(reader: Reader, plan: Plan, as_json: bool) -> None:
         report(found, len(plan.questions), missing)
 
 
-def measure(reader: Reader, questions: Sequence[str], k: int, peer: Peer | PeerError) -> Rows:
+def measure(
+    reader: Reader, questions: Sequence[str], k: int, peer: Peer | PeerError | None = None
+) -> Rows:
     """Ask every question in every mode for one token, after a warm-up question."""
     found: dict[str, list[Row]] = {}
     for number, question in enumerate([questions[0], *questions]):
@@ -125,8 +127,8 @@ def measure(reader: Reader, questions: Sequence[str], k: int, peer: Peer | PeerE
         if isinstance(peer, Peer):
             rows[LLAMA] = _peer_row(reader, question, k, peer)
         if number:
-            for mode, row in rows.items():
-                found.setdefault(mode, []).append(row)
+            for name, row in rows.items():
+                found.setdefault(name, []).append(row)
     return {mode: _medians(rows) for mode, rows in found.items()}
 
 

@@ -112,7 +112,7 @@ def _table(steps: _Steps) -> None:
     steps.head("4. Time to first token and tokens processed, the same questions")
     asked = [q.question for q in questions() if q.group is None][:10]
     rows = measure(Reader.of("northwind", BANK, "alice"), asked, 5)
-    report(rows, 5, len(asked))
+    report({5: rows}, len(asked))
     steps.check(
         rows["memory"].first_token_ms < rows["rag"].first_token_ms,
         "memory's first token comes before RAG's",
