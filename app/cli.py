@@ -129,6 +129,29 @@ def migrate() -> None:
 
 
 @app.command()
+def codebook(
+    paths: Annotated[list[Path], typer.Argument(help="Files or folders of text like the bank's.")],
+    ratio: Annotated[
+        float, typer.Option(help="Times smaller than bfloat16.", min=1.0, max=200.0)
+    ] = 32.0,
+    chunks: Annotated[int, typer.Option(help="Chunks of 128 tokens to fit on.", min=50)] = 370,
+    out: Annotated[
+        Path | None, typer.Option(help="File; default: where MEMBANK_CODEC=auto finds it.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Fit the codec to the configured model, once for a model. Takes some minutes.
+
+    A new codebook is a new profile: banks that were made before keep the old one.
+    """
+    from app.codebook import make
+
+    made = make(paths, ratio, chunks, out)
+    value = {"file": str(made.file), "codec": made.codec, "ratio": round(made.ratio, 1)}
+    _made(value, f"{made.file}: {made.codec}, {made.ratio:.1f} times smaller", as_json)
+
+
+@app.command()
 def models(as_json: Json = False) -> None:
     """Make the configured models ready (the default is converted once) and name their profile."""
     from app.runtime import profile
