@@ -314,8 +314,15 @@ def demo() -> None:
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="ttft: first token of memory, RAG and closed book.")],
-    n: Annotated[int, typer.Option("-n", help="Questions asked.")] = 20,
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="ttft: first token of memory, RAG and closed book. encode: tokens per second."
+        ),
+    ],
+    n: Annotated[
+        int | None, typer.Option("-n", help="Questions (ttft, 20) or turns (encode, 5).")
+    ] = None,
     k: Annotated[int, typer.Option("-k", help="Memories per question.")] = 5,
     questions: Annotated[
         Path | None, typer.Option(help="JSONL with a `question` a line, instead of the sample's.")
@@ -325,12 +332,25 @@ def bench(
     ] = None,
     bank: Annotated[str | None, typer.Option(help="Default: sample handbooks of its own.")] = None,
     principal: Annotated[str | None, typer.Option("--as", help="Principal who asks.")] = None,
+    compaction: Annotated[
+        str, typer.Option(help="encode: what is compacted, as a profile says it.")
+    ] = "reconstruction:0.5+match",
+    document_tokens: Annotated[
+        int, typer.Option(help="encode: length of the document that is streamed.")
+    ] = 8192,
     as_json: Json = False,
 ) -> None:
     """Measure, beside a peer, in one run."""
+    if name == "encode":
+        from benchmarks import encode
+
+        encode.run(5 if n is None else n, compaction, document_tokens, as_json)
+        return
     if name != "ttft":
-        raise UsageError(f"no benchmark is named {name!r}: ttft")
+        raise UsageError(f"no benchmark is named {name!r}: ttft, encode")
     from benchmarks import ttft
+
+    n = 20 if n is None else n
 
     if tenant and bank and principal:
         from app.answer.service import Reader
