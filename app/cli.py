@@ -372,6 +372,23 @@ def bench_ttft(
         ttft.run_on_sample(plan, as_json)
 
 
+@benches.command("encode")
+def bench_encode(
+    n: Annotated[int, typer.Option("-n", help="Turns.")] = 5,
+    compaction: Annotated[
+        str, typer.Option(help="What is compacted, as a profile says it.")
+    ] = "reconstruction:0.5+match",
+    document_tokens: Annotated[
+        int, typer.Option(help="Length of the document that is streamed.")
+    ] = 8192,
+    as_json: Json = False,
+) -> None:
+    """Tokens a second beside the bare forward pass, with compaction and packing, and memory."""
+    from benchmarks import encode
+
+    encode.run(n, compaction, document_tokens, as_json)
+
+
 @benches.command("frontier")
 def bench_frontier(
     squad: Annotated[
