@@ -1,5 +1,6 @@
 """The `membank` command. Thin: it reads arguments, calls what is below, prints."""
 
+import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -399,7 +400,12 @@ def bench_frontier(
         str, typer.Option("-n", help="Questions of each file: one number, or one for each.")
     ] = "300,200",
     settings_: Annotated[
-        str, typer.Option("--settings", help="Names, by commas; default all. Dense comes always.")
+        str,
+        typer.Option(
+            "--settings",
+            help="By commas: bfloat16, codecs (int8, a codebook's FILE), COMPACTION@CODEC;"
+            " default a choice of them. Dense comes always.",
+        ),
     ] = "",
     out: Annotated[
         Path, typer.Option(help="Folder of table, plot and answers; a run goes on from these.")
@@ -412,7 +418,8 @@ def bench_frontier(
     from benchmarks import frontier
 
     files = {name: file for name, file in (("squad", squad), ("hotpot", hotpot)) if file}
-    names = [name.strip() for name in settings_.split(",") if name.strip()]
+    # A comma in front of a digit is one of `layers:0-4,20-29`.
+    names = [name.strip() for name in re.split(r",(?!\d)", settings_) if name.strip()]
     numbers = _numbers("-n", n)[: len(files)]
     frontier.run(files, numbers, names, out, max_tokens=max_tokens, seed=seed, as_json=as_json)
 

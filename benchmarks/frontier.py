@@ -16,12 +16,13 @@ from app.errors import UsageError
 from app.evaluation.questions import Question, sample
 from app.evaluation.questions import read as read_questions
 from app.evaluation.reading import Asking, read
-from app.evaluation.setting import DENSE, Setting, chosen
+from app.evaluation.setting import DEFAULT, DENSE, Setting, Settings
 from app.ingest.split import split
 from app.memory.encode import Encoder
 from app.memory.kv import KV
 from app.memory.prompt import CLOSED_INSTRUCTION, Prompt
 from app.runtime import Models, count_tokens, models
+from app.settings import settings
 from benchmarks import frontier_report
 from benchmarks.frontier_results import Answer, Asked, Results
 
@@ -108,11 +109,11 @@ def run(
     seed: int = 0,
     as_json: bool = False,
 ) -> None:
-    """Measure the settings `names` (all without names) and write the table and the plot to `out`.
+    """Measure the settings `names`, or the default ones; write table and plot to `out`.
 
     `files`: question files by the name of their set; `numbers`: how many questions of each.
-    Raises UsageError for an unknown setting or numbers that do not fit the files,
-    EvaluationError for a file that cannot be read or an `out` with results of another model.
+    Raises UsageError for an unknown setting (`app.evaluation.setting`) or numbers that do not fit
+    the files, EvaluationError for a file that cannot be read or an `out` of another model.
     """
     if not files:
         raise UsageError("no questions: give --squad FILE, --hotpot FILE or both")
@@ -124,7 +125,8 @@ def run(
         name: _drawn(file, n, seed) for (name, file), n in zip(files.items(), numbers, strict=True)
     }
     m = models()
-    compared = chosen(m, names)
+    codebooks = settings().models.expanduser() / "codebooks"
+    compared = Settings(m.encoder, m.profile.model, codebooks).of(names or DEFAULT)
     results = Results.of(
         out,
         {

@@ -13,13 +13,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from app.errors import MembankError
 from app.memory.packaged import SMOLLM2
 from app.settings import settings
 
 SCRIPT = Path(__file__).with_name("llama_peer.py")
 
 
-class PeerError(Exception):
+class PeerError(MembankError):
     """Why there is no peer, for its row of the table."""
 
 
@@ -29,7 +30,7 @@ class Peer:
     def __init__(self, python: Path | None = None, script: Path = SCRIPT) -> None:
         """`python`: an interpreter that has llama_cpp, this one by default.
 
-        Raises PeerError when it has none, or there are no weights that llama.cpp reads.
+        Raises PeerError when it has none, there are no weights that llama.cpp reads, or it fails.
         """
         chosen = str(python or sys.executable)
         weights = _weights()
@@ -46,6 +47,11 @@ class Peer:
             stderr=subprocess.DEVNULL,
             text=True,
         )
+        try:
+            self.first_token_ms([0])
+        except PeerError:
+            self.close()
+            raise
 
     def __enter__(self) -> "Peer":
         return self
@@ -56,24 +62,25 @@ class Peer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process."""
         self._process.communicate()
 
     def first_token_ms(self, prompt: list[int]) -> float:
-        """Milliseconds from the prompt to its first token. Raises PeerError when the peer ended."""
-        return float(self.complete(prompt, 1)["first_token_ms"])
+        """Milliseconds from token ids to the first one after them.
 
-    def complete(self, prompt: list[int], max_tokens: int) -> dict[str, Any]:
-        """The peer's answer: first_token_ms, total_ms, tokens. Raises PeerError when it ended."""
-        if self._process.stdin is None or self._process.stdout is None:
-            raise PeerError("the peer has no pipes")
+        Raises PeerError when there comes no answer.
+        """
+        line = json.dumps({"prompt": prompt, "max_tokens": 1}) + "\n"
         try:
-            self._process.stdin.write(
-                json.dumps({"prompt": prompt, "max_tokens": max_tokens}) + "\n"
-            )
-            self._process.stdin.flush()
-            return json.loads(self._process.stdout.readline())  # type: ignore[no-any-return]
-        except (OSError, ValueError):
-            raise PeerError(f"{self._process.args!r} ended without an answer") from None
+            pipes: Any = self._process
+            pipes.stdin.write(line)
+            pipes.stdin.flush()
+            return float(json.loads(pipes.stdout.readline())["first_token_ms"])
+        except (OSError, ValueError, KeyError, TypeError):
+            raise PeerError("benchmarks/llama_peer.py gave no answer") from None
 
 
 def _weights() -> Path:

@@ -101,22 +101,19 @@ def run_on_sample(plan: Plan, as_json: bool) -> None:
 def run_on(reader: Reader, plan: Plan, as_json: bool) -> None:
     """Measure on a bank and print the table."""
     with ExitStack() as stack:
-        peer: Peer | PeerError
+        peer, missing = None, None
         try:
             peer = stack.enter_context(Peer(plan.llama_python))
         except PeerError as error:
-            peer = error
+            missing = str(error)
         found = {k: measure(reader, plan.questions, k, peer) for k in plan.ks}
-    missing = str(peer) if isinstance(peer, PeerError) else None
     if as_json:
         console.print_json(_json(found, len(plan.questions), missing))
     else:
         report(found, len(plan.questions), missing)
 
 
-def measure(
-    reader: Reader, questions: Sequence[str], k: int, peer: Peer | PeerError | None = None
-) -> Rows:
+def measure(reader: Reader, questions: Sequence[str], k: int, peer: Peer | None = None) -> Rows:
     """Ask every question in every mode for one token, after a warm-up question."""
     found: dict[str, list[Row]] = {}
     for number, question in enumerate([questions[0], *questions]):
@@ -124,7 +121,7 @@ def measure(
         for mode in MODES:
             answer = ask(reader, question, k=k, mode=mode, max_tokens=1, min_score=_MIN_SCORE)
             rows[mode] = Row.of(answer)
-        if isinstance(peer, Peer):
+        if peer:
             rows[LLAMA] = _peer_row(reader, question, k, peer)
         if number:
             for name, row in rows.items():

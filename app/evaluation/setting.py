@@ -1,37 +1,33 @@
 """Ways to keep memories small, by name: what `membank bench frontier` compares.
 
-dense, bfloat16               as they are encoded; in bfloat16 without a header
-int8, rotated3, ...           a codec of app.memory.codec, "auto" or a codebook's path
-reconstruction:0.5@int8       a pipeline of app.memory.compact, then a codec
+dense                           as they are encoded: the reference
+bfloat16                        what a cache takes in that type
+int8, rotated4, FILE, ...       a codec as MEMBANK_CODEC names it, a codebook's file too
+reconstruction:0.5+match@int8   compacted as `app.memory.compact` reads it, then one of these
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from app.errors import UsageError
-from app.memory.codec import Codec, codec_for, pack, unpack
+import torch
+
+from app.memory.codec import SIMPLE, Codec, codec_for, pack, unpack
 from app.memory.compact import Compactor
 from app.memory.encode import Encoder
 from app.memory.kv import KV
-from app.runtime import Models, codebooks
 
-DENSE = "dense"
-DEFAULT = (
-    DENSE,
-    "bfloat16",
-    "int8",
-    "rotated4",
-    "rotated3",
-    "rotated2",
-    "int2",
+DENSE, HALF = "dense", "bfloat16"
+DEFAULT = [
+    HALF,
+    *SIMPLE,
     "auto",
-    "layers:3-26@rotated3",
-    "layers:15-29@rotated3",
-    "reconstruction:0.5@rotated4",
-    "reconstruction:0.5+match@rotated4",
-    "columns:0.5@rotated4",
-    "random:0.5@rotated4",
-)
+    "column-sums:0.5@bfloat16",
+    "reconstruction:0.5@bfloat16",
+    "reconstruction:0.5+match@bfloat16",
+    "reconstruction:0.5+match@int8",
+]
+"""What is measured where nothing else is asked for."""
 
 Apply = Callable[[Sequence[KV], Sequence[Sequence[int]]], tuple[list[KV], int]]
 """Dense memories and their chunks' token ids -> the memories as they are read back, and the bytes
@@ -46,43 +42,51 @@ class Setting:
     apply: Apply
 
 
-def chosen(m: Models, names: Sequence[str]) -> list[Setting]:
-    """The settings of these names after the dense one, each once; DEFAULT without names.
+class Settings:
+    """The settings of one model."""
 
-    Raises UsageError or ProfileError for a name that means nothing here.
-    """
-    return [_setting(m, name) for name in dict.fromkeys([DENSE, *(names or DEFAULT)])]
+    def __init__(self, encoder: Encoder, model: str, codebooks: Path) -> None:
+        """`model`: its fingerprint; `codebooks`: where this machine keeps fitted codecs."""
+        self.encoder = encoder
+        self.model = model
+        self.codebooks = codebooks
+
+    def of(self, names: Sequence[str]) -> list[Setting]:
+        """The dense setting, then those of `names`, each once.
+
+        Raises UsageError or ProfileError for a compaction or a codec that there is not.
+        """
+        found = [Setting(DENSE, _dense), *(self._named(name) for name in names)]
+        return list({setting.name: setting for setting in found}.values())
+
+    def _named(self, name: str) -> Setting:
+        if name == DENSE:
+            return Setting(DENSE, _dense)
+        pipeline, at, stored = name.rpartition("@")
+        codec = None if stored == HALF else codec_for(stored, self.model, self.codebooks)
+        compactor = Compactor.parse(pipeline) if at else Compactor()
+
+        def apply(dense: Sequence[KV], chunks: Sequence[Sequence[int]]) -> tuple[list[KV], int]:
+            kept = compactor.compact(self.encoder, chunks, dense)
+            back = [_halved(kv) if codec is None else _coded(kv, codec) for kv in kept]
+            return [kv for kv, _ in back], sum(size for _, size in back)
+
+        # A codec's own name tells two codebooks apart, and a file's does not.
+        return Setting(f"{pipeline}{at}{HALF if codec is None else codec.name}", apply)
 
 
-def _setting(m: Models, name: str) -> Setting:
-    if name == DENSE:
-        return Setting(name, lambda dense, chunks: (list(dense), sum(kv.nbytes for kv in dense)))
-    if name == "bfloat16":
-        return Setting(name, _cast)
-    pipeline, _, codec = name.rpartition("@")
-    try:
-        parts = Compactor.parse(pipeline or "all")
-        return Setting(
-            name, _packed(m.encoder, parts, codec_for(codec, m.profile.model, codebooks()))
-        )
-    except UsageError as error:
-        raise UsageError(f"setting {name!r}: {error}") from None
+def _dense(dense: Sequence[KV], chunks: Sequence[Sequence[int]]) -> tuple[list[KV], int]:
+    return list(dense), sum(kv.nbytes for kv in dense)
 
 
-def _packed(encoder: Encoder, parts: Compactor, codec: Codec) -> Apply:
-    def apply(dense: Sequence[KV], chunks: Sequence[Sequence[int]]) -> tuple[list[KV], int]:
-        small = parts.compact(encoder, chunks, dense)
-        payloads = [pack(kv, "0" * 32, codec) for kv in small]
-        back = [unpack(payload, "0" * 32, codec, encoder.lm.dtype) for payload in payloads]
-        return back, sum(map(len, payloads))
-
-    return apply
+def _coded(kv: KV, codec: Codec) -> tuple[KV, int]:
+    """Packed and read back, its tensors where the dense ones are."""
+    payload = pack(kv, DENSE, codec)
+    return unpack(payload, DENSE, codec, kv.keys.dtype).to(kv.keys.device), len(payload)
 
 
-def _cast(dense: Sequence[KV], chunks: Sequence[Sequence[int]]) -> tuple[list[KV], int]:
-    small = [replace(kv, keys=kv.keys.bfloat16(), values=kv.values.bfloat16()) for kv in dense]
-    wide = [
-        replace(kv, keys=kv.keys.to(was.keys.dtype), values=kv.values.to(was.values.dtype))
-        for kv, was in zip(small, dense, strict=True)
-    ]
-    return wide, sum(kv.nbytes for kv in small)
+def _halved(kv: KV) -> tuple[KV, int]:
+    """In bfloat16 and back, without a header: what a cache of that type takes."""
+    half = replace(kv, keys=kv.keys.to(torch.bfloat16), values=kv.values.to(torch.bfloat16))
+    back = replace(half, keys=half.keys.to(kv.keys.dtype), values=half.values.to(kv.values.dtype))
+    return back, half.nbytes
