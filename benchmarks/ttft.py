@@ -108,7 +108,7 @@ def run_on(reader: Reader, plan: Plan, as_json: bool) -> None:
             missing = str(error)
         found = {k: measure(reader, plan.questions, k, peer) for k in plan.ks}
     if as_json:
-        console.print_json(_json(found, len(plan.questions), missing))
+        console.print_json(summary(found, len(plan.questions), missing))
     else:
         report(found, len(plan.questions), missing)
 
@@ -165,7 +165,7 @@ def _ratios(modes: Rows, row: Row) -> list[str]:
     return [f"{p.first_token_ms / row.first_token_ms:.1f}x" if p else "" for p in peers]
 
 
-def _json(found: dict[int, Rows], n: int, missing: str | None) -> dict[str, Any]:
+def summary(found: dict[int, Rows], n: int, missing: str | None) -> dict[str, Any]:
     """The first k's rows stand under `k` and `modes` as well, where one k's have always stood."""
     by_k = [
         {"k": k, "modes": {mode: asdict(row) for mode, row in rows.items()}}
