@@ -21,14 +21,20 @@ app = typer.Typer(
 tenants = typer.Typer(help="Companies.", no_args_is_help=True)
 principals = typer.Typer(help="Users and services of a tenant.", no_args_is_help=True)
 banks = typer.Typer(help="Collections of documents.", no_args_is_help=True)
+benches = typer.Typer(help="Measure, beside a peer, in one run.", no_args_is_help=True)
 app.add_typer(tenants, name="tenant")
 app.add_typer(principals, name="principal")
 app.add_typer(banks, name="bank")
+app.add_typer(benches, name="bench")
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
 Tenant = Annotated[str, typer.Option("--tenant", help="Name of the tenant.")]
 Bank = Annotated[str, typer.Option("--bank", help="Name of the bank.")]
 As = Annotated[str, typer.Option("--as", help="Principal who asks.")]
+LlamaPython = Annotated[
+    Path | None,
+    typer.Option(help="Python that has llama-cpp-python, for the peer; default: this one."),
+]
 K = Annotated[int | None, typer.Option("-k", help="Memories to use, 1 to 100.")]
 
 
@@ -312,11 +318,12 @@ def demo() -> None:
     raise typer.Exit(run())
 
 
-@app.command()
-def bench(
-    name: Annotated[str, typer.Argument(help="ttft: first token of memory, RAG and closed book.")],
+@benches.command("ttft")
+def bench_ttft(
     n: Annotated[int, typer.Option("-n", help="Questions asked.")] = 20,
-    k: Annotated[int, typer.Option("-k", help="Memories per question.")] = 5,
+    k: Annotated[
+        str, typer.Option("-k", help="Memories per question: one number or several.")
+    ] = "1,2,5,10,20",
     questions: Annotated[
         Path | None, typer.Option(help="JSONL with a `question` a line, instead of the sample's.")
     ] = None,
@@ -325,22 +332,56 @@ def bench(
     ] = None,
     bank: Annotated[str | None, typer.Option(help="Default: sample handbooks of its own.")] = None,
     principal: Annotated[str | None, typer.Option("--as", help="Principal who asks.")] = None,
+    llama_python: LlamaPython = None,
     as_json: Json = False,
 ) -> None:
-    """Measure, beside a peer, in one run."""
-    if name != "ttft":
-        raise UsageError(f"no benchmark is named {name!r}: ttft")
+    """First token of memory, RAG and closed book, and of llama.cpp doing RAG."""
     from benchmarks import ttft
 
+    plan = ttft.Plan.of(ttft.questions_of(questions), n, _numbers("-k", k), llama_python)
     if tenant and bank and principal:
         from app.answer.service import Reader
 
-        reader = Reader.of(tenant, bank, principal)
-        ttft.run_on(reader, ttft.questions_of(questions), n, k, as_json)
+        ttft.run_on(Reader.of(tenant, bank, principal), plan, as_json)
     elif tenant or bank or principal:
         raise UsageError("--tenant, --bank and --as go together; without them a sample is made")
     else:
-        ttft.run_on_sample(ttft.questions_of(questions), n, k, as_json)
+        ttft.run_on_sample(plan, as_json)
+
+
+@benches.command("frontier")
+def bench_frontier(
+    squad: Annotated[
+        Path | None, typer.Option(help="Questions over one passage: .jsonl or .jsonl.gz.")
+    ] = None,
+    hotpot: Annotated[Path | None, typer.Option(help="Questions over several passages.")] = None,
+    n: Annotated[
+        str, typer.Option("-n", help="Questions of each file: one number, or one for each.")
+    ] = "300,200",
+    settings_: Annotated[
+        str, typer.Option("--settings", help="Names, by commas; default all. Dense comes always.")
+    ] = "",
+    out: Annotated[
+        Path, typer.Option(help="Folder of table, plot and answers; a run goes on from these.")
+    ] = Path("frontier"),
+    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 24,
+    seed: Annotated[int, typer.Option(help="Draws the questions.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Size of a memory against quality of answers, beside RAG and closed book."""
+    from benchmarks import frontier
+
+    files = {name: file for name, file in (("squad", squad), ("hotpot", hotpot)) if file}
+    names = [name.strip() for name in settings_.split(",") if name.strip()]
+    numbers = _numbers("-n", n)[: len(files)]
+    frontier.run(files, numbers, names, out, max_tokens=max_tokens, seed=seed, as_json=as_json)
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"{option} is {text!r}: give a number, or several by commas") from None
 
 
 def _made(value: dict[str, Any], line: str, as_json: bool) -> None:

@@ -39,3 +39,7 @@ class ProfileError(MembankError):
 
 class BlobError(MembankError):
     """A KV blob that is damaged, truncated, foreign or of an unknown version."""
+
+
+class EvaluationError(MembankError):
+    """A question file that cannot be read, or results that do not belong together."""

@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from app.errors import ModelError, ProfileError
-from app.memory.codec import CODEC
+from app.memory.codec import Codec, codec_for
 from app.memory.fingerprint import fingerprint
 from app.memory.packaged import embedder_folder, language_model_folder
 from app.memory.profile import Profile
@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Models:
-    """A language model with its encoder and prompt, the embedder, and their profile."""
+    """A language model with its encoder and prompt, the embedder, the codec, and their profile."""
 
     lm: "LanguageModel"
     encoder: "Encoder"
     prompt: Prompt
     embedder: "Embedder"
+    codec: Codec
     profile: Profile
 
 
@@ -46,13 +47,24 @@ def tokenizer() -> Any:
 @lru_cache(maxsize=1)
 def profile() -> Profile:
     """The encoder profile of the configured models. Loads no weights."""
-    known = settings().models.expanduser() / "fingerprints.json"
     return Profile(
-        model=fingerprint(language_model_folder(settings().model, settings().models), known),
-        embedder=fingerprint(embedder_folder(settings().embedder), known),
+        model=_fingerprint(language_model_folder(settings().model, settings().models)),
+        embedder=_fingerprint(embedder_folder(settings().embedder)),
         prefix=prompt().prefix_text,
-        codec=CODEC,
+        codec=codec().name,
     )
+
+
+@lru_cache(maxsize=1)
+def codec() -> Codec:
+    """The codec that the settings choose for the configured model."""
+    chosen = settings()
+    model = _fingerprint(language_model_folder(chosen.model, chosen.models))
+    return codec_for(chosen.codec, model, chosen.models.expanduser() / "codebooks")
+
+
+def _fingerprint(folder: str) -> str:
+    return fingerprint(folder, settings().models.expanduser() / "fingerprints.json")
 
 
 def require_profile(bank: str, of_bank: str) -> None:
@@ -85,7 +97,7 @@ def models() -> Models:
     )
     words = prompt()
     embedder = Embedder(embedder_folder(chosen.embedder), str(lm.device))
-    return Models(lm, Encoder(lm, words.prefix), words, embedder, profile())
+    return Models(lm, Encoder(lm, words.prefix), words, embedder, codec(), profile())
 
 
 @lru_cache(maxsize=1)

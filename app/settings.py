@@ -46,6 +46,11 @@ class Settings(BaseSettings):
         description="Embedding model: the packaged default, a folder, or a hub name.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the models run.")
+    codec: str = Field(
+        "auto",
+        description="How memories are made small: auto (the codebook fitted to the model, else"
+        " rotated4), int8, int4, int2, rotated1 to rotated4, or the path of a codebook.",
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Weights and memories: bfloat16 where the processor has it."
     )

@@ -2,21 +2,28 @@
 
 One process, the same model, passages and questions; embedding, search and load are included. The
 modes take turns within each question, so that a disturbance of the machine meets all of them.
+llama.cpp reads the same passages from the same weights, in a process of its own that takes its
+turn like a mode.
 """
 
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import get_args
+from typing import Any, get_args
 
 from app import console
-from app.answer.service import Mode, Reader, ask
+from app.answer.service import Answer, Mode, Reader, ask, find
 from app.demo import sample
-from app.errors import UsageError
+from app.errors import MembankError, UsageError
+from app.runtime import prompt
+from benchmarks.peer import Peer, PeerError
 
 MODES: tuple[Mode, ...] = get_args(Mode)
+LLAMA = "llama.cpp rag"
+_MIN_SCORE = -1.0  # every passage counts, so that all modes read k of them
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,42 @@ class Row:
     prefill_ms: float
     tokens_processed: float
     memory_tokens: float
+
+    @classmethod
+    def of(cls, answer: Answer) -> "Row":
+        times, usage = answer.timings_ms, answer.usage
+        return cls(
+            times["first_token"],
+            times["search"],
+            times["load"],
+            times["prefill"],
+            usage["prompt_tokens"],
+            usage["memory_tokens"],
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked, with which numbers of memories, and the Python of the peer if it is given."""
+
+    questions: list[str]
+    ks: list[int]
+    llama_python: Path | None
+
+    @classmethod
+    def of(
+        cls, questions: Sequence[str], n: int, ks: Sequence[int], llama_python: Path | None = None
+    ) -> "Plan":
+        """`questions` are repeated up to `n`. Raises UsageError when there is nothing to ask."""
+        if n < 1:
+            raise UsageError(f"-n is {n}: give at least 1")
+        if bad := [k for k in ks if not 1 <= k <= 100]:
+            raise UsageError(f"-k is {bad[0]}: give 1 to 100")
+        asked = [questions[i % len(questions)] for i in range(n)]
+        return cls(asked, list(dict.fromkeys(ks)), llama_python)
+
+
+Rows = dict[str, Row]
 
 
 def questions_of(file: Path | None) -> list[str]:
@@ -48,67 +91,98 @@ def questions_of(file: Path | None) -> list[str]:
     return found
 
 
-def run_on_sample(questions: Sequence[str], n: int, k: int, as_json: bool) -> None:
+def run_on_sample(plan: Plan, as_json: bool) -> None:
     """Measure on the sample handbooks in a temporary stack and print the table."""
     with sample.temporary_stack(console.complain):
         sample.fill()
-        run_on(Reader.of("northwind", sample.BANK, "hana"), questions, n, k, as_json)
+        run_on(Reader.of("northwind", sample.BANK, "hana"), plan, as_json)
 
 
-def run_on(reader: Reader, questions: Sequence[str], n: int, k: int, as_json: bool) -> None:
-    """Measure on a bank and print the table. `questions` are repeated up to `n`."""
-    if n < 1:
-        raise UsageError(f"-n is {n}: give at least 1")
-    rows = measure(reader, [questions[i % len(questions)] for i in range(n)], k)
+def run_on(reader: Reader, plan: Plan, as_json: bool) -> None:
+    """Measure on a bank and print the table."""
+    with ExitStack() as stack:
+        peer: Peer | PeerError
+        try:
+            peer = stack.enter_context(Peer(plan.llama_python))
+        except PeerError as error:
+            peer = error
+        found = {k: measure(reader, plan.questions, k, peer) for k in plan.ks}
+    missing = str(peer) if isinstance(peer, PeerError) else None
     if as_json:
-        console.print_json(
-            {"n": n, "k": k, "modes": {mode: asdict(row) for mode, row in rows.items()}}
-        )
+        console.print_json(_json(found, len(plan.questions), missing))
     else:
-        report(rows, k, n)
+        report(found, len(plan.questions), missing)
 
 
-def measure(reader: Reader, questions: Sequence[str], k: int) -> dict[Mode, Row]:
+def measure(reader: Reader, questions: Sequence[str], k: int, peer: Peer | PeerError) -> Rows:
     """Ask every question in every mode for one token, after a warm-up question."""
-    found: dict[Mode, list[Row]] = {mode: [] for mode in MODES}
+    found: dict[str, list[Row]] = {}
     for number, question in enumerate([questions[0], *questions]):
+        rows: Rows = {}
         for mode in MODES:
-            answer = ask(reader, question, k=k, mode=mode, max_tokens=1, min_score=-1.0)
-            times, usage = answer.timings_ms, answer.usage
-            if number:
-                found[mode].append(
-                    Row(
-                        times["first_token"],
-                        times["search"],
-                        times["load"],
-                        times["prefill"],
-                        usage["prompt_tokens"],
-                        usage["memory_tokens"],
-                    )
-                )
+            answer = ask(reader, question, k=k, mode=mode, max_tokens=1, min_score=_MIN_SCORE)
+            rows[mode] = Row.of(answer)
+        if isinstance(peer, Peer):
+            rows[LLAMA] = _peer_row(reader, question, k, peer)
+        if number:
+            for mode, row in rows.items():
+                found.setdefault(mode, []).append(row)
     return {mode: _medians(rows) for mode, rows in found.items()}
 
 
-def report(rows: dict[Mode, Row], k: int, questions: int) -> None:
-    """Print the table, with each mode's first token against RAG's."""
-    base = rows["rag"].first_token_ms
+def report(found: dict[int, Rows], questions: int, missing: str | None = None) -> None:
+    """Print the table: each mode's first token against RAG's and, if it is there, llama.cpp's.
+
+    `missing`: why there is no peer.
+    """
+    rows: list[list[object]] = []
+    for k, modes in found.items():
+        for mode, row in modes.items():
+            times = [row.first_token_ms, row.search_ms, row.load_ms, row.prefill_ms]
+            tokens = [int(row.tokens_processed), int(row.memory_tokens)]
+            rows.append([k, mode, *times, *tokens, *_ratios(modes, row)])
     console.table(
-        f"k = {k}, medians of {questions} questions; milliseconds; tokens that the model processes",
-        ["mode", "first token", "search", "load", "prefill", "tokens", "in memory", "against RAG"],
+        f"medians of {questions} questions; milliseconds; tokens that the model processes",
         [
-            [
-                mode,
-                row.first_token_ms,
-                row.search_ms,
-                row.load_ms,
-                row.prefill_ms,
-                int(row.tokens_processed),
-                int(row.memory_tokens),
-                f"{base / row.first_token_ms:.1f}x",
-            ]
-            for mode, row in rows.items()
+            "k",
+            "mode",
+            "first token",
+            "search",
+            "load",
+            "prefill",
+            "tokens",
+            "in memory",
+            "against RAG",
+            "against llama.cpp",
         ],
+        rows,
     )
+    if missing:
+        console.say(f"{LLAMA}: {missing}")
+
+
+def _ratios(modes: Rows, row: Row) -> list[str]:
+    peers = [modes.get("rag"), modes.get(LLAMA)]
+    return [f"{p.first_token_ms / row.first_token_ms:.1f}x" if p else "" for p in peers]
+
+
+def _json(found: dict[int, Rows], n: int, missing: str | None) -> dict[str, Any]:
+    """The first k's rows stand under `k` and `modes` as well, where one k's have always stood."""
+    by_k = [
+        {"k": k, "modes": {mode: asdict(row) for mode, row in rows.items()}}
+        for k, rows in found.items()
+    ]
+    return {"n": n, **by_k[0], "by_k": by_k, "llama_missing": missing}
+
+
+def _peer_row(reader: Reader, question: str, k: int, peer: Peer) -> Row:
+    """Search as every mode has it, then llama.cpp on the prompt of RAG."""
+    found = find(reader, question, k)
+    words = prompt()
+    ids = words.with_text([words.chunk(p.text) for p in found.passages], question)
+    prefill = peer.first_token_ms(ids)
+    search = found.timings_ms["search"]
+    return Row(search + prefill, search, 0.0, prefill, len(ids), 0)
 
 
 def _medians(rows: Sequence[Row]) -> Row:

@@ -46,7 +46,7 @@ def _encode(texts: Sequence[str]) -> list[tuple[list[float], bytes]]:
     tokens = [m.prompt.chunk(text) for text in texts]
     memories = m.encoder.encode(tokens, settings().batch_tokens)
     keys = m.embedder.embed(texts).tolist()
-    return [(key, pack(kv, m.profile.id)) for key, kv in zip(keys, memories, strict=True)]
+    return [(key, pack(kv, m.profile.id, m.codec)) for key, kv in zip(keys, memories, strict=True)]
 
 
 def _split(work: Work) -> int:

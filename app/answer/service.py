@@ -16,7 +16,7 @@ from app.memory.codec import unpack
 from app.memory.compose import compose
 from app.memory.kv import KV
 from app.memory.prompt import closed_book
-from app.runtime import Models, models, require_profile
+from app.runtime import Models, codec, models, require_profile
 from app.settings import settings
 
 Mode = Literal["memory", "rag", "closed"]
@@ -128,7 +128,7 @@ def load(reader: Reader, passages: Sequence[Passage], dtype: torch.dtype) -> lis
         if passage.id not in payloads:
             raise BlobError(f"memory {passage.id} of {passage.document_id} is gone: ask again")
         try:
-            memories.append(unpack(payloads[passage.id], reader.profile, dtype))
+            memories.append(unpack(payloads[passage.id], reader.profile, codec(), dtype))
         except BlobError as error:
             raise BlobError(
                 f"memory {passage.id} of document {passage.document_id!r}: {error}"

@@ -4,25 +4,47 @@ The live tokens keep the cache, the mask and the positions that transformers giv
 `injected(model, memories)` each layer's attention reads the memories of its request as well, in
 one joint softmax:
 
-    softmax([ q K_mem^T + b , q K_live^T + mask ] / sqrt(d)) [ V_mem ; V_live ]
+    softmax([ q K_mem^T / sqrt(d) + b , q K_live^T / sqrt(d) + mask ]) [ V_mem ; V_live ]
 
-The two parts are never concatenated, so a generated token costs no copy of the memories.
+The encoder runs the same attention without memories; `watched` lets a scorer see its queries.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import eager_mask
+from transformers.masking_utils import sdpa_mask
 
 from app.memory.compose import Memories
+from app.memory.kv import ABSENT
 
 NAME = "membank"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Glance:
+    """What one layer's heads asked in a forward pass, and how they attended.
+
+    queries: (batch, heads, n, head_dim), rotated and scaled, so that the product with a rotated
+    key is a logit; softcap: the bound that the model puts on logits;
+    weights: (batch, heads, n, entries), attention to the memories; None where there are none.
+    """
+
+    layer: int
+    queries: Tensor
+    softcap: float | None
+    weights: Tensor | None = None
+
+
 _reading: ContextVar[Memories | None] = ContextVar("membank_memories", default=None)
+_watching: ContextVar[Callable[[Glance], None] | None] = ContextVar("membank_watch", default=None)
 
 
 @contextlib.contextmanager
@@ -32,13 +54,40 @@ def injected(model: Any, memories: Memories) -> Iterator[None]:
     The model is as it was afterwards. Pass `memories.positions(n)` as `position_ids`. While the
     block is open no other thread may use the same model.
     """
-    before = model.config._attn_implementation
-    model.set_attn_implementation(NAME)
-    token = _reading.set(memories)
+    with _our_attention(model), _set(_reading, memories):
+        yield
+
+
+@contextlib.contextmanager
+def without_memories(model: Any) -> Iterator[None]:
+    """Plain attention, computed as the reading of memories computes it and no slower."""
+    with _our_attention(model), _set(_reading, None):
+        yield
+
+
+@contextlib.contextmanager
+def watched(watch: Callable[[Glance], None]) -> Iterator[None]:
+    """Call `watch` for each layer of the forward passes that the block runs in either way."""
+    with _set(_watching, watch):
+        yield
+
+
+@contextlib.contextmanager
+def _set(variable: ContextVar[T], value: T) -> Iterator[None]:
+    token = variable.set(value)
     try:
         yield
     finally:
-        _reading.reset(token)
+        variable.reset(token)
+
+
+@contextlib.contextmanager
+def _our_attention(model: Any) -> Iterator[None]:
+    before = model.config._attn_implementation
+    model.set_attn_implementation(NAME)
+    try:
+        yield
+    finally:
         model.set_attn_implementation(before)
 
 
@@ -52,42 +101,122 @@ def attend(
     dropout: float = 0.0,
     softcap: float | None = None,
     sliding_window: int | None = None,
+    s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """One layer's attention over its request's memories and the live tokens.
 
     query (batch, heads, n, head_dim); key, value (batch, kv_heads, live, head_dim);
-    attention_mask additive, (batch, 1, n, live). Returns (batch, n, heads, head_dim).
+    attention_mask (batch, 1, n, live), additive or True where a token is seen; None: causal.
+    softcap: bound of the logits (Gemma2); s_aux: (heads,), a logit of each head that takes weight
+    and gives no value (gpt-oss). Returns (batch, n, heads, head_dim).
     """
-    memories = _reading.get()
-    if memories is None:
-        raise RuntimeError("attention 'membank' runs only inside app.memory.attention.injected")
+    memories, watch = _reading.get(), _watching.get()
     layer: int = module.layer_idx  # type: ignore[assignment]
     batch, heads, n, dim = query.shape
-    kv_heads = key.shape[1]
-    group = heads // kv_heads
-    # The query heads that share a key-value head become rows of one matrix product.
-    rows = query.reshape(batch, kv_heads, group * n, dim) * scaling
-    stored = (rows @ memories.keys[layer].transpose(-1, -2)).float()
-    live = (rows @ key.transpose(-1, -2)).float()
-    if softcap is not None:
-        stored, live = ((x / softcap).tanh() * softcap for x in (stored, live))
-    if attention_mask is not None:
-        grid = live.view(batch, kv_heads, group, n, -1)
-        live = (grid + attention_mask[:, :, None, :, : key.shape[2]]).view_as(live)
-    stored = stored + memories.bias[:, None, None, :]
-    if sliding_window is not None:
-        stored = stored + memories.outside(sliding_window, kwargs["position_ids"]).repeat(
-            1, 1, group, 1
-        )
-    weights = torch.cat([stored, live], dim=-1).softmax(dim=-1)
-    if n > 1:
-        memories.note(weights.view(batch, heads, n, -1)[:, :, -1, : stored.shape[-1]])
-    weights = weights.to(value.dtype)
-    entries = stored.shape[-1]
-    out = weights[..., :entries] @ memories.values[layer] + weights[..., entries:] @ value
+    kv_heads, live = key.shape[1:3]
+    weights = None
+    if memories is None and softcap is None and s_aux is None:
+        out = _fused(query, key, value, attention_mask, scaling)
+    else:
+        parts = [(key, value, _live(attention_mask, n, live, query))]
+        if memories is not None:
+            stored = (memories.keys[layer], memories.values[layer])
+            parts.insert(0, (*stored, _bias(memories, layer, sliding_window, kwargs)))
+        # The query heads that share a key-value head become rows of one matrix product.
+        rows = query.reshape(batch, kv_heads, -1, dim) * scaling
+        shares = _weights(rows, parts, n, softcap, s_aux)
+        read = [w.to(value.dtype) @ v for w, (_, v, _) in zip(shares, parts, strict=True)]
+        out = read[0] if len(read) == 1 else read[0] + read[1]
+        if memories is not None and n > 1:
+            weights = shares[0].view(batch, heads, n, -1)
+            memories.note(weights[:, :, -1])
+    if watch is not None:
+        watch(Glance(layer, query * scaling, softcap, weights))
     return out.view(batch, heads, n, -1).transpose(1, 2).contiguous(), None
 
 
+def _fused(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float
+) -> Tensor:
+    batch, heads, n, dim = query.shape
+    kv_heads, live = key.shape[1:3]
+    if mask is None:
+        return scaled_dot_product_attention(
+            query, key, value, is_causal=n > 1, scale=scaling, enable_gqa=heads > kv_heads
+        )
+    rows = query.reshape(batch, kv_heads, -1, dim)
+    over = _additive(mask, query).repeat(1, 1, heads // kv_heads, 1)
+    return scaled_dot_product_attention(rows, key, value, over[..., :live], scale=scaling)
+
+
+def _bias(
+    memories: Memories, layer: int, sliding_window: int | None, kwargs: dict[str, Any]
+) -> Tensor | None:
+    """Added to the logits of the memories, (batch, kv_heads or 1, n or 1, entries)."""
+    bias = memories.bias_of(layer)
+    if sliding_window is None:
+        return bias
+    far = memories.outside(layer, sliding_window, kwargs["position_ids"]) * ABSENT
+    return far if bias is None else bias + far
+
+
+def _weights(
+    rows: Tensor,
+    parts: list[tuple[Tensor, Tensor, Tensor | None]],
+    n: int,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Sequence[Tensor]:
+    """Attention of rows (batch, kv_heads, group * n, head_dim) to each part, in float32.
+
+    The parts are not concatenated, so a generated token costs no copy of the memories.
+    """
+    logits = []
+    for keys, _, added in parts:
+        part = (rows @ keys.transpose(-1, -2)).float()
+        if softcap is not None:
+            part = (part / softcap).tanh() * softcap
+        if added is not None:
+            grid = part.view(*part.shape[:2], -1, n, part.shape[-1])
+            part = (grid + added.unsqueeze(2)).view_as(part)
+        logits.append(part)
+    sizes = [part.shape[-1] for part in logits]
+    if sinks is not None:
+        column = sinks.float().view(rows.shape[1], -1, 1).expand(-1, -1, n)
+        logits.append(column.reshape(1, rows.shape[1], -1, 1).expand(*rows.shape[:3], 1))
+        sizes.append(1)
+    weights = torch.cat(logits, dim=-1).softmax(dim=-1)
+    return torch.split(weights, sizes, dim=-1)[: len(parts)]
+
+
+def _live(mask: Tensor | None, n: int, live: int, like: Tensor) -> Tensor | None:
+    """What is added to the logits of the live tokens, (batch or 1, 1, n, live)."""
+    if mask is not None:
+        return _additive(mask, like)[..., :live]
+    if n == 1:
+        return None
+    return _added(
+        torch.ones(1, 1, n, live, dtype=torch.bool, device=like.device).tril(), like.dtype
+    )
+
+
+def _additive(mask: Tensor, like: Tensor) -> Tensor:
+    """A mask that is True where a token is seen, or additive already, as something to add."""
+    return _added(mask, like.dtype) if mask.dtype == torch.bool else mask
+
+
+def _added(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
+
+
+def _mask(*args: Any, dtype: torch.dtype = torch.float32, **kwargs: Any) -> Tensor | None:
+    """transformers' mask, made something to add once for all layers; None where it is causal."""
+    seen = sdpa_mask(*args, **kwargs)
+    if seen is None:
+        return None
+    return _added(seen[:1] if seen.stride(0) == 0 else seen, dtype)
+
+
 AttentionInterface.register(NAME, attend)
-AttentionMaskInterface.register(NAME, eager_mask)
+AttentionMaskInterface.register(NAME, _mask)

@@ -1,125 +1,205 @@
-"""KV <-> bytes: one safetensors payload, quantised, with a header and a checksum of everything.
+"""Memories <-> blobs: which codec a profile names, and what stands around its tensors."""
 
-Keys are quantised before any rotation, one scale per channel; values one scale per token (KIVI,
-arXiv 2402.02750; KVQuant, arXiv 2401.18079). 8 bits lose nothing that can be measured in answers
-(docs/decisions). The format is described byte by byte in docs/reference/blob-format.md.
-"""
-
-import hashlib
-import json
-import re
-import struct
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
-from safetensors.torch import load as parse
-from safetensors.torch import save as serialise
 from torch import Tensor
 
-from app.errors import BlobError
-from app.memory.kv import KV
+from app.errors import BlobError, ProfileError, UsageError
+from app.memory import blob
+from app.memory.blob import Spec
+from app.memory.kv import ABSENT, KV
+from app.memory.quantise import Int8, Linear, Rotated, Shape
+from app.memory.transform import Codebook, Transform
 
-VERSION = 1
-CODEC = "int8"
-_ZEROS = "0" * 64
-# The header is JSON in a JSON string, so its quotes are escaped.
-_CHECKSUM = re.compile(rb'\\"checksum\\":\\"([0-9a-f]{64})\\"')
-_TENSORS = {"keys", "key_scale", "values", "value_scale"}
-# A header is some hundred bytes of JSON; a length beyond this is a lie.
-_MAX_HEADER = 65_536
+_LOWEST = -60_000.0
+"""Below this a float16 log-bias stands for an entry that is not there."""
+_MOST = 65_536
+"""Layers, heads, entries, channels and tokens of one memory."""
 
 
-def pack(kv: KV, profile: str) -> bytes:
-    """Quantise to 8 bits and serialise, marked with the encoder profile's id.
+UNFITTED = "rotated4"
+"""What a model without a codebook gets."""
+SHIPPED = Path(__file__).parent / "codebooks"
 
-    Raises BlobError when a key or a value is not finite.
+
+class Codec(Protocol):
+    """Keys and values (layers, kv_heads, entries, head_dim) <-> named tensors."""
+
+    @property
+    def name(self) -> str:
+        """As the profile and the blob's header record it."""
+
+    def spec(self, shape: Shape) -> Spec:
+        """The tensors that a memory of this shape has. Raises BlobError when it can have none."""
+
+    def encode(self, keys: Tensor, values: Tensor) -> dict[str, Tensor]:
+        """Tensors as `spec` names them; the input is finite and on the CPU."""
+
+    def decode(self, stored: Any, shape: Shape, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Keys and values again, as good as the codec can."""
+
+
+_CODECS: list[Codec] = [Int8(), Linear(4), Linear(2), *(Rotated(bits) for bits in (4, 3, 2, 1))]
+SIMPLE = {codec.name: codec for codec in _CODECS}
+
+
+def codec_for(name: str, model: str, folder: Path) -> Codec:
+    """A codec by its name; "auto" is the codebook fitted to `model`, or else UNFITTED.
+
+    name: also the path of a codebook. model: the model's fingerprint. folder: where this machine
+    keeps codebooks, beside those that come with the program.
+    Raises UsageError for an unknown name, ProfileError for a codebook that cannot be read or was
+    fitted to another model.
     """
-    if not (kv.keys.isfinite().all() and kv.values.isfinite().all()):
+    if name == "auto":
+        return _fitted(model, folder) or SIMPLE[UNFITTED]
+    if name in SIMPLE:
+        return SIMPLE[name]
+    if not name.endswith(".safetensors"):
+        raise UsageError(
+            f"codec {name!r} is unknown: take auto, one of {', '.join(SIMPLE)}, or the path of a"
+            " codebook that `membank codebook` wrote"
+        )
+    codebook = Codebook.load(Path(name).expanduser())
+    if codebook.model != model:
+        raise ProfileError(
+            f"codebook {name} was fitted to model {codebook.model[:12]}, this model is"
+            f" {model[:12]}: fit one with `membank codebook`, or set MEMBANK_CODEC=auto"
+        )
+    return Transform(codebook)
+
+
+def _fitted(model: str, folder: Path) -> Codec | None:
+    for place in (folder, SHIPPED):
+        file = place / f"{model[:16]}.safetensors"
+        if file.is_file():
+            return codec_for(str(file), model, folder)
+    return None
+
+
+def pack(kv: KV, profile: str, codec: Codec = SIMPLE["int8"]) -> bytes:
+    """Quantise and serialise, marked with the encoder profile's id.
+
+    Layers in which every entry is absent take no room.
+    Raises BlobError when a key, a value or a bias is not a number, or the codec cannot hold it.
+    """
+    keys, values = kv.keys.detach().cpu(), kv.values.detach().cpu()
+    if not (keys.isfinite().all() and values.isfinite().all()):
         raise BlobError("a memory with infinite or undefined numbers cannot be packed")
-    keys, key_scale = _quantise(kv.keys, dim=2)
-    values, value_scale = _quantise(kv.values, dim=3)
-    header = {
-        "checksum": _ZEROS,
-        "version": VERSION,
-        "codec": CODEC,
+    layers, heads, entries, dim = keys.shape
+    header: dict[str, Any] = {
+        "codec": codec.name,
         "profile": profile,
-        "shape": list(kv.keys.shape),
+        "shape": [layers, heads, entries, dim],
+        "length": kv.length,
     }
-    payload = serialise(
-        {"keys": keys, "key_scale": key_scale, "values": values, "value_scale": value_scale},
-        # One field only: safetensors writes several in no fixed order, and equal memories are to
-        # be equal bytes.
-        metadata={"membank": json.dumps(header, separators=(",", ":"))},
-    )
-    at = _field(payload).start(1)
-    digest = hashlib.sha256(payload).hexdigest().encode()
-    return payload[:at] + digest + payload[at + 64 :]
+    more = {}
+    if kv.bias is not None:
+        bias = kv.bias.detach().cpu().float()
+        if bias.isnan().any() or (bias > -_LOWEST).any():
+            raise BlobError("a memory with an undefined or infinite log-bias cannot be packed")
+        kept = (bias > _LOWEST).flatten(1).any(1).nonzero()[:, 0]
+        header["layers"] = kept.tolist()
+        keys, values = keys[kept], values[kept]
+        more["bias"] = bias[kept].clamp_min(2 * _LOWEST).half()
+    if kv.offsets is not None:
+        offsets = kv.offsets.detach().cpu()
+        more["offsets"] = (offsets if kv.bias is None else offsets[kept]).to(torch.int32)
+    codec.spec((keys.shape[0], heads, entries, dim))
+    coded = codec.encode(keys, values) if keys.numel() else {}
+    return blob.write({**coded, **more}, header)
 
 
-def unpack(payload: bytes, profile: str, dtype: torch.dtype = torch.float32) -> KV:
+def unpack(
+    payload: bytes, profile: str, codec: Codec = SIMPLE["int8"], dtype: torch.dtype = torch.float32
+) -> KV:
     """The KV of a packed payload, in `dtype`.
 
     Raises BlobError when the payload is damaged or truncated, of another version or codec, or
     encoded under another profile than `profile`.
     """
-    header = _verified(payload)
-    if (header["version"], header["codec"]) != (VERSION, CODEC):
+    found = blob.read(payload)
+    header = found.header
+    shape, layers, length = _described(header)
+    if header.get("codec") != codec.name:
         raise BlobError(
-            f"memory blob is of version {header['version']}, codec {header['codec']}; this"
-            f" program reads version {VERSION}, codec {CODEC}: encode the bank again"
+            f"memory blob is of codec {header.get('codec')}, the reader has {codec.name}:"
+            " set MEMBANK_CODEC as it was when the bank was made, or encode the bank again"
         )
-    if header["profile"] != profile:
+    if header.get("profile") != profile:
         raise BlobError(
-            f"memory blob was encoded under profile {header['profile']}, the reader has"
+            f"memory blob was encoded under profile {header.get('profile')}, the reader has"
             f" {profile}: read it with the model that encoded it, or encode the bank again"
         )
-    tensors = parse(payload)
-    keys = _restore(tensors["keys"], tensors["key_scale"], dtype)
-    values = _restore(tensors["values"], tensors["value_scale"], dtype)
-    return KV(keys, values)
+    stored = shape if layers is None else (len(layers), *shape[1:])
+    parts = (stored[0], *shape[1:3])
+    expected = dict(codec.spec(stored)) if 0 not in stored else {}
+    if layers is not None:
+        expected["bias"] = ("F16", parts)
+    if "offsets" in found.found:
+        expected["offsets"] = ("I32", parts)
+    tensors = found.tensors(expected)
+    if 0 in stored:
+        keys, values = (torch.zeros(stored, dtype=dtype) for _ in range(2))
+    else:
+        keys, values = codec.decode(tensors, stored, dtype)
+    return _whole(keys, values, tensors, shape, layers, length)
 
 
-def _verified(payload: bytes) -> dict[str, Any]:
-    """Check every byte before anything is parsed or allocated, then read the header."""
-    match = _field(payload)
-    digest = hashlib.sha256()
-    digest.update(payload[: match.start(1)])
-    digest.update(_ZEROS.encode())
-    digest.update(memoryview(payload)[match.end(1) :])
-    if digest.hexdigest().encode() != match.group(1):
-        raise BlobError("memory blob is damaged: its checksum does not match; encode it again")
+def _whole(
+    keys: Tensor,
+    values: Tensor,
+    tensors: dict[str, Tensor],
+    shape: Shape,
+    layers: list[int] | None,
+    length: int,
+) -> KV:
+    offsets = tensors.get("offsets")
+    if length != shape[2] if offsets is None else _astray(offsets, length):
+        raise BlobError("memory blob's length does not fit its entries; encode it again")
+    if layers is None:
+        return KV(keys, values, None, offsets, length)
+    bias = tensors["bias"].float()
+    bias = bias.masked_fill(bias <= _LOWEST, ABSENT)
+    if len(layers) == shape[0]:
+        return KV(keys, values, bias, offsets, length)
+    index = torch.tensor(layers, dtype=torch.long)
+    return KV(
+        keys.new_zeros(shape).index_copy_(0, index, keys),
+        values.new_zeros(shape).index_copy_(0, index, values),
+        torch.full(shape[:3], ABSENT).index_copy_(0, index, bias),
+        None if offsets is None else offsets.new_zeros(shape[:3]).index_copy_(0, index, offsets),
+        length,
+    )
+
+
+def _astray(offsets: Tensor, length: int) -> bool:
+    return offsets.numel() > 0 and not 0 <= int(offsets.min()) <= int(offsets.max()) < length
+
+
+def _described(header: Any) -> tuple[Shape, list[int] | None, int]:
+    """Shape, kept layers and length of a header whose bytes are right but may still lie."""
     try:
-        head = json.loads(payload[8 : 8 + struct.unpack("<Q", payload[:8])[0]])
-        header = json.loads(head["__metadata__"]["membank"])
-        layers, heads, entries, dim = header["shape"]
-        whole = (layers, heads, entries, dim)
-        expected = {
-            "keys": ("I8", whole),
-            "key_scale": ("F32", (layers, heads, 1, dim)),
-            "values": ("I8", whole),
-            "value_scale": ("F32", (layers, heads, entries, 1)),
-        }
-        found = {n: (head[n]["dtype"], tuple(head[n]["shape"])) for n in _TENSORS}
-    except (KeyError, TypeError, ValueError, struct.error) as error:
+        layers, heads, entries, dim = (_whole_number(n) for n in header["shape"])
+        kept = None
+        if "layers" in header:
+            kept = [_whole_number(n) for n in header["layers"]]
+            # Layers without entries are made again as zeros: no more of them than models have.
+            if kept != sorted(set(kept)) or not kept or kept[-1] >= layers or layers > 1024:
+                raise ValueError("layers out of range")
+        if header["version"] == 1:
+            if header["codec"] != "int8" or "length" in header or kept is not None:
+                raise ValueError("not of version 1")
+            return (layers, heads, entries, dim), None, entries
+        length = _whole_number(header["length"])
+    except (KeyError, TypeError, ValueError) as error:
         raise BlobError("memory blob has a header that cannot be read; encode it again") from error
-    if header.get("codec") == CODEC and found != expected:
-        raise BlobError("memory blob's tensors are not those of its header; encode it again")
-    return header  # type: ignore[no-any-return]
+    return (layers, heads, entries, dim), kept, length
 
 
-def _field(payload: bytes) -> re.Match[bytes]:
-    match = _CHECKSUM.search(payload, 0, _MAX_HEADER)
-    if match is None:
-        raise BlobError("memory blob is truncated or no memory blob at all; encode it again")
-    return match
-
-
-def _quantise(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    wide = x.detach().float().cpu()
-    scale = wide.abs().amax(dim=dim, keepdim=True) / 127.0
-    steps = (wide / scale.clamp_min(torch.finfo(torch.float32).tiny)).round()
-    return steps.clamp(-127, 127).to(torch.int8).contiguous(), scale.contiguous()
-
-
-def _restore(steps: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    return steps.to(dtype).mul_(scale.to(dtype))
+def _whole_number(n: Any) -> int:
+    if type(n) is not int or not 0 <= n <= _MOST:
+        raise ValueError(f"{n!r} is no size")
+    return n

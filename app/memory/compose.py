@@ -2,17 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from app.errors import MembankError
-from app.memory.kv import KV
+from app.memory.kv import ABSENT, KV
 from app.memory.rotary import Rotary
 
 Layout = Literal["sequence", "shared"]
-_NEVER = torch.finfo(torch.float32).min
 
 
 @dataclass(frozen=True)
@@ -20,17 +19,18 @@ class Memories:
     """What attention reads beside the live tokens.
 
     keys, values: (layers, batch, kv_heads, entries, head_dim), keys turned to their positions;
-    bias: (batch, entries), 0 or, for padding, minus infinity's stand-in;
+    bias: (layers or 1, batch, kv_heads or 1, entries), added to the logits, ABSENT for padding
+    and for entries that a head has not; None where nothing is to be added;
+    places: (layers or 1, batch, kv_heads or 1, entries), the entries' positions;
     owner: (batch, entries), index of the memory that an entry belongs to, -1 for shared prefix
-    and padding; places: (batch, entries), the entries' positions; start: (batch,), the position
-    of each request's first live token.
+    and padding; start: (batch,), the position of each request's first live token.
     """
 
     keys: Tensor
     values: Tensor
-    bias: Tensor
-    owner: Tensor
+    bias: Tensor | None
     places: Tensor
+    owner: Tensor
     start: Tensor
     _noted: list[Tensor] = field(default_factory=list, repr=False)
 
@@ -39,13 +39,19 @@ class Memories:
         return self.start[:, None] + torch.arange(before, before + n, device=self.start.device)
 
     def entries(self, request: int) -> int:
-        """Entries that a request reads, prefix included, padding not."""
-        return int((self.bias[request] == 0).sum())
+        """Entries that a request reads in any head, prefix included, padding not."""
+        if self.bias is None:
+            return self.keys.shape[3]
+        return int((self.bias[:, request] > ABSENT).any(dim=1).any(dim=0).sum())
 
-    def outside(self, window: int, position_ids: Tensor) -> Tensor:
-        """Additive mask (batch, 1, n, entries) of entries further back than a sliding window."""
-        distance = position_ids[:, :, None] - self.places[:, None, :]
-        return torch.where(distance < window, 0.0, _NEVER)[:, None]
+    def bias_of(self, layer: int) -> Tensor | None:
+        """What is added to one layer's logits, (batch, kv_heads or 1, 1, entries)."""
+        return None if self.bias is None else _layer(self.bias, layer)[:, :, None]
+
+    def outside(self, layer: int, window: int, position_ids: Tensor) -> Tensor:
+        """True for entries beyond a sliding window, (batch, kv_heads or 1, n, entries)."""
+        places = _layer(self.places, layer)
+        return position_ids[:, None, :, None] - places[:, :, None, :] >= window
 
     def note(self, weights: Tensor) -> None:
         """Remember one layer's attention of a prompt's last token, (batch, heads, entries)."""
@@ -73,34 +79,67 @@ def compose(
     """Lay out each request's memories behind the shared prefix and turn keys to their places.
 
     The prefix stands at positions 0 .. p-1. In "sequence" the memories follow one another, as text
-    in a prompt would; in "shared" all of them start at p (Memory3, APE). The live tokens come
-    after the last entry. Requests of different size are padded and the padding is masked.
+    in a prompt would; in "shared" all of them start at p (Memory3, APE). A memory takes up the
+    positions of its chunk, however few entries are left of it. The live tokens come after the last
+    position. Requests of different size are padded and the padding is masked.
     Raises MembankError when there is nothing to lay out.
     """
-    rows = [[*([] if prefix is None else [prefix]), *memories] for memories in requests]
-    shown = next((kv for row in rows for kv in row), None)
-    if shown is None:
+    rows = [_placed(memories, prefix, layout) for memories in requests]
+    everyone = [one.kv for row in rows for one in row]
+    if not everyone:
         raise MembankError("nothing to compose: no memories and no prefix; call the model itself")
-    width = max(sum(kv.entries for kv in row) for row in rows)
-    layers, kv_heads, _, dim = shown.keys.shape
-    size, device = len(rows), shown.keys.device
-    keys = shown.keys.new_zeros(layers, size, kv_heads, width, dim)
-    values = shown.values.new_zeros(layers, size, kv_heads, width, shown.values.shape[-1])
-    bias = torch.full((size, width), _NEVER, device=device)
+    first, widths = everyone[0], [row[-1].end if row else 0 for row in rows]
+    size, width, device = len(rows), max(widths), first.keys.device
+    per_head = (first.keys.shape[0], size, first.keys.shape[1], width)
+    alike = (1, size, 1, width)
+    scattered = any(kv.offsets is not None for kv in everyone)
+    weighted = any(kv.bias is not None for kv in everyone)
+    keys = first.keys.new_zeros(*per_head, first.keys.shape[-1])
+    values = first.values.new_zeros(*per_head, first.values.shape[-1])
+    places = torch.zeros(per_head if scattered else alike, dtype=torch.long, device=device)
+    bias = None
+    if weighted or min(widths) < width:
+        bias = torch.full(per_head if weighted else alike, ABSENT, device=device)
     owner = torch.full((size, width), -1, device=device)
-    places = torch.zeros(size, width, dtype=torch.long, device=device)
-    start = torch.zeros(size, dtype=torch.long, device=device)
     for index, row in enumerate(rows):
-        slot = place = 0
-        for number, kv in enumerate(row, start=0 if prefix is None else -1):
-            end = slot + kv.entries
-            keys[:, index, :, slot:end] = kv.keys
-            values[:, index, :, slot:end] = kv.values
-            bias[index, slot:end] = 0.0
-            owner[index, slot:end] = number
-            places[index, slot:end] = torch.arange(place, place + kv.entries, device=device)
-            start[index] = max(int(start[index]), place + kv.entries)
-            slot = end
-            if layout == "sequence" or number < 0:
-                place += kv.entries
-    return Memories(rotary.rotate(keys, places), values, bias, owner, places, start)
+        for number, kv, place, slot in row:
+            here = slice(slot, slot + kv.entries)
+            keys[:, index, :, here] = kv.keys
+            values[:, index, :, here] = kv.values
+            places[:, index, :, here] = place + _offsets(kv)
+            if bias is not None:
+                bias[:, index, :, here] = 0.0 if kv.bias is None else kv.bias.clamp_min(ABSENT)
+            owner[index, here] = number
+    starts = [max((one.place + one.kv.length for one in row), default=0) for row in rows]
+    turned = rotary.rotate(keys, places if scattered else places[0, :, 0])
+    return Memories(turned, values, bias, places, owner, torch.tensor(starts, device=device))
+
+
+class _Placed(NamedTuple):
+    owner: int
+    kv: KV
+    place: int
+    slot: int
+
+    @property
+    def end(self) -> int:
+        return self.slot + self.kv.entries
+
+
+def _placed(memories: Sequence[KV], prefix: KV | None, layout: Layout) -> list[_Placed]:
+    """One request's row: whose turn it is, at which position and in which slot it begins."""
+    row = [] if prefix is None else [_Placed(-1, prefix, 0, 0)]
+    place, slot = (prefix.length, prefix.entries) if prefix is not None else (0, 0)
+    for number, kv in enumerate(memories):
+        row.append(_Placed(number, kv, place, slot))
+        slot += kv.entries
+        place += kv.length if layout == "sequence" else 0
+    return row
+
+
+def _offsets(kv: KV) -> Tensor:
+    return torch.arange(kv.entries, device=kv.keys.device) if kv.offsets is None else kv.offsets
+
+
+def _layer(x: Tensor, layer: int) -> Tensor:
+    return x[layer if x.shape[0] > 1 else 0]

@@ -1,19 +1,24 @@
 """Chunk tokens -> dense KV with keys free of position (Memory3 section 3.2, APE's shared prefix).
 
-Every chunk is encoded by itself behind the profile's shared prefix, which takes the attention
-sink; only the chunk's own KV is kept. The prefix is run once and read as a memory by all chunks.
+Every chunk stands behind the profile's shared prefix, which takes the attention sink and is run
+once; only the chunk's own KV is kept. A chunk is encoded by itself, or, in a document, with the
+tokens before it in sight (Memory3, remark 3).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from app.memory.attention import injected
-from app.memory.compose import compose
+from app.memory.attention import without_memories
 from app.memory.kv import KV
 from app.memory.model import LanguageModel
+
+BATCH_TOKENS = 2048
+_WINDOW_BATCHES = 2
 
 
 class Encoder:
@@ -22,57 +27,116 @@ class Encoder:
     def __init__(self, lm: LanguageModel, prefix: Sequence[int]) -> None:
         """`prefix`: token ids in front of every chunk; may be empty."""
         self.lm = lm
-        self.prefix: KV | None = self._encode_prefix(list(prefix)) if prefix else None
+        self.prefix: KV | None = None
+        self._front: list[tuple[Tensor, Tensor]] = []
+        if prefix:
+            self.prefix = self.encode([list(prefix)])[0]
+            places = torch.arange(len(prefix), device=lm.device)[None]
+            keys = lm.rotary.rotate(self.prefix.keys[:, None], places)
+            self._front = list(zip(keys, self.prefix.values[:, None], strict=True))
 
-    @torch.no_grad()
-    def encode(self, chunks: Sequence[Sequence[int]], batch_tokens: int = 2048) -> list[KV]:
+    def encode(self, chunks: Sequence[Sequence[int]], batch_tokens: int = BATCH_TOKENS) -> list[KV]:
         """Token ids of each chunk -> its KV, (layers, kv_heads, len(chunk), head_dim).
 
         Chunks of similar length share a forward pass of at most `batch_tokens` padded tokens.
         Raises ValueError for an empty chunk.
         """
-        if any(not chunk for chunk in chunks):
-            raise ValueError("a chunk without tokens cannot be encoded")
-        found: list[KV | None] = [None] * len(chunks)
-        for batch in _batches([len(chunk) for chunk in chunks], batch_tokens):
-            for index, kv in zip(batch, self._forward([chunks[i] for i in batch]), strict=True):
-                found[index] = kv
-        return [kv for kv in found if kv is not None]
+        _refuse_empty(chunks)
+        rows = [_Row(chunk, 0, [len(chunk)]) for chunk in chunks]
+        return [memory for (memory,) in self._encode(rows, batch_tokens)]
 
-    def _forward(self, chunks: Sequence[Sequence[int]]) -> list[KV]:
-        ids, mask = _padded(chunks, self.lm.device)
-        cache = DynamicCache()
-        if self.prefix is None:
-            positions = torch.arange(ids.shape[1], device=ids.device).expand(len(chunks), -1)
-            self._run(ids, mask, positions, cache)
-        else:
-            shared = compose([[]] * len(chunks), self.lm.rotary, self.prefix)
-            positions = shared.positions(ids.shape[1])
-            with injected(self.lm.model, shared):
-                self._run(ids, mask, positions, cache)
-        keys, values = _stacked(cache)
-        keys = self.lm.rotary.unrotate(keys, positions)
-        return [
-            KV(keys[:, i, :, : len(c)].clone(), values[:, i, :, : len(c)].clone())
-            for i, c in enumerate(chunks)
-        ]
+    def stream(
+        self, chunks: Iterable[Sequence[int]], batch_tokens: int = BATCH_TOKENS
+    ) -> Iterator[KV]:
+        """The same for any number of chunks, in order; holds a few batches at a time."""
+        window: list[Sequence[int]] = []
+        tokens = 0
+        for chunk in chunks:
+            window.append(chunk)
+            tokens += len(chunk)
+            if tokens >= _WINDOW_BATCHES * batch_tokens:
+                yield from self.encode(window, batch_tokens)
+                window, tokens = [], 0
+        yield from self.encode(window, batch_tokens)
 
-    def _run(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> None:
-        self.lm.decoder(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-        )
+    def encode_document(
+        self,
+        chunks: Sequence[Sequence[int]],
+        context: int,
+        batch_tokens: int = BATCH_TOKENS,
+    ) -> list[KV]:
+        """The same for the chunks of one document, each with up to `context` tokens before it.
+
+        A memory depends on its chunk and those tokens alone, so an edit makes stale what lies
+        within `context` tokens after it. The chunks that see the document's beginning share one
+        forward pass; every later one costs `context` tokens more than by itself.
+        Raises ValueError for an empty chunk.
+        """
+        _refuse_empty(chunks)
+        if not chunks:
+            return []
+        text = [token for chunk in chunks for token in chunk]
+        starts = [0, *accumulate(len(chunk) for chunk in chunks)]
+        shared = sum(start <= context for start in starts[:-1])
+        rows = [_Row(text[: starts[shared]], 0, [len(chunk) for chunk in chunks[:shared]])]
+        for start, chunk in zip(starts[shared:-1], chunks[shared:], strict=True):
+            row = text[start - context : start + len(chunk)]
+            rows.append(_Row(row, context, [len(chunk)]))
+        return [memory for row in self._encode(rows, batch_tokens) for memory in row]
 
     @torch.no_grad()
-    def _encode_prefix(self, prefix: list[int]) -> KV:
-        self.prefix = None
-        return self._forward([prefix])[0]
+    def forward(self, rows: Sequence[Sequence[int]]) -> DynamicCache:
+        """Run rows of token ids behind the prefix, padded at the end; logits are not computed.
+
+        Returns the cache of prefix and rows: keys (batch, kv_heads, prefix + width, head_dim) a
+        layer, rotated to their positions 0 .. prefix + width - 1.
+        """
+        ids = padded(rows, self.lm.device)
+        cache = DynamicCache()
+        for layer, (keys, values) in enumerate(self._front):
+            shape = (len(rows), *keys.shape[1:])
+            cache.update(keys.expand(shape), values.expand(shape), layer)
+        before = cache.get_seq_length()
+        places = torch.arange(before, before + ids.shape[1], device=ids.device)
+        # What stands at the end is seen by nothing before it: padding needs no mask.
+        with without_memories(self.lm.model):
+            self.lm.decoder(
+                input_ids=ids,
+                position_ids=places.expand(len(rows), -1),
+                past_key_values=cache,
+                use_cache=True,
+            )
+        return cache
+
+    @torch.no_grad()
+    def _encode(self, rows: Sequence["_Row"], batch_tokens: int) -> list[list[KV]]:
+        found: list[list[KV]] = [[] for _ in rows]
+        for batch in batches([len(row.tokens) for row in rows], batch_tokens):
+            layers = self.forward([rows[i].tokens for i in batch]).layers
+            end = layers[0].keys.shape[2]
+            start = 0 if self.prefix is None else self.prefix.entries
+            places = torch.arange(start, end, device=self.lm.device)[None]
+            keys = torch.stack([layer.keys[:, :, start:] for layer in layers])
+            values = torch.stack([layer.values[:, :, start:] for layer in layers])
+            keys = self.lm.rotary.unrotate(keys, places.expand(len(batch), -1))
+            for number, index in enumerate(batch):
+                at = rows[index].skip
+                for length in rows[index].lengths:
+                    here = (slice(None), number, slice(None), slice(at, at + length))
+                    found[index].append(KV(keys[here].clone(), values[here].clone()))
+                    at += length
+        return found
 
 
-def _batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+class _Row(NamedTuple):
+    """A forward pass's row: tokens, how many of them are context, and the chunks' lengths."""
+
+    tokens: Sequence[int]
+    skip: int
+    lengths: list[int]
+
+
+def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
     """Indices in groups of similar length whose padded size stays within the budget."""
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lengths.__getitem__):
@@ -84,17 +148,12 @@ def _batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
         yield batch
 
 
-def _padded(chunks: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    width = max(len(chunk) for chunk in chunks)
-    ids = torch.zeros(len(chunks), width, dtype=torch.long)
-    mask = torch.zeros(len(chunks), width, dtype=torch.long)
-    for row, chunk in enumerate(chunks):
-        ids[row, : len(chunk)] = torch.tensor(chunk)
-        mask[row, : len(chunk)] = 1
-    return ids.to(device), mask.to(device)
+def _refuse_empty(chunks: Sequence[Sequence[int]]) -> None:
+    if any(not chunk for chunk in chunks):
+        raise ValueError("a chunk without tokens cannot be encoded")
 
 
-def _stacked(cache: DynamicCache) -> tuple[Tensor, Tensor]:
-    keys = torch.stack([layer.keys for layer in cache.layers])
-    values = torch.stack([layer.values for layer in cache.layers])
-    return keys, values
+def padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """Token ids (rows, width), zeros at the end."""
+    width = max(len(row) for row in rows)
+    return torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device)

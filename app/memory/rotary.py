@@ -39,8 +39,9 @@ class Rotary:
     def rotate(self, keys: Tensor, positions: Tensor) -> Tensor:
         """Turn un-rotated keys to their positions.
 
-        keys (layers, batch, kv_heads, entries, head_dim), positions (batch, entries) ->
-        the same shape and dtype. Computed in the keys' dtype, as the model turns its own.
+        keys (layers, batch, kv_heads, entries, head_dim); positions (batch, entries), or
+        (layers, batch, kv_heads, entries) where heads keep different tokens -> the same shape and
+        dtype. Computed in the keys' dtype, as the model turns its own.
         """
         return self._turn(keys, positions, inverse=False)
 
@@ -54,13 +55,20 @@ class Rotary:
             index = [i for i, layer in enumerate(self._layers) if layer == kind]
             some = keys if len(index) == len(self._layers) else keys[index]
             if kind is not None:
-                some = self._turn_alike(some, positions, kind, inverse=inverse)
+                where = positions[index] if positions.ndim == 4 else positions
+                some = self._turn_alike(some, where, kind, inverse=inverse)
             if len(index) == len(self._layers):
                 return some.to(keys.dtype)
             turned[index] = some.to(keys.dtype)
         return turned
 
     def _turn_alike(self, keys: Tensor, positions: Tensor, kind: str, *, inverse: bool) -> Tensor:
+        if positions.ndim == 4:  # each head a request of its own, with one head
+            layers, batch, heads, entries, dim = keys.shape
+            one = self._turn_alike(
+                keys.reshape(-1, 1, entries, dim), positions.flatten(0, 2), kind, inverse=inverse
+            )
+            return one.view(layers, batch, heads, entries, dim)
         cos, sin = self._angles(positions, kind)
         if inverse:  # some variants scale cos and sin: the inverse divides by the scale squared
             norm = cos.square() + sin.square()

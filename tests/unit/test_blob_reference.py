@@ -104,9 +104,15 @@ def test_written_steps_and_scales_follow_the_formulas(make: Callable[[], KV]) ->
 
 def test_header_and_tensors_are_those_of_the_tables() -> None:
     blob = read(pack(random_kv(), PROFILE))
-    assert list(blob.header) == ["checksum", "version", "codec", "profile", "shape"]
+    assert list(blob.header) == ["checksum", "version", "codec", "profile", "shape", "length"]
     del blob.header["checksum"]
-    assert blob.header == {"version": 1, "codec": "int8", "profile": PROFILE, "shape": [3, 2, 7, 8]}
+    assert blob.header == {
+        "version": 2,
+        "codec": "int8",
+        "profile": PROFILE,
+        "shape": [3, 2, 7, 8],
+        "length": 7,
+    }
     assert {name: (t.dtype, t.shape) for name, t in blob.tensors.items()} == {
         "keys": (np.int8, (3, 2, 7, 8)),
         "key_scale": (np.float32, (3, 2, 1, 8)),

@@ -3,8 +3,13 @@
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from torch import Tensor
+from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from app.memory.attention import injected
+from app.memory.compose import Memories
+from app.memory.model import LanguageModel
 
 _SMALL = {
     "vocab_size": 97,
@@ -34,13 +39,40 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral, sliding window": ("mistral", {"head_dim": 8, "sliding_window": 12}),
     "qwen2": ("qwen2", {}),
     "qwen3": ("qwen3", {"head_dim": 8}),
-    "gemma2": ("gemma2", {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 12}),
+    "gemma2": (
+        "gemma2",
+        {
+            "head_dim": 8,
+            "query_pre_attn_scalar": 8,
+            "sliding_window": 12,
+            "attn_logit_softcapping": 2.0,  # low enough to matter
+        },
+    ),
     "gemma3": ("gemma3_text", {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 12}),
     "phi3": ("phi3", {}),
     "gpt-neox, partial rotary": ("gpt_neox", {"rotary_pct": 0.5}),
     "olmo2": ("olmo2", {}),
+    "gpt-oss, attention sinks": (
+        "gpt_oss",
+        {"head_dim": 8, "sliding_window": 12, "num_local_experts": 2, "num_experts_per_tok": 1},
+    ),
     "smollm3, layers without rotary": ("smollm3", {"no_rope_layer_interval": 2}),
 }
+
+
+def lm_of(model: Any) -> LanguageModel:
+    return LanguageModel(model, tokenizer=None)
+
+
+def read(lm: LanguageModel, memories: Memories, live: list[list[int]]) -> Tensor:
+    """Logits of the live tokens, (batch, n, vocabulary)."""
+    ids = torch.tensor(live)
+    with torch.no_grad(), injected(lm.model, memories):
+        return lm.model(
+            input_ids=ids,
+            position_ids=memories.positions(ids.shape[1]),
+            past_key_values=DynamicCache(),
+        ).logits
 
 
 def tiny(name: str, dtype: torch.dtype = torch.float32) -> Any:

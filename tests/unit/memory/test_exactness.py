@@ -5,40 +5,24 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from app.errors import MembankError, ModelError
 from app.memory.attention import injected
-from app.memory.compose import Layout, Memories, compose
+from app.memory.compose import Layout, compose
 from app.memory.encode import Encoder
 from app.memory.kv import KV
 from app.memory.model import LanguageModel
-from tests.unit.memory.families import FAMILIES, made, tiny
+from tests.unit.memory.families import FAMILIES, lm_of, made, read, tiny
 
 PREFIX = [3, 4, 5, 6]
 CHUNKS = [[10, 11, 12, 13, 14], [20, 21, 22], [30, 31, 32, 33, 34, 35, 36]]
 LIVE = [40, 41, 42, 43, 44, 45]
 
 
-def lm_of(model: Any) -> LanguageModel:
-    return LanguageModel(model, tokenizer=None)
-
-
 @pytest.fixture(params=list(FAMILIES))
 def lm(request: pytest.FixtureRequest) -> LanguageModel:
     return lm_of(tiny(request.param))
-
-
-def read(lm: LanguageModel, memories: Memories, live: list[list[int]]) -> Tensor:
-    """Logits of the live tokens, (batch, n, vocabulary)."""
-    ids = torch.tensor(live)
-    with torch.no_grad(), injected(lm.model, memories):
-        return lm.model(
-            input_ids=ids,
-            position_ids=memories.positions(ids.shape[1]),
-            past_key_values=DynamicCache(),
-        ).logits
 
 
 def visible(segments: list[int], positions: list[int], window: int | None) -> Tensor:

@@ -1,0 +1,217 @@
+"""The fitted codec: one transform over neighbouring layers, then product quantisation.
+
+Keys and values of neighbouring layers are linear pictures of one residual stream, so most of them
+can be said once (xKV, arXiv 2503.18893; transform coding of caches: KVTC, arXiv 2511.01815). All
+keys and values that a token has in a group of layers are one vector. A linear transform makes its
+components independent, the most important first, where importance is the Fisher information of
+the model's output and not the plain square error (GuidedQuant, arXiv 2505.07004). The components
+are cut into pieces that need about 8 bits each and every piece is replaced by the nearest of 256
+(OPQ: Ge et al., 2013). A token is a row of bytes.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as parse
+from safetensors.torch import save as serialise
+from torch import Tensor
+
+from app.errors import BlobError, ProfileError
+from app.memory.blob import Spec
+from app.memory.quantise import Shape
+
+WORDS = 256
+_VERSION = "1"
+
+
+@dataclass(frozen=True)
+class Group:
+    """The transform of some neighbouring layers, `width` numbers a token, and its codebooks.
+
+    analysis (width, rank) takes a token less its mean to components; synthesis (rank, width) takes
+    them back. pieces: lengths of the consecutive pieces of the components, equal ones together;
+    words: for each run of equal lengths the codewords (pieces, 256, length).
+    """
+
+    mean: Tensor
+    analysis: Tensor
+    synthesis: Tensor
+    words: tuple[Tensor, ...]
+
+    @property
+    def codes(self) -> int:
+        """Bytes a token."""
+        return sum(len(w) for w in self.words)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Tokens (n, width) -> codes (n, codes), uint8."""
+        rest, found = (x - self.mean) @ self.analysis, []
+        for words in self.words:
+            count, _, length = words.shape
+            piece, rest = rest[:, : count * length], rest[:, count * length :]
+            near = piece.reshape(-1, count, length).transpose(0, 1) @ words.transpose(1, 2)
+            distance = words.square().sum(-1)[:, None] - 2 * near
+            found.append(distance.argmin(-1).T.to(torch.uint8))
+        return torch.cat(found, dim=1)
+
+    def components(self, codes: Tensor) -> Tensor:
+        """Codes (n, codes) -> components (n, rank)."""
+        rest, found = codes.int(), []
+        for words in self.words:
+            count, size, length = words.shape
+            first = torch.arange(0, count * size, size, dtype=torch.int32, device=codes.device)
+            index, rest = rest[:, :count] + first, rest[:, count:]
+            rows = words.view(-1, length).index_select(0, index.reshape(-1))
+            found.append(rows.view(len(codes), count * length))
+        return torch.cat(found, dim=1)
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """All that the codec has learnt about one model. shape: (layers, kv_heads, head_dim)."""
+
+    model: str
+    shape: tuple[int, int, int]
+    groups: tuple[Group, ...]
+
+    @property
+    def codes(self) -> int:
+        """Bytes a token."""
+        return sum(group.codes for group in self.groups)
+
+    @property
+    def ratio(self) -> float:
+        """How many times smaller than the same keys and values in bfloat16."""
+        layers, heads, dim = self.shape
+        return 4 * layers * heads * dim / self.codes
+
+    @cached_property
+    def payload(self) -> bytes:
+        """The file: analysis and synthesis in 8 bits a number, the rest in float16."""
+        tensors: dict[str, Tensor] = {}
+        for i, group in enumerate(self.groups):
+            tensors[f"{i}.mean"] = group.mean.half()
+            tensors[f"{i}.analysis"], tensors[f"{i}.analysis_scale"] = _small(group.analysis.T)
+            tensors[f"{i}.synthesis"], tensors[f"{i}.synthesis_scale"] = _small(group.synthesis)
+            for j, words in enumerate(group.words):
+                tensors[f"{i}.words.{j}"] = words.half()
+        about = {"version": _VERSION, "model": self.model, "shape": list(self.shape)}
+        return serialise(
+            {n: t.contiguous() for n, t in tensors.items()}, {"codebook": json.dumps(about)}
+        )
+
+    @cached_property
+    def digest(self) -> str:
+        """16 hex digits of sha256 over the file: two codebooks never share one."""
+        return hashlib.sha256(self.payload).hexdigest()[:16]
+
+    @classmethod
+    def load(cls, file: Path) -> "Codebook":
+        """Raises ProfileError that names the file when it is missing, damaged or too new."""
+        try:
+            return cls.parse(file.read_bytes())
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise ProfileError(f"codebook {file} cannot be read: {error}; fit it again") from error
+
+    @classmethod
+    def parse(cls, payload: bytes) -> "Codebook":
+        """The inverse of `payload`. Raises ValueError, KeyError, TypeError or SafetensorError."""
+        length = int.from_bytes(payload[:8], "little")
+        about = json.loads(json.loads(payload[8 : 8 + length])["__metadata__"]["codebook"])
+        if about["version"] != _VERSION:
+            raise ValueError(f"it is of version {about['version']}, not {_VERSION}")
+        tensors = parse(payload)
+        layers, heads, dim = about["shape"]
+        count = 1 + max(int(name.split(".")[0]) for name in tensors)
+        groups = tuple(_group(tensors, i) for i in range(count))
+        return cls(about["model"], (layers, heads, dim), groups)
+
+
+class Transform:
+    """The codec of one codebook."""
+
+    def __init__(self, codebook: Codebook) -> None:
+        self.codebook = codebook
+        self.name = f"transform-{codebook.digest}"
+
+    def spec(self, shape: Shape) -> Spec:
+        layers, heads, entries, dim = shape
+        if (layers, heads, dim) != self.codebook.shape:
+            raise BlobError(
+                f"a memory of {layers} layers, {heads} heads and {dim} channels does not fit the"
+                f" codebook, which is for {self.codebook.shape}: fit a codebook for this model"
+            )
+        return {"codes": ("U8", (entries, self.codebook.codes))}
+
+    def encode(self, keys: Tensor, values: Tensor) -> dict[str, Tensor]:
+        self.spec((keys.shape[0], keys.shape[1], keys.shape[2], keys.shape[3]))
+        token = rows_of(keys, values)
+        found, at = [], 0
+        for group in self.codebook.groups:
+            width = len(group.mean)
+            found.append(group.encode(token[:, at : at + width]))
+            at += width
+        return {"codes": torch.cat(found, dim=1)}
+
+    def decode(
+        self, stored: Mapping[str, Tensor], shape: Shape, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        layers, heads, entries, dim = shape
+        out = torch.empty(layers * 2 * heads, entries, dim, dtype=dtype)
+        codes, first, at = stored["codes"], 0, 0
+        for group, (synthesis, mean) in zip(self.codebook.groups, self._heads(dtype), strict=True):
+            rows = group.components(codes[:, at : at + group.codes]).to(dtype)
+            part = out[first : first + len(synthesis)]
+            torch.baddbmm(mean, rows.expand(len(synthesis), -1, -1), synthesis, out=part)
+            first, at = first + len(synthesis), at + group.codes
+        whole = out.view(layers, 2, heads, entries, dim)
+        return whole[:, 0], whole[:, 1]
+
+    def _heads(self, dtype: torch.dtype) -> Sequence[tuple[Tensor, Tensor]]:
+        """Each group's synthesis (parts, rank, head_dim) and mean (parts, 1, head_dim)."""
+        if dtype not in self._ready:
+            dim = self.codebook.shape[2]
+            self._ready[dtype] = [
+                (
+                    group.synthesis.view(len(group.synthesis), -1, dim)
+                    .transpose(0, 1)
+                    .to(dtype)
+                    .contiguous(),
+                    group.mean.view(-1, 1, dim).to(dtype),
+                )
+                for group in self.codebook.groups
+            ]
+        return self._ready[dtype]
+
+    @cached_property
+    def _ready(self) -> dict[torch.dtype, Sequence[tuple[Tensor, Tensor]]]:
+        return {}
+
+
+def rows_of(keys: Tensor, values: Tensor) -> Tensor:
+    """(layers, kv_heads, n, head_dim) twice -> one row a token, (n, layers * 2 * heads * dim)."""
+    both = torch.stack([keys, values], dim=1).float()
+    return both.permute(3, 0, 1, 2, 4).reshape(keys.shape[2], -1)
+
+
+def _group(tensors: Mapping[str, Tensor], i: int) -> Group:
+    words: list[Tensor] = []
+    while (found := tensors.get(f"{i}.words.{len(words)}")) is not None:
+        words.append(found.float())
+    return Group(
+        tensors[f"{i}.mean"].float(),
+        (tensors[f"{i}.analysis"].float() * tensors[f"{i}.analysis_scale"]).T.contiguous(),
+        tensors[f"{i}.synthesis"].float() * tensors[f"{i}.synthesis_scale"],
+        tuple(words),
+    )
+
+
+def _small(x: Tensor) -> tuple[Tensor, Tensor]:
+    scale = x.abs().amax(dim=1, keepdim=True).clamp_min(1e-30) / 127
+    return (x / scale).round().to(torch.int8), scale

@@ -1,0 +1,206 @@
+"""Size against quality: what each way to keep memories small costs in answers.
+
+Every question is asked once with each setting's memories of its gold passages (what a search would
+bring at best), with the same text in the prompt (RAG) and with nothing (closed book), all in one
+batch. Each question's results are a line of `answers.jsonl` as soon as they are there: a run that
+was cut off goes on where it stopped, and a setting added later is measured alone.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from app import console
+from app.errors import UsageError
+from app.evaluation.questions import Question, sample
+from app.evaluation.questions import read as read_questions
+from app.evaluation.reading import Asking, read
+from app.evaluation.setting import DENSE, Setting, chosen, settings
+from app.ingest.split import split
+from app.memory.encode import Encoder
+from app.memory.kv import KV
+from app.memory.prompt import CLOSED_INSTRUCTION, Prompt
+from app.runtime import Models, count_tokens, models
+from benchmarks import frontier_report
+from benchmarks.frontier_results import Answer, Asked, Results
+
+RAG, CLOSED = "rag", "closed"
+_ROWS = 64  # of a batch: more of them made no question faster on two cores
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One model with what is in front of a question: the shared prefix, or closed book's."""
+
+    models: Models
+    closed: Encoder
+
+    @classmethod
+    def of(cls, m: Models) -> "Reader":
+        return cls(m, Encoder(m.lm, Prompt.of(m.lm.tokenizer, CLOSED_INSTRUCTION).prefix))
+
+    def ask(
+        self, questions: Sequence[Question], compared: Sequence[Setting], max_tokens: int
+    ) -> list[Asked]:
+        """All rows of questions of one length; the first of `compared` is the dense reference."""
+        sheets = [self._sheet(question, compared) for question in questions]
+        readings = read(self.models.lm, [sheet.asking for sheet in sheets], max_tokens)
+        names = [*(setting.name for setting in compared), RAG, CLOSED]
+        return [
+            Asked(
+                question.id,
+                sheet.tokens,
+                sheet.dense_bytes,
+                {
+                    name: Answer.of(row.text, question.answers, row.divergence, size)
+                    for name, row, size in zip(names, rows, sheet.sizes, strict=True)
+                },
+            )
+            for question, sheet, rows in zip(questions, sheets, readings, strict=True)
+        ]
+
+    def _sheet(self, question: Question, compared: Sequence[Setting]) -> "_Sheet":
+        m = self.models
+        chunks = self.chunks(question)
+        dense = m.encoder.encode(chunks)
+        small = [setting.apply(dense, chunks) for setting in compared]
+        # One chunk as a memory is that text in the prompt already, several are not.
+        text = dense if len(dense) == 1 else m.encoder.encode([[i for c in chunks for i in c]])
+        memories = [_behind(m.encoder, kvs) for kvs, _ in small]
+        rows = [*memories, _behind(m.encoder, text), _behind(self.closed, [])]
+        return _Sheet(
+            Asking(self.tail(question), rows),
+            [*(size for _, size in small), None, None],
+            sum(map(len, chunks)),
+            sum(2 * (kv.keys.numel() + kv.values.numel()) for kv in dense),
+        )
+
+    def tail(self, question: Question) -> list[int]:
+        return self.models.prompt.tail(question.question)
+
+    def chunks(self, question: Question) -> list[list[int]]:
+        """Token ids of the gold passages' chunks, split as a worker splits documents."""
+        return [
+            self.models.prompt.chunk(chunk.text)
+            for passage in question.gold_passages
+            for chunk in split(passage.title, passage.text, count_tokens)
+        ]
+
+
+@dataclass(frozen=True)
+class _Sheet:
+    """A question's rows, the bytes that are stored for each, and the dense memories' size."""
+
+    asking: Asking
+    sizes: list[int | None]
+    tokens: int
+    dense_bytes: int
+
+
+def run(
+    files: dict[str, Path],
+    numbers: Sequence[int],
+    names: Sequence[str],
+    out: Path,
+    *,
+    max_tokens: int = 24,
+    seed: int = 0,
+    as_json: bool = False,
+) -> None:
+    """Measure the settings `names` (all without names) and write the table and the plot to `out`.
+
+    `files`: question files by the name of their set; `numbers`: how many questions of each.
+    Raises UsageError for an unknown setting or numbers that do not fit the files,
+    EvaluationError for a file that cannot be read or an `out` with results of another model.
+    """
+    if not files:
+        raise UsageError("no questions: give --squad FILE, --hotpot FILE or both")
+    if len(numbers) == 1:
+        numbers = [*numbers] * len(files)
+    if len(numbers) != len(files) or min(numbers) < 1:
+        raise UsageError("-n is one number of at least 1, or one for each question file")
+    asked = {
+        name: _drawn(file, n, seed) for (name, file), n in zip(files.items(), numbers, strict=True)
+    }
+    m = models()
+    compared = chosen(settings(m.encoder), names)
+    results = Results.of(
+        out,
+        {
+            "model": m.profile.model,
+            "dtype": str(m.lm.dtype).removeprefix("torch."),
+            "prefix": m.profile.prefix,
+            "max_tokens": max_tokens,
+        },
+    )
+    _measure(Reader.of(m), asked, compared, results, max_tokens)
+    found = {
+        name: results.asked(name, [question.id for question in questions])
+        for name, questions in asked.items()
+    }
+    rows = [*(setting.name for setting in compared), RAG, CLOSED]
+    report = frontier_report.Report.of(found, rows, DENSE)
+    report.write(out, results.head)
+    if as_json:
+        console.print_json(report.json(results.head))
+    else:
+        report.show()
+        console.complain(f"written: {out}/frontier.md, frontier.json, frontier.svg, answers.jsonl")
+
+
+def _measure(
+    reader: Reader,
+    asked: dict[str, list[Question]],
+    compared: Sequence[Setting],
+    results: Results,
+    max_tokens: int,
+) -> None:
+    """Ask what `results` does not hold yet, one line of it for each question."""
+    with console.progress() as progress:
+        for name, questions in asked.items():
+            batches = _batches(reader, name, questions, compared, results)
+            left = sum(len(batch) for batch, _ in batches)
+            task = progress.add_task(
+                name, total=len(questions), completed=len(questions) - left, rate=""
+            )
+            started, done = time.perf_counter(), 0
+            for batch, missing in batches:
+                for answered in reader.ask(batch, missing, max_tokens):
+                    results.add(name, answered)
+                done += len(batch)
+                rate = f"{(time.perf_counter() - started) / done:.2f} s each"
+                progress.update(task, advance=len(batch), rate=rate)
+
+
+def _batches(
+    reader: Reader,
+    name: str,
+    questions: Sequence[Question],
+    compared: Sequence[Setting],
+    results: Results,
+) -> list[tuple[list[Question], list[Setting]]]:
+    """Questions of one length that miss the same settings, and these after the dense one."""
+    alike: dict[tuple[int, tuple[int, ...]], list[Question]] = {}
+    for question in questions:
+        done = results.known(name, question.id)
+        missing = tuple(i for i, s in enumerate(compared) if i and s.name not in done)
+        if missing or not done:
+            alike.setdefault((len(reader.tail(question)), missing), []).append(question)
+    batches = []
+    for (_, missing), some in sorted(alike.items(), key=lambda item: item[0]):
+        size = max(1, _ROWS // (len(missing) + 3))
+        settings_ = [compared[0], *(compared[i] for i in missing)]
+        batches += [(some[i : i + size], settings_) for i in range(0, len(some), size)]
+    return batches
+
+
+def _drawn(file: Path, n: int, seed: int) -> list[Question]:
+    fit = [q for q in read_questions(file) if q.answerable and q.gold]
+    if len(fit) < n:
+        raise UsageError(f"{file} holds {len(fit)} answerable questions, -n asks for {n}")
+    return sample(fit, n, seed)
+
+
+def _behind(encoder: Encoder, kvs: Sequence[KV]) -> list[KV]:
+    return [*([] if encoder.prefix is None else [encoder.prefix]), *kvs]
