@@ -221,8 +221,8 @@ def bias_of(memories: Memories) -> Tensor | None:
     float32; None when nothing is added anywhere.
     """
     bias = memories.bias
-    if bias.ndim == 2:  # (batch, entries) stands for all layers and heads
-        bias = bias[None, :, None]
+    if bias is None:
+        return None
     bias = bias[:, 0].float()
     if not bias.any():
         return None
@@ -257,7 +257,9 @@ def _layer(module: Any) -> Layer:
     )
 
 
-def _require_parts(module: nn.Module, needed: set[str], known: AbstractSet[str] = frozenset()) -> None:
+def _require_parts(
+    module: nn.Module, needed: set[str], known: AbstractSet[str] = frozenset()
+) -> None:
     parts = {name for name, _ in module.named_children()}
     if odd := (needed - parts) | (parts - needed - known):
         raise ModelError(f"its {type(module).__name__} differs in {', '.join(sorted(odd))}")

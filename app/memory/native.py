@@ -28,10 +28,10 @@ from app.memory.packed import Bits, Packed, pack
 _SOURCE = Path(__file__).with_name("step.c")
 # Sums may be reordered, or nothing could be vectorised. Not -ffast-math: linked into a library it
 # makes the whole process flush denormal numbers to zero.
-_FLAGS = (
-    "-O3 -march=native -fopenmp -shared -fPIC -fno-math-errno -fno-trapping-math"
-    " -fassociative-math -fno-signed-zeros"
-).split()
+_FLAGS = [
+    *("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-fno-math-errno"),
+    *("-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math"),
+]
 
 
 class _Matrix(ctypes.Structure):
@@ -91,9 +91,7 @@ class Native:
                     self._matrix(bits, layer.out),
                     self._matrix(bits, layer.gate, layer.up),
                     self._matrix(bits, layer.down),
-                    *map(
-                        self._floats, (layer.norm_in, layer.norm_mid, layer.norm_q, layer.norm_k)
-                    ),
+                    *map(self._floats, (layer.norm_in, layer.norm_mid, layer.norm_q, layer.norm_k)),
                     layer.rotary,
                 )
                 for layer in flat.layers
@@ -110,7 +108,7 @@ class Native:
     def scratch(self, capacity: int) -> Tensor:
         """Working memory of a step over a cache of that capacity."""
         m = self.model
-        fixed = m.hidden + 2 * (m.heads + m.kv_heads) * m.dim + 2 * m.inner
+        fixed = 2 * (m.heads + m.kv_heads) * m.dim + m.inner
         return torch.empty(fixed + m.heads * capacity)
 
     def _matrix(self, bits: Bits, *parts: Linear) -> _Matrix:
@@ -202,7 +200,7 @@ def _compile(compiler: str, built: Path) -> None:
     os.close(handle)
     try:
         command = [compiler, *_FLAGS, str(_SOURCE), "-o", partial, "-lm"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise ModelError(f"packed weights: {compiler} failed: {done.stderr.strip()[:300]}")
         os.replace(partial, built)

@@ -2,11 +2,21 @@
 
 A single token multiplies every weight once, so its time is the time of reading the weights and the
 cache. Here they are read packed, by all threads, in one call per token. Loops are written for the
-compiler to vectorise with whatever the processor has. app/memory/native.py has the same structs. */
+compiler to vectorise with whatever the processor has. app/memory/native.py has the same structs.
+
+The work is a sequence of phases, each cut into pieces that threads claim one by one. A phase is over
+when its pieces are done, not when every thread has come: one that the system has put to sleep holds
+nobody up, and finds itself behind when it wakes. */
 
 #include <math.h>
+#include <omp.h>
+#include <sched.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <string.h>
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
 
 typedef float f8 __attribute__((vector_size(32), aligned(4)));
 typedef int32_t i8 __attribute__((vector_size(32), aligned(4)));
@@ -61,6 +71,20 @@ static inline f8 wide(const uint16_t *p) {
     return x.f;
 }
 
+/* Eight bytes, each made wide. GCC 12 takes the general form apart into single elements. */
+#ifdef __AVX2__
+static inline i8 unsigned8(const uint8_t *p) {
+    return (i8)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
+}
+static inline f8 signed8(const int8_t *p) {
+    i8 x = (i8)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p));
+    return __builtin_convertvector(x, f8);
+}
+#else
+static inline i8 unsigned8(const uint8_t *p) { return __builtin_convertvector(*(const u8 *)p, i8); }
+static inline f8 signed8(const int8_t *p) { return __builtin_convertvector(*(const s8 *)p, f8); }
+#endif
+
 static inline float sum(f8 v) {
     return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7]));
 }
@@ -69,10 +93,10 @@ static float row8(const int8_t *w, const float *x, int64_t cols) {
     f8 a = {0}, b = {0};
     int64_t k = 0;
     for (; k + 16 <= cols; k += 16) {
-        a += __builtin_convertvector(*(const s8 *)(w + k), f8) * *(const f8 *)(x + k);
-        b += __builtin_convertvector(*(const s8 *)(w + k + 8), f8) * *(const f8 *)(x + k + 8);
+        a += signed8(w + k) * *(const f8 *)(x + k);
+        b += signed8(w + k + 8) * *(const f8 *)(x + k + 8);
     }
-    if (k < cols) a += __builtin_convertvector(*(const s8 *)(w + k), f8) * *(const f8 *)(x + k);
+    if (k < cols) a += signed8(w + k) * *(const f8 *)(x + k);
     return sum(a + b);
 }
 
@@ -81,8 +105,7 @@ static float row4(const uint8_t *w, const uint32_t *scales, const float *x, cons
     f8 total = {0};
     float lowest = 0;
     for (int64_t g = 0; g < groups; g++, w += 16, x += GROUP) {
-        i8 a = __builtin_convertvector(*(const u8 *)w, i8);
-        i8 b = __builtin_convertvector(*(const u8 *)(w + 8), i8);
+        i8 a = unsigned8(w), b = unsigned8(w + 8);
         f8 part = __builtin_convertvector(a & 15, f8) * *(const f8 *)x;
         f8 more = __builtin_convertvector(b & 15, f8) * *(const f8 *)(x + 8);
         part += __builtin_convertvector(a >> 4, f8) * *(const f8 *)(x + 16);
@@ -93,27 +116,48 @@ static float row4(const uint8_t *w, const uint32_t *scales, const float *x, cons
     return sum(total) + lowest;
 }
 
-/* Called by all threads of a team; ends with a barrier. add: y is added to, not set. */
-static void multiply(const Matrix *m, const float *x, float *y, int add) {
-    int64_t groups = m->cols / GROUP;
-    float sums[m->bits == 4 ? groups : 1];
-    if (m->bits == 4)
-        for (int64_t g = 0; g < groups; g++) {
-            sums[g] = 0;
-            for (int j = 0; j < GROUP; j++) sums[g] += x[g * GROUP + j];
-        }
-#pragma omp for schedule(static)
-    for (int64_t r = 0; r < m->rows; r++) {
-        float dot;
-        if (m->bits == 4)
-            dot = row4((const uint8_t *)m->values + r * m->cols / 2,
-                       (const uint32_t *)m->scales + r * groups, x, sums, groups);
-        else
-            dot = row8((const int8_t *)m->values + r * m->cols, x, m->cols) *
-                  ((const float *)m->scales)[r];
-        if (m->bias) dot += m->bias[r];
-        y[r] = add ? y[r] + dot : dot;
+typedef struct {
+    atomic_int claimed, done;
+} Phase;
+
+enum { PHASES_A_LAYER = 5, SPINS = 2000 };
+
+/* The next piece of a phase, or -1 when none is left. */
+static inline int64_t claim(Phase *phase, int64_t pieces) {
+    int64_t piece = atomic_fetch_add(&phase->claimed, 1);
+    return piece < pieces ? piece : -1;
+}
+
+static inline void finished(Phase *phase) { atomic_fetch_add(&phase->done, 1); }
+
+static inline void await(Phase *phase, int64_t pieces) {
+    for (int spins = 0; atomic_load(&phase->done) < pieces; spins++)
+        if (spins > SPINS) sched_yield();
+}
+
+/* An input of a product, and for 4 bits the sum of each of its groups. */
+typedef struct {
+    const float *x;
+    float *sums;
+} Input;
+
+static void sum_groups(Input in, int64_t cols) {
+    for (int64_t g = 0; g < cols / GROUP; g++) {
+        in.sums[g] = 0;
+        for (int j = 0; j < GROUP; j++) in.sums[g] += in.x[g * GROUP + j];
     }
+}
+
+static inline float dot(const Matrix *m, int64_t row, Input in) {
+    int64_t groups = m->cols / GROUP;
+    float sum;
+    if (m->bits == 4)
+        sum = row4((const uint8_t *)m->values + row * m->cols / 2,
+                   (const uint32_t *)m->scales + row * groups, in.x, in.sums, groups);
+    else
+        sum = row8((const int8_t *)m->values + row * m->cols, in.x, m->cols) *
+              ((const float *)m->scales)[row];
+    return m->bias ? sum + m->bias[row] : sum;
 }
 
 static void normalise(const float *x, const float *weight, float *y, int64_t n, float eps) {
@@ -123,15 +167,55 @@ static void normalise(const float *x, const float *weight, float *y, int64_t n, 
     for (int64_t i = 0; i < n; i++) y[i] = x[i] * scale * weight[i];
 }
 
-static void turn(float *head, const float *cos, const float *sin, int64_t dim) {
+/* What a product does with its rows. */
+typedef enum { SET, ADD, GATE } Use;
+
+/* One phase: y = m x, or y += m x, or y = silu(upper half) * lower half. x is normalised first if
+there is a norm. Only who has claimed a piece reads x: it stays as it is until that piece is done. */
+static void multiply(Phase *phase, const Matrix *m, const float *x, const float *norm, float eps,
+                     float *y, Use use) {
+    float normed[norm ? m->cols : 1], sums[m->cols / GROUP + 1];
+    Input in = {norm ? normed : x, sums};
+    int64_t rows = use == GATE ? m->rows / 2 : m->rows;
+    int64_t size = rows / (4 * omp_get_num_threads()) + 1, pieces = (rows + size - 1) / size;
+    int ready = 0;
+    for (int64_t piece; (piece = claim(phase, pieces)) >= 0; finished(phase)) {
+        if (!ready) {
+            if (norm) normalise(x, norm, normed, m->cols, eps);
+            if (m->bits == 4) sum_groups(in, m->cols);
+            ready = 1;
+        }
+        int64_t end = (piece + 1) * size < rows ? (piece + 1) * size : rows;
+        for (int64_t r = piece * size; r < end; r++) {
+            float sum = dot(m, r, in);
+            if (use == GATE) sum = sum / (1.0f + expf(-sum)) * dot(m, rows + r, in);
+            y[r] = use == ADD ? y[r] + sum : sum;
+        }
+    }
+    await(phase, pieces);
+}
+
+static void turn(const float *head, const float *cos, const float *sin, int64_t dim, float *out) {
     for (int64_t i = 0, half = dim / 2; i < half; i++) {
         float a = head[i], b = head[i + half];
-        head[i] = a * cos[i] - b * sin[i];
-        head[i + half] = b * cos[i + half] + a * sin[i + half];
+        out[i] = a * cos[i] - b * sin[i];
+        out[i + half] = b * cos[i + half] + a * sin[i + half];
     }
 }
 
-/* Softmax attention of one query over `entries` cached keys; scores is scratch of that length. */
+/* A head as attention takes it: normalised and turned to its position where the layer does so. */
+static void prepare(const float *head, const float *norm, int64_t rotary, float eps,
+                    const float *cos, const float *sin, int64_t dim, float *out) {
+    float normed[dim];
+    memcpy(normed, head, sizeof normed);
+    if (norm) normalise(head, norm, normed, dim, eps);
+    if (rotary)
+        turn(normed, cos, sin, dim, out);
+    else
+        memcpy(out, normed, sizeof normed);
+}
+
+/* Softmax attention of one query over cached keys; scores is scratch of that length. */
 static void attend(const float *q, const uint16_t *keys, const uint16_t *values, const float *bias,
                    int64_t biased, int64_t entries, int64_t dim, float *scores, float *out) {
     float most = -INFINITY, mass = 0;
@@ -150,60 +234,59 @@ static void attend(const float *q, const uint16_t *keys, const uint16_t *values,
     }
 }
 
-/* y = m x, for the vocabulary head after a prompt. */
-void product(const Matrix *m, const float *x, float *y) {
-#pragma omp parallel
-    multiply(m, x, y, 0);
+/* One phase: qkv (heads + 2 kv_heads, dim) -> mixed (heads, dim). The query heads of a group write
+the same key and value to the cache, each for itself, so that none waits for another. */
+static void attend_all(Phase *phase, const Model *m, const Cache *c, int64_t layer,
+                       const float *cos, const float *sin, int64_t entries, const float *qkv,
+                       float *scores, float *mixed) {
+    const Layer *l = m->layer + layer;
+    int64_t dim = m->dim, group = m->heads / m->kv_heads;
+    float query[dim], key[dim];
+    for (int64_t i; (i = claim(phase, m->heads)) >= 0; finished(phase)) {
+        int64_t h = i / group, at = (layer * m->kv_heads + h) * c->capacity * dim;
+        uint16_t *keys = c->keys + at, *values = c->values + at;
+        const float *k = qkv + (m->heads + h) * dim, *v = k + m->kv_heads * dim;
+        prepare(k, l->norm_k, l->rotary, m->eps, cos, sin, dim, key);
+        for (int64_t d = 0; d < dim; d++) {
+            keys[entries * dim + d] = to_bf16(key[d]);
+            values[entries * dim + d] = to_bf16(v[d]);
+        }
+        prepare(qkv + i * dim, l->norm_q, l->rotary, m->eps, cos, sin, dim, query);
+        for (int64_t d = 0; d < dim; d++) query[d] *= m->scaling;
+        const float *bias = c->bias ? c->bias + (layer * m->kv_heads + h) * c->biased : 0;
+        attend(query, keys, values, bias, c->biased, entries + 1, dim, scores + i * c->capacity,
+               mixed + i * dim);
+    }
+    await(phase, m->heads);
 }
 
-/* x (hidden) is the token's embedding and becomes the last hidden state; cos, sin (dim) are of its
-position; the cache holds `entries` before it and one more after it. scratch: hidden + 2 * heads *
-dim + 2 * kv_heads * dim + 2 * inner + heads * capacity floats. logits: (vocabulary). */
+/* y = m x, for the vocabulary head after a prompt. */
+void product(const Matrix *m, const float *x, float *y) {
+    Phase phase = {0};
+#pragma omp parallel
+    multiply(&phase, m, x, 0, 0, y, SET);
+}
+
+/* x (hidden) is the token's embedding and is overwritten; cos, sin (dim) are of its position; the
+cache holds `entries` before it and one more after it. scratch: 2 * (heads + kv_heads) * dim + inner +
+heads * capacity floats. logits: (vocabulary). */
 void step(const Model *m, const Cache *c, float *x, const float *cos, const float *sin,
           int64_t entries, float *scratch, float *logits) {
-    int64_t dim = m->dim, group = m->heads / m->kv_heads, inner = m->inner;
-    float *normed = scratch, *q = normed + m->hidden, *k = q + m->heads * dim;
-    float *v = k + m->kv_heads * dim, *mixed = v + m->kv_heads * dim;
-    float *gate = mixed + m->heads * dim, *scores = gate + 2 * inner;
+    Phase phases[m->layers * PHASES_A_LAYER + 1];
+    memset(phases, 0, sizeof phases);
+    float *qkv = scratch, *mixed = qkv + (m->heads + 2 * m->kv_heads) * m->dim;
+    float *gate = mixed + m->heads * m->dim, *scores = gate + m->inner;
 #pragma omp parallel
-    for (int64_t i = 0; i < m->layers; i++) {
-        const Layer *l = m->layer + i;
-        uint16_t *keys = c->keys + i * m->kv_heads * c->capacity * dim;
-        uint16_t *values = c->values + i * m->kv_heads * c->capacity * dim;
-#pragma omp single
-        normalise(x, l->norm_in, normed, m->hidden, m->eps);
-        multiply(&l->qkv, normed, q, 0);
-#pragma omp for schedule(static)
-        for (int64_t h = 0; h < m->kv_heads; h++) {
-            float *key = k + h * dim, *value = v + h * dim;
-            if (l->norm_k) normalise(key, l->norm_k, key, dim, m->eps);
-            if (l->rotary) turn(key, cos, sin, dim);
-            int64_t at = (h * c->capacity + entries) * dim;
-            for (int64_t d = 0; d < dim; d++) {
-                keys[at + d] = to_bf16(key[d]);
-                values[at + d] = to_bf16(value[d]);
-            }
+    {
+        Phase *p = phases;
+        for (int64_t i = 0; i < m->layers; i++) {
+            const Layer *l = m->layer + i;
+            multiply(p++, &l->qkv, x, l->norm_in, m->eps, qkv, SET);
+            attend_all(p++, m, c, i, cos, sin, entries, qkv, scores, mixed);
+            multiply(p++, &l->out, mixed, 0, 0, x, ADD);
+            multiply(p++, &l->gate_up, x, l->norm_mid, m->eps, gate, GATE);
+            multiply(p++, &l->down, gate, 0, 0, x, ADD);
         }
-#pragma omp for schedule(static)
-        for (int64_t h = 0; h < m->heads; h++) {
-            int64_t kv = h / group, start = kv * c->capacity * dim;
-            float *query = q + h * dim;
-            if (l->norm_q) normalise(query, l->norm_q, query, dim, m->eps);
-            if (l->rotary) turn(query, cos, sin, dim);
-            for (int64_t d = 0; d < dim; d++) query[d] *= m->scaling;
-            const float *bias = c->bias ? c->bias + (i * m->kv_heads + kv) * c->biased : 0;
-            attend(query, keys + start, values + start, bias, c->biased, entries + 1, dim,
-                   scores + h * c->capacity, mixed + h * dim);
-        }
-        multiply(&l->out, mixed, x, 1);
-#pragma omp single
-        normalise(x, l->norm_mid, normed, m->hidden, m->eps);
-        multiply(&l->gate_up, normed, gate, 0);
-#pragma omp for schedule(static)
-        for (int64_t j = 0; j < inner; j++)
-            gate[j] = gate[j] / (1.0f + expf(-gate[j])) * gate[inner + j];
-        multiply(&l->down, gate, x, 1);
+        multiply(p, &m->head, x, m->norm, m->eps, logits, SET);
     }
-    normalise(x, m->norm, normed, m->hidden, m->eps);
-    product(&m->head, normed, logits);
 }
