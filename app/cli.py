@@ -390,6 +390,19 @@ def bench_encode(
     encode.run(n, compaction, document_tokens, as_json)
 
 
+@benches.command("decode")
+def bench_decode(
+    n: Annotated[int, typer.Option("-n", help="Rounds in which all take turns.")] = 5,
+    k: Annotated[int, typer.Option("-k", help="Memories of 128 tokens.")] = 5,
+    llama_python: LlamaPython = None,
+    as_json: Json = False,
+) -> None:
+    """Tokens a second and whole answers, for each choice of weights, beside llama.cpp."""
+    from benchmarks import decode
+
+    decode.run(n, k, llama_python, as_json)
+
+
 @benches.command("frontier")
 def bench_frontier(
     squad: Annotated[

@@ -15,6 +15,7 @@ from app.memory.prompt import Prompt
 from app.settings import settings
 
 if TYPE_CHECKING:
+    from app.answer.generate import Generator
     from app.memory.embed import Embedder
     from app.memory.encode import Encoder
     from app.memory.model import LanguageModel
@@ -104,6 +105,15 @@ def models() -> Models:
     words = prompt()
     embedder = Embedder(embedder_folder(chosen.embedder), str(lm.device))
     return Models(lm, Encoder(lm, words.prefix), words, embedder, codec(), profile())
+
+
+@lru_cache(maxsize=1)
+def generator() -> "Generator":
+    """What answers with the language model. Only readers need it: its weights are packed first."""
+    from app.answer.generate import Generator
+
+    chosen = settings()
+    return Generator(models().lm, chosen.weights, chosen.models.expanduser() / "native")
 
 
 @lru_cache(maxsize=1)
