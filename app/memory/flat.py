@@ -3,7 +3,7 @@
 transformers runs a layer as some forty calls; here it is about fifteen, and with `Native` all
 layers are one. It holds for decoders of the Llama shape (Llama, Mistral, Qwen2, Qwen3, SmolLM3 and
 others that are built alike): `Flat` looks at the parts of a model, then holds its own logits to
-the model's. All other models keep transformers' way, which is the reference (app/memory/decoder.py).
+the model's. All other models keep transformers' way, which is the reference (decoder.py).
 """
 
 from collections.abc import Sequence
