@@ -130,6 +130,29 @@ def migrate() -> None:
 
 
 @app.command()
+def codebook(
+    paths: Annotated[list[Path], typer.Argument(help="Files or folders of text like the bank's.")],
+    ratio: Annotated[
+        float, typer.Option(help="Times smaller than bfloat16.", min=1.0, max=200.0)
+    ] = 32.0,
+    chunks: Annotated[int, typer.Option(help="Chunks of 128 tokens to fit on.", min=50)] = 370,
+    out: Annotated[
+        Path | None, typer.Option(help="File; default: where MEMBANK_CODEC=auto finds it.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Fit the codec to the configured model, once for a model. Takes some minutes.
+
+    A new codebook is a new profile: banks that were made before keep the old one.
+    """
+    from app.codebook import make
+
+    made = make(paths, ratio, chunks, out)
+    value = {"file": str(made.file), "codec": made.codec, "ratio": round(made.ratio, 1)}
+    _made(value, f"{made.file}: {made.codec}, {made.ratio:.1f} times smaller", as_json)
+
+
+@app.command()
 def models(as_json: Json = False) -> None:
     """Make the configured models ready (the default is converted once) and name their profile."""
     from app.runtime import profile
@@ -348,6 +371,36 @@ def bench_ttft(
         raise UsageError("--tenant, --bank and --as go together; without them a sample is made")
     else:
         ttft.run_on_sample(plan, as_json)
+
+
+@benches.command("encode")
+def bench_encode(
+    n: Annotated[int, typer.Option("-n", help="Turns.")] = 5,
+    compaction: Annotated[
+        str, typer.Option(help="What is compacted, as a profile says it.")
+    ] = "reconstruction:0.5+match",
+    document_tokens: Annotated[
+        int, typer.Option(help="Length of the document that is streamed.")
+    ] = 8192,
+    as_json: Json = False,
+) -> None:
+    """Tokens a second beside the bare forward pass, with compaction and packing, and memory."""
+    from benchmarks import encode
+
+    encode.run(n, compaction, document_tokens, as_json)
+
+
+@benches.command("decode")
+def bench_decode(
+    n: Annotated[int, typer.Option("-n", help="Rounds in which all take turns.")] = 5,
+    k: Annotated[int, typer.Option("-k", help="Memories of 128 tokens.")] = 5,
+    llama_python: LlamaPython = None,
+    as_json: Json = False,
+) -> None:
+    """Tokens a second and whole answers, for each choice of weights, beside llama.cpp."""
+    from benchmarks import decode
+
+    decode.run(n, k, llama_python, as_json)
 
 
 @benches.command("frontier")

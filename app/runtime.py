@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app.errors import ModelError, ProfileError
@@ -14,6 +15,7 @@ from app.memory.prompt import Prompt
 from app.settings import settings
 
 if TYPE_CHECKING:
+    from app.answer.generate import Generator
     from app.memory.embed import Embedder
     from app.memory.encode import Encoder
     from app.memory.model import LanguageModel
@@ -60,7 +62,12 @@ def codec() -> Codec:
     """The codec that the settings choose for the configured model."""
     chosen = settings()
     model = _fingerprint(language_model_folder(chosen.model, chosen.models))
-    return codec_for(chosen.codec, model, chosen.models.expanduser() / "codebooks")
+    return codec_for(chosen.codec, model, codebooks())
+
+
+def codebooks() -> Path:
+    """Where this machine keeps the codebooks that were fitted here."""
+    return settings().models.expanduser() / "codebooks"
 
 
 def _fingerprint(folder: str) -> str:
@@ -98,6 +105,15 @@ def models() -> Models:
     words = prompt()
     embedder = Embedder(embedder_folder(chosen.embedder), str(lm.device))
     return Models(lm, Encoder(lm, words.prefix), words, embedder, codec(), profile())
+
+
+@lru_cache(maxsize=1)
+def generator() -> "Generator":
+    """What answers with the language model. Only readers need it: its weights are packed first."""
+    from app.answer.generate import Generator
+
+    chosen = settings()
+    return Generator(models().lm, chosen.weights, chosen.models.expanduser() / "native")
 
 
 @lru_cache(maxsize=1)

@@ -54,6 +54,12 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Weights and memories: bfloat16 where the processor has it."
     )
+    weights: Literal["auto", "float", "int8", "int4"] = Field(
+        "auto",
+        description="Weights that answers are computed with: as they are loaded (float), rounded to"
+        " 8 or 4 bits, which the CPU reads faster and which needs a C compiler, or auto: rounded"
+        " where that is possible, to 4 bits only where they lose no more than 8.",
+    )
     threads: int = Field(0, ge=0, description="Torch threads per process; 0 leaves it to torch.")
     top_k: int = Field(1, ge=1, le=100, description="Memories per question when -k is not given.")
     min_score: float = Field(

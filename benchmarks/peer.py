@@ -69,16 +69,21 @@ class Peer:
         self._process.communicate()
 
     def first_token_ms(self, prompt: list[int]) -> float:
-        """Milliseconds from token ids to the first one after them.
+        """Milliseconds from token ids to the first one after them. Raises PeerError likewise."""
+        return float(self.complete(prompt, 1)["first_token_ms"])
+
+    def complete(self, prompt: list[int], max_tokens: int) -> dict[str, Any]:
+        """first_token_ms, total_ms and tokens of a greedy answer to token ids.
 
         Raises PeerError when there comes no answer.
         """
-        line = json.dumps({"prompt": prompt, "max_tokens": 1}) + "\n"
+        line = json.dumps({"prompt": prompt, "max_tokens": max_tokens}) + "\n"
         try:
             pipes: Any = self._process
             pipes.stdin.write(line)
             pipes.stdin.flush()
-            return float(json.loads(pipes.stdout.readline())["first_token_ms"])
+            answer: dict[str, Any] = json.loads(pipes.stdout.readline())
+            return {name: answer[name] for name in ("first_token_ms", "total_ms", "tokens")}
         except (OSError, ValueError, KeyError, TypeError):
             raise PeerError("benchmarks/llama_peer.py gave no answer") from None
 

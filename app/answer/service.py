@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 
 from app.access.tenants import find_bank, find_principal
-from app.answer.generate import Generation, generate
+from app.answer.generate import Generation
 from app.bank.search import Passage, load_blobs, search
 from app.bank.session import Asker
 from app.errors import BlobError, UsageError
@@ -16,7 +16,7 @@ from app.memory.codec import unpack
 from app.memory.compose import compose
 from app.memory.kv import KV
 from app.memory.prompt import closed_book
-from app.runtime import Models, codec, models, require_profile
+from app.runtime import Models, codec, generator, models, require_profile
 from app.settings import settings
 
 Mode = Literal["memory", "rag", "closed"]
@@ -107,6 +107,7 @@ def ask(
     text, m = _checked(question), models()
     tail = m.prompt.tail(text)
     _require_room(m, len(tail) + max_tokens)
+    generator()  # what is loaded once belongs to no answer's time
     started = time.perf_counter()
     if mode == "closed":
         return _closed(m, text, max_tokens, started)
@@ -152,7 +153,7 @@ def _from_memory(
     ]
     memories = compose([stored], m.lm.rotary, m.encoder.prefix)
     loaded = time.perf_counter()
-    generation = generate(m.lm, tail, max_tokens, memories)
+    generation = generator().generate(tail, max_tokens, memories)
     shares = memories.shares(0, len(passages))
     return _answer(
         "memory", generation, passages, shares, started, found, load_ms=_ms(before, loaded)
@@ -165,13 +166,13 @@ def _from_text(
     chunks = [m.prompt.chunk(p.text) for p in passages]
     ids = m.prompt.with_text(chunks, question)
     _require_room(m, len(ids) + max_tokens)
-    generation = generate(m.lm, ids, max_tokens)
+    generation = generator().generate(ids, max_tokens)
     shares = [None] * len(passages)
     return _answer("rag", generation, passages, shares, started, found, load_ms=0.0)
 
 
 def _closed(m: Models, question: str, max_tokens: int, started: float) -> Answer:
-    generation = generate(m.lm, closed_book(m.lm.tokenizer, question), max_tokens)
+    generation = generator().generate(closed_book(m.lm.tokenizer, question), max_tokens)
     return _answer("closed", generation, [], [], started, Found([], {}), load_ms=0.0)
 
 

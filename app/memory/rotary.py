@@ -25,12 +25,14 @@ class Rotary:
     """The rotary geometry of one model: which layers turn their keys, and by what angles."""
 
     def __init__(self, model: Any) -> None:
-        """Raises ModelError when a layer's keys depend on position in another way than RoPE."""
+        """Raises ModelError with the reason when the model cannot keep explicit memories."""
+        reason = _unfit(model)
+        if reason:
+            raise ModelError(_refusal(model, reason))
         decoder = model.get_decoder()
-        embedding = getattr(decoder, "rotary_emb", None)
-        if embedding is None:
-            raise ModelError(_refusal(model, "it has no rotary position embedding"))
-        self._embedding: Any = embedding
+        self._embedding: Any = decoder.rotary_emb
+        parameters = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+        self._partial = parameters.get("partial_rotary_factor", 1.0) < 1.0
         self._apply = _rotation_of(decoder)
         self._by_type = "layer_type" in inspect.signature(self._embedding.forward).parameters
         self._device = model.device
@@ -74,9 +76,12 @@ class Rotary:
             norm = cos.square() + sin.square()
             cos, sin = cos / norm, -sin / norm
             keys = keys.float()
+        cos, sin = cos.to(keys.dtype), sin.to(keys.dtype)
+        part = keys[..., : cos.shape[-1]] if self._partial else keys
         # One tensor is turned; an empty one stands for the queries that the function wants too.
-        _, turned = self._apply(keys[..., :0, :, :], keys, cos.to(keys.dtype), sin.to(keys.dtype))
-        return turned
+        _, turned = self._apply(part[..., :0, :, :], part, cos, sin)
+        rest = keys[..., part.shape[-1] :]
+        return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned
 
     def _angles(self, positions: Tensor, kind: str) -> tuple[Tensor, Tensor]:
         sample = torch.empty(0, dtype=torch.float32, device=self._device)
@@ -107,7 +112,42 @@ class Rotary:
             else:
                 reason = f"the keys of layer {layer} depend on position in another way than RoPE"
                 raise ModelError(_refusal(model, reason))
+        if not any(found):
+            raise ModelError(_refusal(model, "no layer turns its keys by their position"))
         return found
+
+
+def _unfit(model: Any) -> str | None:
+    """Why a model of this architecture cannot do without looking at its keys, if so."""
+    config, decoder = model.config.get_text_config(), model.get_decoder()
+    attention = getattr(config, "attn_config", None)
+    kinds = set(getattr(config, "layer_types", None) or ()) - {
+        "full_attention",
+        "sliding_attention",
+    }
+    parts = {name for name, _ in decoder.named_children()}
+    reasons = {
+        "its attention keeps one latent vector for all heads (MLA) instead of keys and values": (
+            getattr(config, "kv_lora_rank", None)
+        ),
+        "its attention has a penalty for distance (ALiBi) instead of rotary positions": (
+            config.model_type == "bloom"
+            or getattr(config, "alibi", False)
+            or getattr(attention, "alibi", False)
+        ),
+        "it has recurrent layers, whose state is no set of keys and values": (
+            getattr(model, "_is_stateful", False)
+        ),
+        f"it has layers of the kind {', '.join(sorted(kinds))}": kinds,
+        "it adds absolute positions to its tokens, which no key can be freed of": (
+            parts & {"wpe", "embed_positions", "position_embeddings"}
+        ),
+        "it has no rotary position embedding that can be called": "rotary_emb" not in parts,
+        "its attention does not go through transformers' attention interface": (
+            not getattr(model, "_supports_attention_backend", False)
+        ),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
 
 
 def _rotation_of(decoder: Any) -> Callable[..., tuple[Tensor, Tensor]]:

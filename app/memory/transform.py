@@ -130,7 +130,9 @@ class Codebook:
         layers, heads, dim = about["shape"]
         count = 1 + max(int(name.split(".")[0]) for name in tensors)
         groups = tuple(_group(tensors, i) for i in range(count))
-        return cls(about["model"], (layers, heads, dim), groups)
+        found = cls(about["model"], (layers, heads, dim), groups)
+        found.__dict__["payload"] = payload  # the file as it is, not as it would be made again
+        return found
 
 
 class Transform:

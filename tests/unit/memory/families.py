@@ -11,7 +11,7 @@ from app.memory.attention import injected
 from app.memory.compose import Memories
 from app.memory.model import LanguageModel
 
-_SMALL = {
+SMALL = {
     "vocab_size": 97,
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -52,6 +52,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3": ("phi3", {}),
     "gpt-neox, partial rotary": ("gpt_neox", {"rotary_pct": 0.5}),
     "olmo2": ("olmo2", {}),
+    "phi, partial rotary": ("phi", {}),
     "gpt-oss, attention sinks": (
         "gpt_oss",
         {"head_dim": 8, "sliding_window": 12, "num_local_experts": 2, "num_experts_per_tok": 1},
@@ -78,7 +79,7 @@ def read(lm: LanguageModel, memories: Memories, live: list[list[int]]) -> Tensor
 def tiny(name: str, dtype: torch.dtype = torch.float32) -> Any:
     """The same weights each time."""
     family, options = FAMILIES[name]
-    config = CONFIG_MAPPING[family](**{**_SMALL, **options})
+    config = CONFIG_MAPPING[family](**{**SMALL, **options})
     return made(config, dtype)
 
 

@@ -1,0 +1,289 @@
+"""The decoder written out, for one request at a time: what a token costs is its arithmetic.
+
+transformers runs a layer as some forty calls; here it is about fifteen, and with `Native` all
+layers are one. It holds for decoders of the Llama shape (Llama, Mistral, Qwen2, Qwen3, SmolLM3 and
+others that are built alike): `Flat` looks at the parts of a model, then holds its own logits to
+the model's. All other models keep transformers' way, which is the reference (decoder.py).
+"""
+
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from app.errors import ModelError
+from app.memory.compose import Memories
+from app.memory.model import LanguageModel
+
+_PROBE = 7
+
+
+@dataclass(frozen=True)
+class Linear:
+    weight: Tensor
+    bias: Tensor | None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+@dataclass(frozen=True)
+class Layer:
+    q: Linear
+    k: Linear
+    v: Linear
+    out: Linear
+    gate: Linear
+    up: Linear
+    down: Linear
+    norm_in: Tensor
+    norm_mid: Tensor
+    norm_q: Tensor | None
+    norm_k: Tensor | None
+    rotary: bool
+
+
+class Flat:
+    """A model's weights, which it shares with transformers' modules, and its forward pass."""
+
+    def __init__(self, lm: LanguageModel) -> None:
+        """Raises ModelError that says which part of the model is not of the Llama shape."""
+        decoder = lm.decoder
+        _require_parts(decoder, {"embed_tokens", "layers", "norm", "rotary_emb"})
+        self.device, self.dtype = lm.device, lm.dtype
+        self.layers = [_layer(module) for module in decoder.layers]
+        self.embedding: Tensor = decoder.embed_tokens.weight
+        self.norm: Tensor = decoder.norm.weight
+        self.head = _linear(lm.model, "lm_head")
+        attention = decoder.layers[0].self_attn
+        self.dim, self.scaling = int(attention.head_dim), float(attention.scaling)
+        self.heads = self.layers[0].q.weight.shape[0] // self.dim
+        self.kv_heads = self.layers[0].k.weight.shape[0] // self.dim
+        self.eps = float(decoder.norm.variance_epsilon)
+        self._rotary_embedding = decoder.rotary_emb
+        _require_plain(lm)
+        self._require_same(lm)
+
+    def angles(self, start: int, n: int) -> tuple[Tensor, Tensor]:
+        """cos and sin of positions start .. start + n - 1, (n, head_dim), float32."""
+        places = torch.arange(start, start + n, device=self.device)[None]
+        sample = torch.empty(0, dtype=torch.float32, device=self.device)
+        cos, sin = self._rotary_embedding(sample, places)
+        return cos[0], sin[0]
+
+    def project(self, layer: Layer, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
+        """x (n, hidden) -> queries (heads, n, dim), keys and values (kv_heads, n, dim)."""
+        x = self.normed(x, layer.norm_in)
+        q, k, v = (
+            part(x).view(len(x), -1, self.dim).transpose(0, 1)
+            for part in (layer.q, layer.k, layer.v)
+        )
+        if layer.norm_q is not None and layer.norm_k is not None:
+            q, k = self.normed(q, layer.norm_q), self.normed(k, layer.norm_k)
+        if layer.rotary:
+            q, k = _turned(q, cos, sin), _turned(k, cos, sin)
+        return q, k, v
+
+    def finish(self, layer: Layer, x: Tensor, mixed: Tensor) -> Tensor:
+        """The rest of a layer after attention: x (n, hidden), mixed (n, heads * dim)."""
+        x = x + layer.out(mixed)
+        inner = self.normed(x, layer.norm_mid)
+        return x + layer.down(F.silu(layer.gate(inner)) * layer.up(inner))
+
+    def normed(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.rms_norm(x, weight.shape, weight, self.eps)
+
+    @torch.no_grad()
+    def _require_same(self, lm: LanguageModel) -> None:
+        """Compare logits of a few tokens, read together and one by one, with the model's own."""
+        vocabulary = lm.model.config.get_text_config().vocab_size
+        ids = torch.arange(1, _PROBE + 1, device=self.device) * 7 % vocabulary
+        expected = lm.model(input_ids=ids[None], use_cache=False).logits[0].float()
+        reading = FlatReading(self, ids[:-2].tolist(), 2, None)
+        got = [reading.logits]
+        for token in ids[-2:].tolist():
+            reading.feed(token)
+            got.append(reading.logits)
+        difference = (torch.stack(got) - expected[-3:]).norm() / expected[-3:].norm()
+        if not difference < (1e-3 if self.dtype == torch.float32 else 0.1):
+            raise ModelError(f"{lm.model.config.model_type}: logits differ from the flat decoder's")
+
+
+class FlatReading:
+    """One request: its memories and live tokens in one cache that is allocated once."""
+
+    def __init__(
+        self, flat: Flat, prompt: Sequence[int], room: int, memories: Memories | None
+    ) -> None:
+        """Read `prompt` behind `memories`; `room` more tokens can be fed afterwards."""
+        self.flat = flat
+        self.entries = 0 if memories is None else memories.keys.shape[3]
+        self.length = self.entries + len(prompt)
+        self.capacity = self.length + room
+        start = 0 if memories is None else int(memories.start[0])
+        self.cos, self.sin = flat.angles(start, len(prompt) + room)
+        self.bias = None if memories is None else bias_of(memories)
+        shape = (len(flat.layers), flat.kv_heads, self.capacity, flat.dim)
+        self.keys = torch.empty(shape, dtype=self.cache_dtype, device=flat.device)
+        self.values = torch.empty_like(self.keys)
+        # The memories are copied in when the second token is asked for: the first needn't wait.
+        self._memories = memories
+        self.logits = self._head(self._prefill(prompt))
+
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        return self.flat.dtype
+
+    @torch.no_grad()
+    def feed(self, token: int) -> None:
+        """Read one more token: `logits` (vocabulary,), float32, are then of the one after it."""
+        if self._memories is not None:
+            self.keys[:, :, : self.entries] = self._memories.keys[:, 0]
+            self.values[:, :, : self.entries] = self._memories.values[:, 0]
+            self._memories = None
+        self.logits = self._step(token)
+        self.length += 1
+
+    def _prefill(self, prompt: Sequence[int]) -> Tensor:
+        """The last hidden state, (1, hidden)."""
+        flat, n = self.flat, len(prompt)
+        x = flat.embedding[torch.tensor(prompt, device=flat.device)]
+        cos, sin = self.cos[:n].to(flat.dtype), self.sin[:n].to(flat.dtype)
+        for index, layer in enumerate(flat.layers):
+            q, k, v = flat.project(layer, x, cos, sin)
+            self.keys[index, :, self.entries : self.length] = k
+            self.values[index, :, self.entries : self.length] = v
+            mixed = self._attend_prompt(index, q, k, v)
+            if index == len(flat.layers) - 1:
+                x, mixed = x[-1:], mixed[-1:]
+            x = flat.finish(layer, x, mixed)
+        return flat.normed(x, flat.norm)
+
+    def _attend_prompt(self, index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """(n, heads * dim). Memories are read where they lie; their shares are noted."""
+        flat, n = self.flat, q.shape[1]
+        if self._memories is None:
+            mixed = F.scaled_dot_product_attention(
+                q[None], k[None], v[None], is_causal=True, scale=flat.scaling, enable_gqa=True
+            )[0]
+            return mixed.transpose(0, 1).flatten(1)
+        rows = q.reshape(flat.kv_heads, -1, flat.dim) * flat.scaling
+        stored = (rows @ self._memories.keys[index, 0].transpose(1, 2)).float()
+        if self.bias is not None:
+            stored = stored + self.bias[index, :, None]
+        live = (rows @ k.transpose(1, 2)).float().view(flat.kv_heads, -1, n, n)
+        later = torch.ones(n, n, dtype=torch.bool, device=flat.device).triu(1)
+        live = live.masked_fill(later, float("-inf")).view(flat.kv_heads, -1, n)
+        weights = torch.cat([stored, live], dim=-1).softmax(dim=-1)
+        self._memories.note(weights.view(1, flat.heads, n, -1)[:, :, -1, : self.entries])
+        weights = weights.to(v.dtype)
+        mixed = weights[..., : self.entries] @ self._memories.values[index, 0]
+        mixed = mixed + weights[..., self.entries :] @ v
+        return mixed.view(flat.heads, n, flat.dim).transpose(0, 1).flatten(1)
+
+    def _head(self, hidden: Tensor) -> Tensor:
+        return self.flat.head(hidden)[0].float()
+
+    def _step(self, token: int) -> Tensor:
+        flat, at = self.flat, self.length - self.entries
+        x = flat.embedding[token : token + 1]
+        cos, sin = (table[at : at + 1].to(flat.dtype) for table in (self.cos, self.sin))
+        for index, layer in enumerate(flat.layers):
+            q, k, v = flat.project(layer, x, cos, sin)
+            self.keys[index, :, self.length] = k[:, 0]
+            self.values[index, :, self.length] = v[:, 0]
+            x = flat.finish(layer, x, self._attend(index, q))
+        return self._head(flat.normed(x, flat.norm))
+
+    def _attend(self, index: int, q: Tensor) -> Tensor:
+        flat, now = self.flat, self.length + 1
+        mask = None
+        if self.bias is not None:
+            mask = F.pad(self.bias[index], (0, now - self.entries))[None, :, None].to(q.dtype)
+        # The query heads that share a key-value head stand as rows, so nothing is repeated.
+        mixed = F.scaled_dot_product_attention(
+            q.reshape(1, flat.kv_heads, -1, flat.dim),
+            self.keys[None, index, :, :now],
+            self.values[None, index, :, :now],
+            attn_mask=mask,
+            scale=flat.scaling,
+        )
+        return mixed.reshape(1, -1)
+
+
+def bias_of(memories: Memories) -> Tensor | None:
+    """What is added to the scores of a single request's entries, (layers, kv_heads, entries).
+
+    float32; None when nothing is added anywhere.
+    """
+    bias = memories.bias
+    if bias is None:
+        return None
+    bias = bias[:, 0].float()
+    if not bias.any():
+        return None
+    layers, _, kv_heads, entries = memories.keys.shape[:4]
+    return bias.expand(layers, kv_heads, entries).contiguous()
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+def _layer(module: Any) -> Layer:
+    _require_parts(module, {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"})
+    attention, mlp = module.self_attn, module.mlp
+    _require_parts(attention, {"q_proj", "k_proj", "v_proj", "o_proj"}, {"q_norm", "k_norm"})
+    _require_parts(mlp, {"gate_proj", "up_proj", "down_proj", "act_fn"})
+    sample = torch.linspace(-3, 3, 7)
+    if not torch.allclose(mlp.act_fn(sample), F.silu(sample)):
+        raise ModelError("its activation is not SiLU")
+    names = ("q_proj", "k_proj", "v_proj", "o_proj")
+    q, k, v, out = (_linear(attention, name) for name in names)
+    gate, up, down = (_linear(mlp, name) for name in ("gate_proj", "up_proj", "down_proj"))
+    norm_q, norm_k = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
+    return Layer(
+        *(q, k, v, out, gate, up, down),
+        norm_in=module.input_layernorm.weight,
+        norm_mid=module.post_attention_layernorm.weight,
+        norm_q=None if norm_q is None else norm_q.weight,
+        norm_k=None if norm_k is None else norm_k.weight,
+        rotary=bool(getattr(attention, "use_rope", True)),
+    )
+
+
+def _require_parts(
+    module: nn.Module, needed: set[str], known: AbstractSet[str] = frozenset()
+) -> None:
+    parts = {name for name, _ in module.named_children()}
+    if odd := (needed - parts) | (parts - needed - known):
+        raise ModelError(f"its {type(module).__name__} differs in {', '.join(sorted(odd))}")
+
+
+def _linear(module: Any, name: str) -> Linear:
+    part = getattr(module, name, None)
+    if type(part) is not nn.Linear:  # an adapter's or a quantised one is another class
+        raise ModelError(f"its {name} is {type(part).__name__}")
+    return Linear(part.weight, part.bias)
+
+
+def _require_plain(lm: LanguageModel) -> None:
+    """Refuse what a probe of a few tokens would not show."""
+    config = lm.model.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if kinds != {"full_attention"} or (window and window < config.max_position_embeddings):
+        raise ModelError("not all of its layers attend to everything")
+    if getattr(lm.decoder.rotary_emb, "rope_type", "") not in ("default", "linear", "llama3"):
+        raise ModelError("its rotary angles change with the length of the text")
+    norms = [m for m in lm.decoder.modules() if hasattr(m, "variance_epsilon")]
+    if len({norm.variance_epsilon for norm in norms}) != 1:
+        raise ModelError("its norms differ")
+    shapes = {tuple(p.shape for p in layer.parameters()) for layer in lm.decoder.layers}
+    if len(shapes) != 1:
+        raise ModelError("its layers differ in shape")

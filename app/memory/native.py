@@ -1,0 +1,208 @@
+"""One token in one call: `step.c`, compiled for this processor, over packed weights.
+
+The library is built once by the C compiler of the machine and kept beside the models; without a
+compiler everything runs in torch. It shares torch's threads: libgomp is loaded with torch.
+"""
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from ctypes import POINTER, c_float, c_int64, c_void_p
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from app.errors import ModelError
+from app.memory.compose import Memories
+from app.memory.flat import Flat, FlatReading, Linear
+from app.memory.packed import Bits, Packed, pack
+
+_SOURCE = Path(__file__).with_name("step.c")
+# Sums may be reordered, or nothing could be vectorised. Not -ffast-math: linked into a library it
+# makes the whole process flush denormal numbers to zero.
+_FLAGS = [
+    *("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-fno-math-errno"),
+    *("-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math"),
+]
+
+
+class _Matrix(ctypes.Structure):
+    _fields_ = (
+        *((name, c_int64) for name in ("rows", "cols", "bits")),
+        *((name, c_void_p) for name in ("values", "scales", "bias")),
+    )
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (
+        *((name, _Matrix) for name in ("qkv", "out", "gate_up", "down")),
+        *((name, c_void_p) for name in ("norm_in", "norm_mid", "norm_q", "norm_k")),
+        ("rotary", c_int64),
+    )
+
+
+class _Model(ctypes.Structure):
+    _fields_ = (
+        *((name, c_int64) for name in ("layers", "hidden", "heads", "kv_heads", "dim", "inner")),
+        *((name, c_float) for name in ("eps", "scaling")),
+        ("layer", POINTER(_Layer)),
+        ("norm", c_void_p),
+        ("head", _Matrix),
+    )
+
+
+class _Cache(ctypes.Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("keys", "values")),
+        ("capacity", c_int64),
+        ("bias", c_void_p),
+        ("biased", c_int64),
+    )
+
+
+class Native:
+    """A flat model's weights, packed, and the compiled step over them."""
+
+    def __init__(self, flat: Flat, bits: Bits, folder: Path) -> None:
+        """`folder` keeps the compiled library.
+
+        Raises ModelError that says why it cannot be: no compiler, or a shape that it does not take.
+        """
+        first = flat.layers[0]
+        widths = (flat.dim, flat.embedding.shape[1], first.gate.weight.shape[0])
+        if flat.device.type != "cpu" or any(width % 8 for width in widths):
+            raise ModelError("packed weights run on the CPU, in widths that are multiples of 8")
+        self.library = _library(folder)
+        self.flat = flat
+        self.matrices: list[Packed] = []
+        self._kept: list[Any] = []  # tensors whose addresses the structs hold
+        layers = (_Layer * len(flat.layers))(
+            *(
+                _Layer(
+                    self._matrix(bits, layer.q, layer.k, layer.v),
+                    self._matrix(bits, layer.out),
+                    self._matrix(bits, layer.gate, layer.up),
+                    self._matrix(bits, layer.down),
+                    *map(self._floats, (layer.norm_in, layer.norm_mid, layer.norm_q, layer.norm_k)),
+                    layer.rotary,
+                )
+                for layer in flat.layers
+            )
+        )
+        self.model = _Model(
+            *(len(flat.layers), flat.embedding.shape[1], flat.heads, flat.kv_heads, flat.dim),
+            *(first.gate.weight.shape[0], flat.eps, flat.scaling),
+            layers,
+            self._floats(flat.norm),
+            self._matrix(bits, flat.head),
+        )
+
+    def scratch(self, capacity: int) -> Tensor:
+        """Working memory of a step over a cache of that capacity."""
+        m = self.model
+        fixed = 2 * (m.heads + m.kv_heads) * m.dim + m.inner
+        return torch.empty(fixed + m.heads * capacity)
+
+    def _matrix(self, bits: Bits, *parts: Linear) -> _Matrix:
+        packed = pack(torch.cat([part.weight for part in parts]), bits)
+        self.matrices.append(packed)
+        biases = [part.bias for part in parts if part.bias is not None]
+        if biases and len(biases) != len(parts):
+            raise ModelError("packed weights take a bias for all of q, k and v, or for none")
+        bias = torch.cat(biases) if biases else None
+        return _Matrix(
+            *packed.shape,
+            packed.bits,
+            packed.values.data_ptr(),
+            packed.scales.data_ptr(),
+            self._floats(bias),
+        )
+
+    def _floats(self, tensor: Tensor | None) -> int | None:
+        if tensor is None:
+            return None
+        self._kept.append(tensor.detach().float().contiguous())
+        return int(self._kept[-1].data_ptr())
+
+
+class NativeReading(FlatReading):
+    """One request whose prompt is read in torch and whose further tokens by the compiled step."""
+
+    cache_dtype = torch.bfloat16
+
+    def __init__(
+        self, native: Native, prompt: Sequence[int], room: int, memories: Memories | None
+    ) -> None:
+        self._native = native
+        super().__init__(native.flat, prompt, room, memories)
+        self._scratch = native.scratch(self.capacity)
+        bias = self.bias
+        self._cache = _Cache(
+            *(self.keys.data_ptr(), self.values.data_ptr(), self.capacity),
+            *(None if bias is None else bias.data_ptr(), self.entries),
+        )
+
+    def _head(self, hidden: Tensor) -> Tensor:
+        hidden = hidden[0].float().contiguous()
+        logits = torch.empty(self.flat.head.weight.shape[0])
+        self._native.library.product(
+            ctypes.byref(self._native.model.head), hidden.data_ptr(), logits.data_ptr()
+        )
+        return logits
+
+    def _step(self, token: int) -> Tensor:
+        x = self.flat.embedding[token].float().clone()
+        at = self.length - self.entries
+        logits = torch.empty(self.flat.head.weight.shape[0])
+        self._native.library.step(
+            ctypes.byref(self._native.model),
+            ctypes.byref(self._cache),
+            *(x.data_ptr(), self.cos[at].data_ptr(), self.sin[at].data_ptr(), self.length),
+            *(self._scratch.data_ptr(), logits.data_ptr()),
+        )
+        return logits
+
+
+def _library(folder: Path) -> ctypes.CDLL:
+    compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+    if compiler is None:
+        raise ModelError("packed weights need a C compiler: install gcc")
+    processor = platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor += next((line for line in lines if line.startswith("flags")), "")
+    name = hashlib.sha256(f"{processor}{_FLAGS}{_SOURCE.read_text()}".encode()).hexdigest()[:16]
+    built = folder / f"step-{name}.so"
+    try:
+        if not built.exists():
+            _compile(compiler, built)
+        library = ctypes.CDLL(str(built))
+    except OSError as error:
+        raise ModelError(f"packed weights: {built} cannot be built or loaded: {error}") from error
+    library.step.argtypes = [c_void_p] * 5 + [c_int64] + [c_void_p] * 2
+    library.product.argtypes = [c_void_p] * 3
+    library.step.restype = library.product.restype = None
+    return library
+
+
+def _compile(compiler: str, built: Path) -> None:
+    """Whole or not at all, whoever else builds it at the same time."""
+    built.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(suffix=".so", dir=built.parent)
+    os.close(handle)
+    try:
+        command = [compiler, *_FLAGS, str(_SOURCE), "-o", partial, "-lm"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise ModelError(f"packed weights: {compiler} failed: {done.stderr.strip()[:300]}")
+        os.replace(partial, built)
+    finally:
+        Path(partial).unlink(missing_ok=True)

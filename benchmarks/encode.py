@@ -1,0 +1,173 @@
+"""Encoding: tokens per second beside the bare forward pass, and memory while a document streams.
+
+The bare pass is transformers' own (sdpa, no cache, no logits) over the same chunks in the same
+batches. The ways take turns, so that a disturbance of the machine meets all of them.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import cycle, islice
+from statistics import median
+
+import psutil
+import torch
+
+from app import console
+from app.demo.sample import HANDBOOKS
+from app.errors import UsageError
+from app.ingest.service import pieces_of
+from app.memory.codec import pack
+from app.memory.compact import Compactor
+from app.memory.encode import BATCH_TOKENS, batches, padded
+from app.runtime import Models, count_tokens, models
+
+_MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Row:
+    """Median tokens per second, and the median over the turns of its ratio to the bare pass."""
+
+    tokens_per_second: float
+    against_bare: float
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """Peak resident bytes above the loaded model, in MiB, after a quarter and after all."""
+
+    tokens: int
+    peak_mib_of_first_quarter: float
+    peak_mib: float
+    dense_mib: float
+    """What all memories of the document would take together."""
+
+
+def run(repeats: int, compaction: str, document_tokens: int, as_json: bool) -> None:
+    """Measure and print the tables. Needs no database."""
+    if repeats < 1 or document_tokens < 1:
+        raise UsageError("-n and --document-tokens are to be at least 1")
+    compactor = Compactor.parse(compaction)
+    m = models()
+    streamed = _stream(m, document_tokens)
+    chunks = _chunks(m, BATCH_TOKENS)
+    rows = measure(m, chunks, compactor, repeats)
+    tokens = sum(map(len, chunks))
+    if as_json:
+        console.print_json(
+            {
+                "tokens": tokens,
+                "chunks": len(chunks),
+                "dtype": str(m.lm.dtype),
+                "ways": {name: asdict(row) for name, row in rows.items()},
+                "document": asdict(streamed),
+            }
+        )
+        return
+    console.table(
+        f"{len(chunks)} chunks, {tokens} tokens, {m.lm.dtype}, medians of {repeats} turns",
+        ["way", "tokens per second", "against bare"],
+        [[name, row.tokens_per_second, f"{row.against_bare:.2f}x"] for name, row in rows.items()],
+    )
+    console.table(
+        f"A document of {streamed.tokens} tokens, streamed; peak MiB above the loaded model",
+        ["in the first quarter", "in all", "all its memories, dense"],
+        [[streamed.peak_mib_of_first_quarter, streamed.peak_mib, streamed.dense_mib]],
+    )
+
+
+def measure(
+    m: Models, chunks: Sequence[list[int]], compactor: Compactor, repeats: int
+) -> dict[str, Row]:
+    """Time each way in turn, after one turn to warm up."""
+    ways: dict[str, Callable[[], object]] = {
+        "bare forward": lambda: _bare(m, chunks),
+        "encode": lambda: m.encoder.encode(chunks),
+        f"encode, {compactor}, pack": lambda: [
+            pack(kv, m.profile.id)
+            for kv in compactor.compact(m.encoder, chunks, m.encoder.encode(chunks))
+        ],
+    }
+    turns = [{name: _seconds(m, way) for name, way in ways.items()} for _ in range(repeats + 1)][1:]
+    tokens = sum(map(len, chunks))
+    return {
+        name: Row(
+            median(tokens / turn[name] for turn in turns),
+            median(turn["bare forward"] / turn[name] for turn in turns),
+        )
+        for name in ways
+    }
+
+
+@torch.no_grad()
+def _bare(m: Models, chunks: Sequence[list[int]]) -> None:
+    for batch in batches([len(chunk) for chunk in chunks], BATCH_TOKENS):
+        m.lm.decoder(input_ids=padded([chunks[i] for i in batch], m.lm.device), use_cache=False)
+
+
+def _seconds(m: Models, way: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    way()
+    if m.lm.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def _stream(m: Models, tokens: int) -> Streamed:
+    process = psutil.Process()
+    before = process.memory_info().rss
+    kv = m.encoder.prefix
+    per_token = kv.nbytes / kv.entries if kv else 0.0
+    peaks: list[int] = []
+    with _sampled(process) as peak:
+        stream, done = m.encoder.stream(_text(m, tokens)), 0
+        for memory in stream:
+            done += memory.entries
+            if not peaks and done >= tokens / 4:
+                peaks.append(peak())
+        peaks.append(peak())
+    first, last = ((one - before) / _MIB for one in (peaks[0], peaks[-1]))
+    return Streamed(done, first, last, done * per_token / _MIB)
+
+
+@contextmanager
+def _sampled(process: psutil.Process) -> Iterator[Callable[[], int]]:
+    """The highest resident size so far, looked at every 10 ms."""
+    seen, done = [process.memory_info().rss], threading.Event()
+
+    def look() -> None:
+        while not done.wait(0.01):
+            seen[0] = max(seen[0], process.memory_info().rss)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield lambda: seen[0]
+    finally:
+        done.set()
+        thread.join()
+
+
+def _chunks(m: Models, tokens: int) -> list[list[int]]:
+    """Whole chunks of the sample handbooks, of at most `tokens` padded tokens together."""
+    found = list(islice(_text(m, 2 * tokens), tokens // m.profile.chunk_tokens))
+    return found[: tokens // max(map(len, found))]
+
+
+def _text(m: Models, tokens: int) -> Iterator[list[int]]:
+    """Chunks of the sample handbooks, over and over, until there are `tokens` of them."""
+    files = sorted(HANDBOOKS.rglob("*.md"))
+    pieces = [
+        m.prompt.chunk(piece.text)
+        for file in files
+        for piece in pieces_of(file.stem, file.read_text(), count_tokens)
+    ]
+    given = 0
+    for piece in cycle(pieces):
+        if given >= tokens:
+            return
+        given += len(piece)
+        yield piece

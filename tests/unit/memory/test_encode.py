@@ -1,0 +1,95 @@
+"""What a chunk's memory depends on: itself, the prefix, and in a document what stands before it."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from app.memory.encode import Encoder
+from app.memory.kv import KV
+from app.memory.model import LanguageModel
+from tests.unit.memory.families import FAMILIES, lm_of, tiny
+
+PREFIX = [3, 4, 5, 6]
+CHUNKS = [[10, 11, 12, 13, 14], [20, 21, 22], [30, 31, 32, 33, 34, 35, 36], [50, 51], [60, 61, 62]]
+
+
+@pytest.fixture(params=list(FAMILIES))
+def lm(request: pytest.FixtureRequest) -> LanguageModel:
+    return lm_of(tiny(request.param))
+
+
+def plain(lm: LanguageModel, ids: list[int], last: int) -> tuple[Tensor, Tensor]:
+    """Un-rotated keys and values of the last tokens of a plain forward pass."""
+    cache = DynamicCache()
+    with torch.no_grad():
+        lm.model(torch.tensor([ids]), past_key_values=cache)
+    keys = torch.stack([layer.keys for layer in cache.layers])
+    values = torch.stack([layer.values for layer in cache.layers])
+    keys = lm.rotary.unrotate(keys, torch.arange(len(ids))[None])
+    return keys[:, 0, :, -last:], values[:, 0, :, -last:]
+
+
+def same(kv: KV, keys: Tensor, values: Tensor) -> bool:
+    return bool((kv.keys - keys).abs().max() < 1e-3 and (kv.values - values).abs().max() < 1e-3)
+
+
+@pytest.mark.parametrize("context", [0, 6, 100])
+def test_a_chunk_in_a_document_has_seen_the_tokens_before_it(
+    lm: LanguageModel, context: int
+) -> None:
+    encoded = Encoder(lm, PREFIX).encode_document(CHUNKS, context)
+    before: list[int] = []
+    for kv, chunk in zip(encoded, CHUNKS, strict=True):
+        seen = before[-context:] if context else []
+        assert same(kv, *plain(lm, [*PREFIX, *seen, *chunk], len(chunk)))
+        before += chunk
+
+
+def test_a_document_without_context_is_its_chunks_alone() -> None:
+    encoder = Encoder(lm_of(tiny("llama")), PREFIX)
+    pairs = zip(encoder.encode_document(CHUNKS, 0), encoder.encode(CHUNKS), strict=True)
+    assert all(same(a, b.keys, b.values) for a, b in pairs)
+    assert encoder.encode_document([], 6) == []
+
+
+def test_an_edit_changes_the_memories_within_the_context_after_it_and_no_other() -> None:
+    encoder = Encoder(lm_of(tiny("llama")), PREFIX)
+    edited = [CHUNKS[0], [20, 29, 22], *CHUNKS[2:]]
+    pairs = zip(encoder.encode_document(CHUNKS, 6), encoder.encode_document(edited, 6), strict=True)
+    # One token changed, 6th of the text: the third chunk sees it, the fourth begins 9 after it.
+    assert [same(a, b.keys, b.values) for a, b in pairs] == [True, False, False, True, True]
+
+
+def test_a_stream_is_read_no_further_than_a_few_batches_ahead() -> None:
+    encoder = Encoder(lm_of(tiny("llama")), PREFIX)
+    taken = 0
+
+    def endless() -> Iterator[list[int]]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield CHUNKS[taken % len(CHUNKS)]
+
+    stream = encoder.stream(endless(), batch_tokens=16)
+    for given in range(1, 200):
+        kv = next(stream)
+        assert kv.entries == len(CHUNKS[given % len(CHUNKS)])
+        assert taken - given < 3 * 16
+
+
+def test_a_stream_gives_the_memories_of_its_chunks_in_order() -> None:
+    encoder = Encoder(lm_of(tiny("llama")), PREFIX)
+    chunks = CHUNKS * 5
+    streamed = list(encoder.stream(iter(chunks), batch_tokens=16))
+    for kv, chunk in zip(streamed, chunks, strict=True):
+        assert same(kv, *plain(encoder.lm, [*PREFIX, *chunk], len(chunk)))
+
+
+def test_a_chunk_without_tokens_is_refused() -> None:
+    encoder = Encoder(lm_of(tiny("llama")), PREFIX)
+    for encode in (encoder.encode, lambda chunks: encoder.encode_document(chunks, 6)):
+        with pytest.raises(ValueError, match="without tokens"):
+            encode([[1], []])
