@@ -70,6 +70,11 @@ def codebooks() -> Path:
     return settings().models.expanduser() / "codebooks"
 
 
+def native() -> Path:
+    """Where this machine keeps what it compiled for itself."""
+    return settings().models.expanduser() / "native"
+
+
 def _fingerprint(folder: str) -> str:
     return fingerprint(folder, settings().models.expanduser() / "fingerprints.json")
 
@@ -112,8 +117,7 @@ def generator() -> "Generator":
     """What answers with the language model. Only readers need it: its weights are packed first."""
     from app.answer.generate import Generator
 
-    chosen = settings()
-    return Generator(models().lm, chosen.weights, chosen.models.expanduser() / "native")
+    return Generator(models().lm, settings().weights, native())
 
 
 @lru_cache(maxsize=1)

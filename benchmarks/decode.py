@@ -23,8 +23,7 @@ from app.memory.compose import Memories, compose
 from app.memory.decoder import Decoder, ModelReading, Weights, decoder_of
 from app.memory.kv import KV
 from app.memory.prompt import closed_book
-from app.runtime import Models, models
-from app.settings import settings
+from app.runtime import Models, models, native
 from benchmarks.peer import Peer, PeerError
 
 QUESTION = "For how many weeks do I get full pay when I am sick?"
@@ -121,13 +120,12 @@ def report(found: dict[str, Times], missing: dict[str, str], rounds: int, k: int
 def _ours(task: Task) -> tuple[dict[str, Callable[[], Times]], dict[str, str]]:
     """Each choice of weights that runs here, transformers' modules, and why others do not run."""
     lm = task.models.lm
-    folder = settings().models.expanduser() / "native"
     found: dict[str, Callable[[], Times]] = {}
     missing: dict[str, str] = {}
     choices: tuple[Weights, ...] = get_args(Weights)
     for weights in choices:
         try:
-            found[weights] = partial(_measured, task, decoder_of(lm, weights, folder))
+            found[weights] = partial(_measured, task, decoder_of(lm, weights, native()))
         except ModelError as error:
             missing[weights] = str(error)
     found[MODULES] = partial(_measured, task, partial(ModelReading, lm))

@@ -21,8 +21,7 @@ from app.ingest.split import split
 from app.memory.encode import Encoder
 from app.memory.kv import KV
 from app.memory.prompt import CLOSED_INSTRUCTION, Prompt
-from app.runtime import Models, count_tokens, models
-from app.settings import settings
+from app.runtime import Models, codebooks, count_tokens, models
 from benchmarks import frontier_report
 from benchmarks.frontier_results import Answer, Asked, Results
 
@@ -127,8 +126,7 @@ def run(
         name: _drawn(file, n, seed) for (name, file), n in zip(files.items(), numbers, strict=True)
     }
     m = models()
-    codebooks = settings().models.expanduser() / "codebooks"
-    compared = Settings(m.encoder, m.profile.model, codebooks).of(names or DEFAULT)
+    compared = Settings(m.encoder, m.profile.model, codebooks()).of(names or DEFAULT)
     results = Results.of(
         out,
         {

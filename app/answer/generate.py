@@ -75,7 +75,7 @@ class Generator:
 
         Ends with the model's end token, which is not part of the text, or after `max_tokens`.
         """
-        stream = Stream(self, prompt, max_tokens, memories, sampling)
+        stream = self.stream(prompt, max_tokens, memories, sampling)
         for _ in stream:
             pass
         return stream.generation()

@@ -147,10 +147,7 @@ def _from_memory(
     found: Found,
 ) -> Answer:
     before = time.perf_counter()
-    stored = [
-        KV(kv.keys.to(m.lm.device), kv.values.to(m.lm.device))
-        for kv in load(reader, passages, m.lm.dtype)
-    ]
+    stored = [kv.to(m.lm.device) for kv in load(reader, passages, m.lm.dtype)]
     memories = compose([stored], m.lm.rotary, m.encoder.prefix)
     loaded = time.perf_counter()
     generation = generator().generate(tail, max_tokens, memories)

@@ -89,8 +89,8 @@ def fit(
 
 def _encoded(encoder: Encoder, chunks: Sequence[Sequence[int]], progress: Progress) -> list[KV]:
     found: list[KV] = []
-    for at in range(0, len(chunks), 16):
-        found.extend(encoder.encode(chunks[at : at + 16]))
+    for kv in encoder.stream(chunks):
+        found.append(kv)
         progress(0.3 * len(found) / len(chunks))
     return found
 

@@ -1,5 +1,6 @@
 """Memories <-> blobs: which codec a profile names, and what stands around its tensors."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,8 +18,6 @@ _LOWEST = -60_000.0
 """Below this a float16 log-bias stands for an entry that is not there."""
 _MOST = 65_536
 """Layers, heads, entries, channels and tokens of one memory."""
-
-
 UNFITTED = "rotated4"
 """What a model without a codebook gets."""
 SHIPPED = Path(__file__).parent / "codebooks"
@@ -37,7 +36,9 @@ class Codec(Protocol):
     def encode(self, keys: Tensor, values: Tensor) -> dict[str, Tensor]:
         """Tensors as `spec` names them; the input is finite and on the CPU."""
 
-    def decode(self, stored: Any, shape: Shape, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def decode(
+        self, stored: Mapping[str, Tensor], shape: Shape, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
         """Keys and values again, as good as the codec can."""
 
 

@@ -152,7 +152,6 @@ class Transform:
         return {"codes": ("U8", (entries, self.codebook.codes))}
 
     def encode(self, keys: Tensor, values: Tensor) -> dict[str, Tensor]:
-        self.spec((keys.shape[0], keys.shape[1], keys.shape[2], keys.shape[3]))
         token = rows_of(keys, values)
         found, at = [], 0
         for group in self.codebook.groups:

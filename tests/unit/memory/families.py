@@ -61,6 +61,12 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+# What most tests encode and read: a shared prefix, chunks of unequal length, a question.
+PREFIX = [3, 4, 5, 6]
+CHUNKS = [[10, 11, 12, 13, 14], [20, 21, 22], [30, 31, 32, 33, 34, 35, 36]]
+LIVE = [40, 41, 42, 43, 44, 45]
+
+
 def lm_of(model: Any) -> LanguageModel:
     return LanguageModel(model, tokenizer=None)
 

@@ -15,15 +15,13 @@ from app.memory.encode import Encoder
 from app.memory.kv import ABSENT, KV
 from app.memory.model import LanguageModel
 from app.memory.score import SCORERS, Batch
-from tests.unit.memory.families import lm_of, read, tiny
+from tests.unit.memory.families import LIVE, PREFIX, lm_of, read, tiny
 
-PREFIX = [3, 4, 5, 6]
 CHUNKS = [
     [10, 11, 12, 13, 14, 15, 16, 17],
     [20, 21, 22],
     [30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41],
 ]
-LIVE = [40, 41, 42, 43, 44, 45]
 SOME = ["llama", "gemma2", "gpt-neox, partial rotary", "smollm3, layers without rotary"]
 
 

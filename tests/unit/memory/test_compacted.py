@@ -13,16 +13,7 @@ from app.memory.compose import Layout, compose
 from app.memory.encode import Encoder
 from app.memory.kv import ABSENT, KV
 from app.memory.model import LanguageModel
-from tests.unit.memory.families import FAMILIES, lm_of, read, tiny
-
-PREFIX = [3, 4, 5, 6]
-CHUNKS = [[10, 11, 12, 13, 14], [20, 21, 22], [30, 31, 32, 33, 34, 35, 36]]
-LIVE = [40, 41, 42, 43, 44, 45]
-
-
-@pytest.fixture(params=list(FAMILIES))
-def lm(request: pytest.FixtureRequest) -> LanguageModel:
-    return lm_of(tiny(request.param))
+from tests.unit.memory.families import CHUNKS, LIVE, PREFIX, lm_of, read, tiny
 
 
 def thinned(kv: KV, keep: int, seed: int) -> KV:

@@ -10,15 +10,9 @@ from transformers import DynamicCache
 from app.memory.encode import Encoder
 from app.memory.kv import KV
 from app.memory.model import LanguageModel
-from tests.unit.memory.families import FAMILIES, lm_of, tiny
+from tests.unit.memory.families import PREFIX, lm_of, tiny
 
-PREFIX = [3, 4, 5, 6]
 CHUNKS = [[10, 11, 12, 13, 14], [20, 21, 22], [30, 31, 32, 33, 34, 35, 36], [50, 51], [60, 61, 62]]
-
-
-@pytest.fixture(params=list(FAMILIES))
-def lm(request: pytest.FixtureRequest) -> LanguageModel:
-    return lm_of(tiny(request.param))
 
 
 def plain(lm: LanguageModel, ids: list[int], last: int) -> tuple[Tensor, Tensor]:
