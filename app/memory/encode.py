@@ -116,9 +116,10 @@ class Encoder:
             end = layers[0].keys.shape[2]
             start = 0 if self.prefix is None else self.prefix.entries
             places = torch.arange(start, end, device=self.lm.device)[None]
-            keys = torch.stack([layer.keys[:, :, start:] for layer in layers])
+            keys = self.lm.rotary.unrotate(
+                [layer.keys[:, :, start:] for layer in layers], places.expand(len(batch), -1)
+            )
             values = torch.stack([layer.values[:, :, start:] for layer in layers])
-            keys = self.lm.rotary.unrotate(keys, places.expand(len(batch), -1))
             for number, index in enumerate(batch):
                 at = rows[index].skip
                 for length in rows[index].lengths:

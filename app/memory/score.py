@@ -71,7 +71,7 @@ class Batch:
             self.encoder.forward(self.chunks)
         places = self._first + torch.arange(self.there.shape[1], device=self.lengths.device)
         places = places.expand(len(self.chunks), -1)
-        return self.encoder.lm.rotary.unrotate(torch.stack(queries), places)
+        return self.encoder.lm.rotary.unrotate(queries, places)
 
     @cached_property
     def repetition(self) -> Repetition:
