@@ -26,6 +26,7 @@ from app.memory.flat import Flat, FlatReading, Linear
 from app.memory.packed import Bits, Packed, pack
 
 _SOURCE = Path(__file__).with_name("step.c")
+_BLOCK = 128  # entries that step.c reads as one piece
 # Sums may be reordered, or nothing could be vectorised. Not -ffast-math: linked into a library it
 # makes the whole process flush denormal numbers to zero.
 _FLAGS = [
@@ -109,7 +110,7 @@ class Native:
         """Working memory of a step over a cache of that capacity."""
         m = self.model
         fixed = 2 * (m.heads + m.kv_heads) * m.dim + m.inner
-        return torch.empty(fixed + m.heads * capacity)
+        return torch.empty(fixed + m.heads * (capacity // _BLOCK + 1) * (m.dim + 2))
 
     def _matrix(self, bits: Bits, *parts: Linear) -> _Matrix:
         packed = pack(torch.cat([part.weight for part in parts]), bits)

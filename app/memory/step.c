@@ -24,7 +24,7 @@ typedef int8_t s8 __attribute__((vector_size(8), aligned(1)));
 typedef uint8_t u8 __attribute__((vector_size(8), aligned(1)));
 typedef uint16_t h8 __attribute__((vector_size(16), aligned(2)));
 
-enum { GROUP = 32 };
+enum { GROUP = 32, BLOCK = 128, FOUR = 4 };
 
 /* bits 8: int8 (rows, cols), one scale a row, cols a multiple of 8. bits 4: nibbles of groups of 32,
 byte j holds elements j and j + 16; scales a pair of bfloat16 a group: step above, lowest below. */
@@ -120,7 +120,7 @@ typedef struct {
     atomic_int claimed, done;
 } Phase;
 
-enum { PHASES_A_LAYER = 5, SPINS = 2000 };
+enum { PHASES_A_LAYER = 6, SPINS = 2000 };
 
 /* The next piece of a phase, or -1 when none is left. */
 static inline int64_t claim(Phase *phase, int64_t pieces) {
@@ -215,47 +215,133 @@ static void prepare(const float *head, const float *norm, int64_t rotary, float 
         memcpy(out, normed, sizeof normed);
 }
 
-/* Softmax attention of one query over cached keys; scores is scratch of that length. */
-static void attend(const float *q, const uint16_t *keys, const uint16_t *values, const float *bias,
-                   int64_t biased, int64_t entries, int64_t dim, float *scores, float *out) {
-    float most = -INFINITY, mass = 0;
+/* e to the x, for x at most 0; 0 below -87. Cephes' polynomial, relative error below 2e-7. */
+static inline f8 exponential(f8 x) {
+    i8 n = __builtin_convertvector(x * 1.44269504f - 0.5f, i8);
+    f8 whole = __builtin_convertvector(n, f8);
+    f8 r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
+    f8 p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    union { i8 i; f8 f; } power = {(n + 127) << 23}, found;
+    found.f = (p * r * r + r + 1.0f) * power.f;
+    found.i &= x > -87.0f;
+    return found.f;
+}
+
+/* One block of a key-value head's entries, read by `count` of its query heads in softmax that is
+finished later. q: (count, dim), scaled. part: (count, dim + 2) with a stride between heads: what the
+heads read, unnormalised, then the highest score and the sum of weights. */
+static inline __attribute__((always_inline)) void read_block(
+    const float *q, int count, const uint16_t *keys, const uint16_t *values, const float *bias,
+    int64_t biased, int64_t entries, int64_t dim, float *part, int64_t stride) {
+    float weights[FOUR][BLOCK] __attribute__((aligned(32)));
+    float most[FOUR] = {-INFINITY, -INFINITY, -INFINITY, -INFINITY}, mass[FOUR] = {0};
     for (int64_t e = 0; e < entries; e++) {
-        f8 a = {0};
-        for (int64_t d = 0; d < dim; d += 8) a += wide(keys + e * dim + d) * *(const f8 *)(q + d);
-        scores[e] = sum(a);
-        if (bias && e < biased) scores[e] += bias[e];
-        if (scores[e] > most) most = scores[e];
+        f8 dots[FOUR] = {{0}};
+        for (int64_t d = 0; d < dim; d += 8) {
+            f8 key = wide(keys + e * dim + d);
+            for (int g = 0; g < count; g++) dots[g] += key * *(const f8 *)(q + g * dim + d);
+        }
+        for (int g = 0; g < count; g++) {
+            float score = sum(dots[g]) + (e < biased ? bias[e] : 0);
+            weights[g][e] = score;
+            if (score > most[g]) most[g] = score;
+        }
     }
-    for (int64_t e = 0; e < entries; e++) mass += scores[e] = expf(scores[e] - most);
-    memset(out, 0, dim * sizeof *out);
-    for (int64_t e = 0; e < entries; e++) {
-        float w = scores[e] / mass;
-        for (int64_t d = 0; d < dim; d += 8) *(f8 *)(out + d) += wide(values + e * dim + d) * w;
+    for (int g = 0; g < count; g++) {
+        for (int64_t e = entries; e % 8; e++) weights[g][e] = -INFINITY;
+        for (int64_t e = 0; e < entries; e += 8) {
+            f8 *eight = (f8 *)(weights[g] + e);
+            *eight = exponential(*eight - most[g]);
+        }
+        for (int64_t e = 0; e < entries; e++) mass[g] += weights[g][e];
+    }
+    for (int64_t d = 0; d < dim; d += 8) {
+        /* Even and odd entries apart, so that a sum does not wait for the one before it. */
+        f8 even[FOUR] = {{0}}, odd[FOUR] = {{0}};
+        for (int64_t e = 0; e < entries; e += 2) {
+            f8 value = wide(values + e * dim + d);
+            f8 next = e + 1 < entries ? wide(values + (e + 1) * dim + d) : (f8){0};
+            for (int g = 0; g < count; g++) {
+                even[g] += value * weights[g][e];
+                odd[g] += next * weights[g][e + 1];
+            }
+        }
+        for (int g = 0; g < count; g++) *(f8 *)(part + g * stride + d) = even[g] + odd[g];
+    }
+    for (int g = 0; g < count; g++) {
+        part[g * stride + dim] = most[g];
+        part[g * stride + dim + 1] = mass[g];
     }
 }
 
-/* One phase: qkv (heads + 2 kv_heads, dim) -> mixed (heads, dim). The query heads of a group write
-the same key and value to the cache, each for itself, so that none waits for another. */
-static void attend_all(Phase *phase, const Model *m, const Cache *c, int64_t layer,
-                       const float *cos, const float *sin, int64_t entries, const float *qkv,
-                       float *scores, float *mixed) {
-    const Layer *l = m->layer + layer;
-    int64_t dim = m->dim, group = m->heads / m->kv_heads;
-    float query[dim], key[dim];
-    for (int64_t i; (i = claim(phase, m->heads)) >= 0; finished(phase)) {
-        int64_t h = i / group, at = (layer * m->kv_heads + h) * c->capacity * dim;
-        uint16_t *keys = c->keys + at, *values = c->values + at;
-        const float *k = qkv + (m->heads + h) * dim, *v = k + m->kv_heads * dim;
-        prepare(k, l->norm_k, l->rotary, m->eps, cos, sin, dim, key);
-        for (int64_t d = 0; d < dim; d++) {
-            keys[entries * dim + d] = to_bf16(key[d]);
-            values[entries * dim + d] = to_bf16(v[d]);
+/* The same for any number of query heads, four at a time: each entry is made wide once for four. */
+static void read_group(const float *q, int64_t count, const uint16_t *keys, const uint16_t *values,
+                       const float *bias, int64_t biased, int64_t entries, int64_t dim, float *part,
+                       int64_t stride) {
+    for (; count > 0; count -= FOUR, q += FOUR * dim, part += FOUR * stride) {
+#define READ(n) read_block(q, n, keys, values, bias, biased, entries, dim, part, stride)
+        switch (count) {
+            case 1: READ(1); break;
+            case 2: READ(2); break;
+            case 3: READ(3); break;
+            default: READ(FOUR);
         }
-        prepare(qkv + i * dim, l->norm_q, l->rotary, m->eps, cos, sin, dim, query);
-        for (int64_t d = 0; d < dim; d++) query[d] *= m->scaling;
-        const float *bias = c->bias ? c->bias + (layer * m->kv_heads + h) * c->biased : 0;
-        attend(query, keys, values, bias, c->biased, entries + 1, dim, scores + i * c->capacity,
-               mixed + i * dim);
+#undef READ
+    }
+}
+
+/* One phase: queries, keys and values (heads + 2 kv_heads, dim) -> parts (heads, blocks, dim + 2).
+A piece is a block of one key-value head's entries, read by all its query heads. The last block's
+piece writes the new token's key and value to the cache. */
+static void attend(Phase *phase, const Model *m, const Cache *c, int64_t layer, const float *cos,
+                   const float *sin, int64_t entries, const float *qkv, float *parts) {
+    const Layer *l = m->layer + layer;
+    int64_t dim = m->dim, group = m->heads / m->kv_heads, blocks = entries / BLOCK + 1;
+    float queries[group * dim], key[dim];
+    for (int64_t i; (i = claim(phase, m->kv_heads * blocks)) >= 0; finished(phase)) {
+        int64_t h = i / blocks, block = i % blocks, first = block * BLOCK;
+        int64_t at = (layer * m->kv_heads + h) * c->capacity * dim;
+        uint16_t *keys = c->keys + at, *values = c->values + at;
+        if (block == blocks - 1) {
+            const float *k = qkv + (m->heads + h) * dim, *v = k + m->kv_heads * dim;
+            prepare(k, l->norm_k, l->rotary, m->eps, cos, sin, dim, key);
+            for (int64_t d = 0; d < dim; d++) {
+                keys[entries * dim + d] = to_bf16(key[d]);
+                values[entries * dim + d] = to_bf16(v[d]);
+            }
+        }
+        for (int64_t g = 0; g < group; g++)
+            prepare(qkv + (h * group + g) * dim, l->norm_q, l->rotary, m->eps, cos, sin, dim,
+                    queries + g * dim);
+        for (int64_t d = 0; d < group * dim; d++) queries[d] *= m->scaling;
+        int64_t count = entries + 1 - first < BLOCK ? entries + 1 - first : BLOCK;
+        int64_t biased = c->bias && c->biased > first ? c->biased - first : 0;
+        const float *bias = biased ? c->bias + (layer * m->kv_heads + h) * c->biased + first : 0;
+        read_group(queries, group, keys + first * dim, values + first * dim, bias, biased, count,
+                   dim, parts + (h * group * blocks + block) * (dim + 2), blocks * (dim + 2));
+    }
+    await(phase, m->kv_heads * blocks);
+}
+
+/* One phase: parts (heads, blocks, dim + 2) -> mixed (heads, dim), each block by its share. */
+static void join(Phase *phase, const Model *m, int64_t blocks, const float *parts, float *mixed) {
+    int64_t dim = m->dim, width = dim + 2;
+    for (int64_t h; (h = claim(phase, m->heads)) >= 0; finished(phase)) {
+        const float *part = parts + h * blocks * width;
+        float most = -INFINITY, mass = 0, *out = mixed + h * dim;
+        for (int64_t b = 0; b < blocks; b++)
+            if (part[b * width + dim] > most) most = part[b * width + dim];
+        memset(out, 0, dim * sizeof *out);
+        for (int64_t b = 0; b < blocks; b++) {
+            float share = expf(part[b * width + dim] - most);
+            mass += share * part[b * width + dim + 1];
+            for (int64_t d = 0; d < dim; d++) out[d] += share * part[b * width + d];
+        }
+        for (int64_t d = 0; d < dim; d++) out[d] /= mass;
     }
     await(phase, m->heads);
 }
@@ -268,21 +354,22 @@ void product(const Matrix *m, const float *x, float *y) {
 }
 
 /* x (hidden) is the token's embedding and is overwritten; cos, sin (dim) are of its position; the
-cache holds `entries` before it and one more after it. scratch: 2 * (heads + kv_heads) * dim + inner +
-heads * capacity floats. logits: (vocabulary). */
+cache holds `entries` before it and one more after it. scratch: 2 * (heads + kv_heads) * dim +
+inner + heads * (entries / 128 + 1) * (dim + 2) floats. logits: (vocabulary). */
 void step(const Model *m, const Cache *c, float *x, const float *cos, const float *sin,
           int64_t entries, float *scratch, float *logits) {
     Phase phases[m->layers * PHASES_A_LAYER + 1];
     memset(phases, 0, sizeof phases);
     float *qkv = scratch, *mixed = qkv + (m->heads + 2 * m->kv_heads) * m->dim;
-    float *gate = mixed + m->heads * m->dim, *scores = gate + m->inner;
+    float *gate = mixed + m->heads * m->dim, *parts = gate + m->inner;
 #pragma omp parallel
     {
         Phase *p = phases;
         for (int64_t i = 0; i < m->layers; i++) {
             const Layer *l = m->layer + i;
             multiply(p++, &l->qkv, x, l->norm_in, m->eps, qkv, SET);
-            attend_all(p++, m, c, i, cos, sin, entries, qkv, scores, mixed);
+            attend(p++, m, c, i, cos, sin, entries, qkv, parts);
+            join(p++, m, entries / BLOCK + 1, parts, mixed);
             multiply(p++, &l->out, mixed, 0, 0, x, ADD);
             multiply(p++, &l->gate_up, x, l->norm_mid, m->eps, gate, GATE);
             multiply(p++, &l->down, gate, 0, 0, x, ADD);
