@@ -6,16 +6,18 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from app.errors import ModelError, ProfileError
+from app.errors import ModelError, ProfileError, UsageError
 from app.memory.codec import Codec, codec_for
 from app.memory.fingerprint import fingerprint
 from app.memory.packaged import embedder_folder, language_model_folder
 from app.memory.profile import Profile
 from app.memory.prompt import Prompt
+from app.memory.transform import Transform
 from app.settings import settings
 
 if TYPE_CHECKING:
     from app.answer.generate import Generator
+    from app.memory.compact import Compactor
     from app.memory.embed import Embedder
     from app.memory.encode import Encoder
     from app.memory.model import LanguageModel
@@ -54,6 +56,8 @@ def profile() -> Profile:
         embedder=_fingerprint(embedder_folder(settings().embedder)),
         prefix=prompt().prefix_text,
         codec=codec().name,
+        selection=str(compactor()),
+        context=f"{settings().context} tokens before it" if settings().context else "chunk alone",
     )
 
 
@@ -63,6 +67,20 @@ def codec() -> Codec:
     chosen = settings()
     model = _fingerprint(language_model_folder(chosen.model, chosen.models))
     return codec_for(chosen.codec, model, codebooks())
+
+
+@lru_cache(maxsize=1)
+def compactor() -> "Compactor":
+    """What the settings keep of a memory. Raises UsageError when they cannot be read."""
+    from app.memory.compact import Compactor
+
+    chosen = Compactor.parse(settings().compaction)
+    if chosen.drops_layers and isinstance(codec(), Transform):
+        raise UsageError(
+            f"MEMBANK_COMPACTION={settings().compaction} drops layers, and the fitted codec takes"
+            " all of them together: set MEMBANK_CODEC to another, or leave the layers out"
+        )
+    return chosen
 
 
 def codebooks() -> Path:
@@ -84,8 +102,9 @@ def require_profile(bank: str, of_bank: str) -> None:
     if of_bank != profile().id:
         raise ProfileError(
             f"bank {bank!r} is encoded under profile {of_bank}, this process has {profile().id}"
-            f" (model {settings().model}): set MEMBANK_MODEL and MEMBANK_EMBEDDER as they were"
-            " when the bank was made, or make a new bank and ingest again"
+            f" (model {settings().model}): set MEMBANK_MODEL, MEMBANK_EMBEDDER, MEMBANK_CODEC,"
+            " MEMBANK_COMPACTION and MEMBANK_CONTEXT as they were when the bank was made, or make a"
+            " new bank and ingest again"
         )
 
 

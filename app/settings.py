@@ -51,6 +51,18 @@ class Settings(BaseSettings):
         description="How memories are made small: auto (the codebook fitted to the model, else"
         " rotated4), int8, int4, int2, rotated1 to rotated4, or the path of a codebook.",
     )
+    compaction: str = Field(
+        "all",
+        description="What is kept of a memory: all, or parts joined by + of layers:FIRST-LAST,"
+        " SCORER:SHARE[:FLOOR] and match, such as reconstruction:0.5+match.",
+    )
+    context: int = Field(
+        0,
+        ge=0,
+        le=4096,
+        description="Tokens before a chunk in its document that it has in sight while it is"
+        " encoded.",
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Weights and memories: bfloat16 where the processor has it."
     )

@@ -24,6 +24,7 @@ from app.memory.compact import Compactor
 from app.memory.encode import BATCH_TOKENS, batches, padded
 from app.runtime import Models, count_tokens, models
 
+CONTEXT = 256
 _MIB = 2**20
 
 
@@ -56,6 +57,7 @@ def run(repeats: int, compaction: str, document_tokens: int, as_json: bool) -> N
     chunks = _chunks(m, BATCH_TOKENS)
     rows = measure(m, chunks, compactor, repeats)
     tokens = sum(map(len, chunks))
+    changed = stale()
     if as_json:
         console.print_json(
             {
@@ -64,6 +66,7 @@ def run(repeats: int, compaction: str, document_tokens: int, as_json: bool) -> N
                 "dtype": str(m.lm.dtype),
                 "ways": {name: asdict(row) for name, row in rows.items()},
                 "document": asdict(streamed),
+                "stale_chunks": changed,
             }
         )
         return
@@ -77,19 +80,30 @@ def run(repeats: int, compaction: str, document_tokens: int, as_json: bool) -> N
         ["in the first quarter", "in all", "all its memories, dense"],
         [[streamed.peak_mib_of_first_quarter, streamed.peak_mib, streamed.dense_mib]],
     )
+    console.table(
+        "Chunks that an edited paragraph makes stale, mean over the sample handbooks",
+        ["alone", f"with {CONTEXT} tokens in sight"],
+        [[f"{changed[0]:.2f}", f"{changed[CONTEXT]:.2f}"]],
+    )
 
 
 def measure(
     m: Models, chunks: Sequence[list[int]], compactor: Compactor, repeats: int
 ) -> dict[str, Row]:
     """Time each way in turn, after one turn to warm up."""
+    text = [token for chunk in chunks for token in chunk]
+    before = [text[:CONTEXT]] * len(chunks)
     ways: dict[str, Callable[[], object]] = {
         "bare forward": lambda: _bare(m, chunks),
         "encode": lambda: m.encoder.encode(chunks),
+        f"encode, pack ({m.codec.name})": lambda: [
+            pack(kv, m.profile.id, m.codec) for kv in m.encoder.encode(chunks)
+        ],
         f"encode, {compactor}, pack": lambda: [
-            pack(kv, m.profile.id)
+            pack(kv, m.profile.id, m.codec)
             for kv in compactor.compact(m.encoder, chunks, m.encoder.encode(chunks))
         ],
+        f"encode, {CONTEXT} tokens in sight": lambda: m.encoder.encode(chunks, before=before),
     }
     turns = [{name: _seconds(m, way) for name, way in ways.items()} for _ in range(repeats + 1)][1:]
     tokens = sum(map(len, chunks))
@@ -106,6 +120,24 @@ def measure(
 def _bare(m: Models, chunks: Sequence[list[int]]) -> None:
     for batch in batches([len(chunk) for chunk in chunks], BATCH_TOKENS):
         m.lm.decoder(input_ids=padded([chunks[i] for i in batch], m.lm.device), use_cache=False)
+
+
+def stale() -> dict[int, float]:
+    """Context in tokens -> chunks to encode again after a word is added to a paragraph, mean."""
+    found: dict[int, list[int]] = {0: [], CONTEXT: []}
+    for file in sorted(HANDBOOKS.rglob("*.md")):
+        paragraphs = file.read_text().split("\n\n")
+        for i in range(len(paragraphs)):
+            edited = [*paragraphs[:i], f"{paragraphs[i]} again", *paragraphs[i + 1 :]]
+            for context, counts in found.items():
+                known = _hashes(file.stem, paragraphs, context)
+                counts.append(len(_hashes(file.stem, edited, context) - known))
+    return {context: sum(counts) / len(counts) for context, counts in found.items()}
+
+
+def _hashes(title: str, paragraphs: Sequence[str], context: int) -> set[str]:
+    text = "\n\n".join(paragraphs)
+    return {piece.hash for piece in pieces_of(title, text, count_tokens, context)}
 
 
 def _seconds(m: Models, way: Callable[[], object]) -> float:

@@ -16,7 +16,7 @@ from app.errors import UsageError
 from app.evaluation.questions import Question, sample
 from app.evaluation.questions import read as read_questions
 from app.evaluation.reading import Asking, read
-from app.evaluation.setting import DEFAULT, DENSE, Setting, Settings
+from app.evaluation.setting import DEFAULT, DENSE, Encoded, Setting, Settings
 from app.ingest.split import split
 from app.memory.encode import Encoder
 from app.memory.kv import KV
@@ -64,9 +64,9 @@ class Reader:
 
     def _sheet(self, question: Question, compared: Sequence[Setting]) -> "_Sheet":
         m = self.models
-        chunks = self.chunks(question)
-        dense = m.encoder.encode(chunks)
-        small = [setting.apply(dense, chunks) for setting in compared]
+        encoded = Encoded.of(m.encoder, self.documents(question))
+        chunks, dense = encoded.chunks, encoded.dense
+        small = [setting.apply(encoded) for setting in compared]
         # One chunk as a memory is that text in the prompt already, several are not.
         text = dense if len(dense) == 1 else m.encoder.encode([[i for c in chunks for i in c]])
         memories = [_behind(m.encoder, kvs) for kvs, _ in small]
@@ -81,12 +81,14 @@ class Reader:
     def tail(self, question: Question) -> list[int]:
         return self.models.prompt.tail(question.question)
 
-    def chunks(self, question: Question) -> list[list[int]]:
-        """Token ids of the gold passages' chunks, split as a worker splits documents."""
+    def documents(self, question: Question) -> list[list[list[int]]]:
+        """Token ids of each gold passage's chunks, split as a worker splits documents."""
         return [
-            self.models.prompt.chunk(chunk.text)
+            [
+                self.models.prompt.chunk(chunk.text)
+                for chunk in split(passage.title, passage.text, count_tokens)
+            ]
             for passage in question.gold_passages
-            for chunk in split(passage.title, passage.text, count_tokens)
         ]
 
 

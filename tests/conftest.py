@@ -167,7 +167,7 @@ def pieces_of(body: str) -> list[Piece]:
     pieces, start = [], 0
     for paragraph in body.split("\n\n"):
         digest = hashlib.sha256(paragraph.encode()).hexdigest()
-        pieces.append(Piece(paragraph, "", start, start + len(paragraph), digest))
+        pieces.append(Piece(paragraph, "", "", start, start + len(paragraph), digest))
         start += len(paragraph) + 2
     return pieces
 
@@ -188,9 +188,10 @@ def work_off(vectors: Mapping[str, Sequence[float]] | None = None) -> int:
             if one.chunk is None:
                 split(one)
                 continue
-            body = outbox.chunk_texts(one.tenant, [one]).get(one.chunk)
-            if body is None:
+            chunk = outbox.chunk_texts(one.tenant, [one]).get(one.chunk)
+            if chunk is None:
                 continue
+            body = chunk.text
             memory = encoded(one, (vectors or {}).get(body, NORTH), b"kv of " + body.encode())
             written += outbox.finish_encoding(one.tenant, PROFILE, [memory])
     return written

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from app.bank import documents, outbox
-from app.bank.outbox import Encoded, Work
+from app.bank.outbox import ChunkText, Encoded, Work
 from app.bank.session import Asker, transaction
 from app.ingest.service import pieces_of
 from app.memory.codec import pack
-from app.runtime import count_tokens, models
+from app.runtime import compactor, count_tokens, models
 from app.settings import settings
 
 
@@ -23,7 +23,7 @@ def encode(work: Sequence[Work]) -> int:
     by_tenant = {
         tenant: list(rows) for tenant, rows in groupby(sorted(work, key=_tenant), key=_tenant)
     }
-    texts: dict[tuple[int, int | None], str] = {}
+    texts: dict[tuple[int, int | None], ChunkText] = {}
     for tenant, rows in by_tenant.items():
         found = outbox.chunk_texts(tenant, rows)
         texts |= {(tenant, chunk): text for chunk, text in found.items()}
@@ -39,13 +39,16 @@ def encode(work: Sequence[Work]) -> int:
     )
 
 
-def _encode(texts: Sequence[str]) -> list[tuple[list[float], bytes]]:
-    if not texts:
+def _encode(chunks: Sequence[ChunkText]) -> list[tuple[list[float], bytes]]:
+    if not chunks:
         return []
-    m = models()
-    tokens = [m.prompt.chunk(text) for text in texts]
-    memories = m.encoder.encode(tokens, settings().batch_tokens)
-    keys = m.embedder.embed(texts).tolist()
+    m, size, context = models(), settings().batch_tokens, settings().context
+    tokens = [m.prompt.chunk(chunk.text) for chunk in chunks]
+    # What stands there is whole chunks, of which the last tokens are seen.
+    before = [m.prompt.chunk(c.before)[-context:] if c.before else [] for c in chunks]
+    dense = m.encoder.encode(tokens, size, before)
+    memories = compactor().compact(m.encoder, tokens, dense, size)
+    keys = m.embedder.embed([chunk.text for chunk in chunks]).tolist()
     return [(key, pack(kv, m.profile.id, m.codec)) for key, kv in zip(keys, memories, strict=True)]
 
 
@@ -54,7 +57,7 @@ def _split(work: Work) -> int:
     if found is None:
         return 0
     title, text, revision = found
-    pieces = pieces_of(title, text, count_tokens)
+    pieces = pieces_of(title, text, count_tokens, settings().context)
     with transaction(Asker("worker", work.tenant)) as connection:
         if not outbox.take(connection, work):
             return 0  # edited again meanwhile: the row was renewed for the newer text

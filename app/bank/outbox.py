@@ -115,14 +115,22 @@ def waiting_profiles() -> list[str]:
         )
 
 
-def chunk_texts(tenant: int, work: Sequence[Work]) -> dict[int, str]:
+@dataclass(frozen=True)
+class ChunkText:
+    """A chunk's text, and what stands before it as far as the profile lets it see."""
+
+    text: str
+    before: str
+
+
+def chunk_texts(tenant: int, work: Sequence[Work]) -> dict[int, ChunkText]:
     """Chunk id -> text, of the chunks that still exist."""
     with transaction(Asker("worker", tenant)) as connection:
         rows = connection.execute(
-            text("SELECT id, text FROM chunk WHERE tenant_id = :tenant AND id = ANY(:ids)"),
+            text("SELECT id, text, before FROM chunk WHERE tenant_id = :tenant AND id = ANY(:ids)"),
             {"tenant": tenant, "ids": [w.chunk for w in work]},
         )
-        return {row.id: row.text for row in rows}
+        return {row.id: ChunkText(row.text, row.before) for row in rows}
 
 
 def finish_encoding(tenant: int, profile: str, done: Sequence[Encoded]) -> int:

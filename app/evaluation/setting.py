@@ -4,8 +4,10 @@ dense                           as they are encoded: the reference
 bfloat16                        what a cache takes in that type
 int8, rotated4, FILE, ...       a codec as MEMBANK_CODEC names it, a codebook's file too
 reconstruction:0.5+match@int8   compacted as `app.memory.compact` reads it, then one of these
+context:256/dense               any of them, each chunk with 256 tokens before it in sight
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +20,7 @@ from app.memory.encode import Encoder
 from app.memory.kv import KV
 
 DENSE, HALF = "dense", "bfloat16"
+_CONTEXT = re.compile(r"context:([1-9][0-9]{0,3})/(.+)")
 DEFAULT = [
     HALF,
     *SIMPLE,
@@ -29,9 +32,30 @@ DEFAULT = [
 ]
 """What is measured where nothing else is asked for."""
 
-Apply = Callable[[Sequence[KV], Sequence[Sequence[int]]], tuple[list[KV], int]]
-"""Dense memories and their chunks' token ids -> the memories as they are read back, and the bytes
-that are stored for them, all overhead included."""
+
+@dataclass(frozen=True)
+class Encoded:
+    """Chunks' token ids, those that stand before each in its document, and their dense memories."""
+
+    chunks: Sequence[Sequence[int]]
+    before: Sequence[Sequence[int]]
+    dense: Sequence[KV]
+
+    @classmethod
+    def of(cls, encoder: Encoder, documents: Sequence[Sequence[Sequence[int]]]) -> "Encoded":
+        """Each document's chunks, one after the other."""
+        chunks = [chunk for document in documents for chunk in document]
+        before = [
+            [token for chunk in document[:i] for token in chunk]
+            for document in documents
+            for i in range(len(document))
+        ]
+        return cls(chunks, before, encoder.encode(chunks))
+
+
+Apply = Callable[[Encoded], tuple[list[KV], int]]
+"""To the memories as they are read back, and the bytes that are stored for them, all overhead
+included."""
 
 
 @dataclass(frozen=True)
@@ -62,21 +86,31 @@ class Settings:
     def _named(self, name: str) -> Setting:
         if name == DENSE:
             return Setting(DENSE, _dense)
+        if (found := _CONTEXT.fullmatch(name)) is not None:
+            return self._in_context(int(found[1]), self._named(found[2]))
         pipeline, at, stored = name.rpartition("@")
         codec = None if stored == HALF else codec_for(stored, self.model, self.codebooks)
         compactor = Compactor.parse(pipeline) if at else Compactor()
 
-        def apply(dense: Sequence[KV], chunks: Sequence[Sequence[int]]) -> tuple[list[KV], int]:
-            kept = compactor.compact(self.encoder, chunks, dense)
+        def apply(encoded: Encoded) -> tuple[list[KV], int]:
+            kept = compactor.compact(self.encoder, encoded.chunks, encoded.dense)
             back = [_halved(kv) if codec is None else _coded(kv, codec) for kv in kept]
             return [kv for kv, _ in back], sum(size for _, size in back)
 
         # A codec's own name tells two codebooks apart, and a file's does not.
         return Setting(f"{pipeline}{at}{HALF if codec is None else codec.name}", apply)
 
+    def _in_context(self, tokens: int, inner: Setting) -> Setting:
+        def apply(encoded: Encoded) -> tuple[list[KV], int]:
+            seen = [front[-tokens:] for front in encoded.before]
+            dense = self.encoder.encode(encoded.chunks, before=seen)
+            return inner.apply(replace(encoded, dense=dense))
 
-def _dense(dense: Sequence[KV], chunks: Sequence[Sequence[int]]) -> tuple[list[KV], int]:
-    return list(dense), sum(kv.nbytes for kv in dense)
+        return Setting(f"context:{tokens}/{inner.name}", apply)
+
+
+def _dense(encoded: Encoded) -> tuple[list[KV], int]:
+    return list(encoded.dense), sum(kv.nbytes for kv in encoded.dense)
 
 
 def _coded(kv: KV, codec: Codec) -> tuple[KV, int]:

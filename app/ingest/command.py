@@ -13,7 +13,7 @@ from app.errors import NotFoundError, UnavailableError, UsageError
 from app.ingest.document import Document, Failure
 from app.ingest.service import Ingested, ingest
 from app.ingest.wait import Progress, failures, wait
-from app.runtime import count_tokens, profile
+from app.runtime import count_tokens, profile, require_profile
 from app.settings import settings
 
 _SILENCE = 60.0
@@ -82,8 +82,8 @@ def run(
     failed: list[Failure] = []
     with console.progress() as bar:
         task = bar.add_task("storing", total=None, rate="")
-        limit = settings().max_document_bytes
-        for result in ingest(paths, routes.bank_of, allow, count_tokens, limit):
+        limit, context = settings().max_document_bytes, settings().context
+        for result in ingest(paths, routes.bank_of, allow, count_tokens, limit, context):
             (documents if isinstance(result, Ingested) else failed).append(result)  # type: ignore[arg-type]
             bar.update(task, completed=len(documents) + len(failed))
         bar.update(task, total=len(documents) + len(failed))
@@ -116,9 +116,9 @@ class _Routes:
 
     def _find(self, tenant: str) -> Bank:
         if tenant not in self._known:
-            self._known[tenant] = (
-                self._made(tenant) if self._create else find_bank(tenant, self._bank)
-            )
+            bank = self._made(tenant) if self._create else find_bank(tenant, self._bank)
+            require_profile(self._bank, bank.profile)  # it decides how documents are split
+            self._known[tenant] = bank
         return self._known[tenant]
 
     def _made(self, tenant: str) -> Bank:

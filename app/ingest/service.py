@@ -1,6 +1,6 @@
 """Files -> documents and chunks in a bank. Whatever fails is named and holds nothing else up."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,11 +32,13 @@ def ingest(
     allow: tuple[str, ...] | None,
     count: CountTokens,
     max_bytes: int,
+    context: int,
 ) -> Iterator[Ingested | Failure]:
     """Store every document found under `paths`, each in its own transaction.
 
     `bank_of` says which bank a document goes to; `allow` is the access list of documents that
-    bring none (None: a new document is for everyone, a known one keeps its list).
+    bring none (None: a new document is for everyone, a known one keeps its list). `count` and
+    `context` are those of `pieces_of`.
     Raises UnavailableError when the database goes away; what was stored stays.
     """
     for found in read(paths, max_bytes):
@@ -44,23 +46,47 @@ def ingest(
             yield found
             continue
         try:
-            yield _store(found, bank_of(found), allow, count)
+            yield _store(found, bank_of(found), allow, count, context)
         except UnavailableError:
             raise
         except MembankError as error:
             yield Failure(found.source, str(error))
 
 
-def pieces_of(title: str, text: str, count: CountTokens) -> list[Piece]:
-    """A document's chunks, ready to be stored."""
+def pieces_of(title: str, text: str, count: CountTokens, context: int = 0) -> list[Piece]:
+    """A document's chunks, ready to be stored.
+
+    `context`: tokens before a chunk that it is to have in sight; the whole chunks that hold them
+    are kept with it, so that an edit of these changes it as well.
+    """
+    chunks = split(title, text, count)
+    fronts = _fronts([chunk.text for chunk in chunks], count, context)
     return [
-        Piece(chunk.text, chunk.heading, chunk.start, chunk.end, chunk_hash(chunk.text))
-        for chunk in split(title, text, count)
+        Piece(c.text, before, c.heading, c.start, c.end, chunk_hash(before + c.text))
+        for c, before in zip(chunks, fronts, strict=True)
     ]
 
 
+def _fronts(texts: Sequence[str], count: CountTokens, context: int) -> list[str]:
+    if not context:
+        return [""] * len(texts)
+    sizes = [count(text) for text in texts]
+    found = []
+    for end in range(len(texts)):
+        start, tokens = end, 0
+        while start and tokens < context:
+            start -= 1
+            tokens += sizes[start]
+        found.append("".join(f"{text}\n\n" for text in texts[start:end]))
+    return found
+
+
 def _store(
-    document: Document, bank: Bank, allow: tuple[str, ...] | None, count: CountTokens
+    document: Document,
+    bank: Bank,
+    allow: tuple[str, ...] | None,
+    count: CountTokens,
+    context: int,
 ) -> Ingested:
     wanted = document.allow if document.allow is not None else allow
     access = None if wanted is None else checked_access(bank, wanted)
@@ -75,7 +101,7 @@ def _store(
     same = known_hash(bank.tenant, bank.id, document.id) == chunk_hash(
         f"{document.title}\n{document.text}"
     )
-    pieces = None if same else pieces_of(document.title, document.text, count)
+    pieces = None if same else pieces_of(document.title, document.text, count, context)
     stored = store(bank.tenant, bank.id, draft, pieces)
     return Ingested(
         bank.tenant, bank.id, document.id, document.source, stored.status, stored.chunks

@@ -206,6 +206,11 @@ class Compactor:
     def __str__(self) -> str:
         return "+".join(str(part) for part in self.parts) or "all"
 
+    @property
+    def drops_layers(self) -> bool:
+        """Whether some layers are left without memory."""
+        return any(isinstance(part, Layers) for part in self.parts)
+
     @torch.no_grad()
     def compact(
         self,

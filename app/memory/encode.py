@@ -1,12 +1,11 @@
 """Chunk tokens -> dense KV with keys free of position (Memory3 section 3.2, APE's shared prefix).
 
 Every chunk stands behind the profile's shared prefix, which takes the attention sink and is run
-once; only the chunk's own KV is kept. A chunk is encoded by itself, or, in a document, with the
-tokens before it in sight (Memory3, remark 3).
+once; only the chunk's own KV is kept. A chunk is encoded by itself, or with the tokens that stand
+before it in its document in sight (Memory3, remark 3).
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -35,15 +34,24 @@ class Encoder:
             keys = lm.rotary.rotate(self.prefix.keys[:, None], places)
             self._front = list(zip(keys, self.prefix.values[:, None], strict=True))
 
-    def encode(self, chunks: Sequence[Sequence[int]], batch_tokens: int = BATCH_TOKENS) -> list[KV]:
+    def encode(
+        self,
+        chunks: Sequence[Sequence[int]],
+        batch_tokens: int = BATCH_TOKENS,
+        before: Sequence[Sequence[int]] | None = None,
+    ) -> list[KV]:
         """Token ids of each chunk -> its KV, (layers, kv_heads, len(chunk), head_dim).
 
+        `before`: for each chunk the tokens that it has in sight besides, which leave nothing but
+        their trace in it; they cost as much as the chunk's own. A memory depends on both alone.
         Chunks of similar length share a forward pass of at most `batch_tokens` padded tokens.
         Raises ValueError for an empty chunk.
         """
-        _refuse_empty(chunks)
-        rows = [_Row(chunk, 0, [len(chunk)]) for chunk in chunks]
-        return [memory for (memory,) in self._encode(rows, batch_tokens)]
+        if any(not chunk for chunk in chunks):
+            raise ValueError("a chunk without tokens cannot be encoded")
+        fronts = [()] * len(chunks) if before is None else before
+        rows = [_Row([*f, *c], len(f)) for f, c in zip(fronts, chunks, strict=True)]
+        return self._encode(rows, batch_tokens)
 
     def stream(
         self, chunks: Iterable[Sequence[int]], batch_tokens: int = BATCH_TOKENS
@@ -58,31 +66,6 @@ class Encoder:
                 yield from self.encode(window, batch_tokens)
                 window, tokens = [], 0
         yield from self.encode(window, batch_tokens)
-
-    def encode_document(
-        self,
-        chunks: Sequence[Sequence[int]],
-        context: int,
-        batch_tokens: int = BATCH_TOKENS,
-    ) -> list[KV]:
-        """The same for the chunks of one document, each with up to `context` tokens before it.
-
-        A memory depends on its chunk and those tokens alone, so an edit makes stale what lies
-        within `context` tokens after it. The chunks that see the document's beginning share one
-        forward pass; every later one costs `context` tokens more than by itself.
-        Raises ValueError for an empty chunk.
-        """
-        _refuse_empty(chunks)
-        if not chunks:
-            return []
-        text = [token for chunk in chunks for token in chunk]
-        starts = [0, *accumulate(len(chunk) for chunk in chunks)]
-        shared = sum(start <= context for start in starts[:-1])
-        rows = [_Row(text[: starts[shared]], 0, [len(chunk) for chunk in chunks[:shared]])]
-        for start, chunk in zip(starts[shared:-1], chunks[shared:], strict=True):
-            row = text[start - context : start + len(chunk)]
-            rows.append(_Row(row, context, [len(chunk)]))
-        return [memory for row in self._encode(rows, batch_tokens) for memory in row]
 
     @torch.no_grad()
     def forward(self, rows: Sequence[Sequence[int]]) -> DynamicCache:
@@ -109,8 +92,8 @@ class Encoder:
         return cache
 
     @torch.no_grad()
-    def _encode(self, rows: Sequence["_Row"], batch_tokens: int) -> list[list[KV]]:
-        found: list[list[KV]] = [[] for _ in rows]
+    def _encode(self, rows: Sequence["_Row"], batch_tokens: int) -> list[KV]:
+        found: list[KV | None] = [None] * len(rows)
         for batch in batches([len(row.tokens) for row in rows], batch_tokens):
             layers = self.forward([rows[i].tokens for i in batch]).layers
             end = layers[0].keys.shape[2]
@@ -121,20 +104,17 @@ class Encoder:
             )
             values = torch.stack([layer.values[:, :, start:] for layer in layers])
             for number, index in enumerate(batch):
-                at = rows[index].skip
-                for length in rows[index].lengths:
-                    here = (slice(None), number, slice(None), slice(at, at + length))
-                    found[index].append(KV(keys[here].clone(), values[here].clone()))
-                    at += length
-        return found
+                own = slice(rows[index].skip, len(rows[index].tokens))
+                here = (slice(None), number, slice(None), own)
+                found[index] = KV(keys[here].clone(), values[here].clone())
+        return [kv for kv in found if kv is not None]
 
 
 class _Row(NamedTuple):
-    """A forward pass's row: tokens, how many of them are context, and the chunks' lengths."""
+    """A forward pass's row: tokens, and how many of them are context."""
 
     tokens: Sequence[int]
     skip: int
-    lengths: list[int]
 
 
 def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
@@ -147,11 +127,6 @@ def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
         batch.append(index)
     if batch:
         yield batch
-
-
-def _refuse_empty(chunks: Sequence[Sequence[int]]) -> None:
-    if any(not chunk for chunk in chunks):
-        raise ValueError("a chunk without tokens cannot be encoded")
 
 
 def padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:

@@ -20,6 +20,7 @@ class Profile:
     layers: str = "all"
     selection: str = "all"
     context: str = "chunk alone"
+    """What a chunk has seen besides the prefix while it was encoded."""
 
     @property
     def id(self) -> str:

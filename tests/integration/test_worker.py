@@ -26,12 +26,17 @@ def tasks(database: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
+def text_of(work: Work) -> str | None:
+    chunk = outbox.chunk_texts(work.tenant, [work]).get(work.chunk or 0)
+    return None if chunk is None else chunk.text
+
+
 def encode_unless(poison: str):  # type: ignore[no-untyped-def]
     """An encoder that raises for a batch with a text that holds `poison`."""
 
     def encode(work: Sequence[Work]) -> int:
         done = 0
-        texts = {w.chunk: outbox.chunk_texts(w.tenant, [w]).get(w.chunk or 0) for w in work}
+        texts = {w.chunk: text_of(w) for w in work}
         if any(body and poison in body for body in texts.values()):
             raise RuntimeError("the encoder cannot take this")
         for one in work:
@@ -94,7 +99,7 @@ def test_the_neighbours_of_a_chunk_that_kills_its_worker_are_not_blamed(
     honest = tasks.encode
 
     def deadly(work: Sequence[Work]) -> int:
-        if any(outbox.chunk_texts(w.tenant, [w]).get(w.chunk or 0) == "killer" for w in work):
+        if any(text_of(w) == "killer" for w in work):
             raise Killed
         return int(honest(work))
 

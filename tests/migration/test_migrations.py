@@ -32,7 +32,7 @@ FROM ours
 UNION ALL
 SELECT 'column', attrelid::regclass || '.' || attname,
     concat_ws(' ', format_type(atttypid, atttypmod), attnotnull, attidentity, attstorage)
-FROM pg_attribute JOIN ours o ON attrelid = o.oid WHERE attnum > 0
+FROM pg_attribute JOIN ours o ON attrelid = o.oid WHERE attnum > 0 AND NOT attisdropped
 UNION ALL
 SELECT 'constraint', conrelid::regclass || '.' || conname, pg_get_constraintdef(c.oid)
 FROM pg_constraint c JOIN ours o ON o.oid = conrelid
