@@ -56,7 +56,7 @@ class Recall:
 
         Raises BlobError that names a memory that is missing or damaged.
         """
-        self.sources()
+        self.sources()  # the shares of those that were read until now
         m = models()
         new = [p for p in passages if p.id not in self._stored]
         loaded = load(self._reader, new, m.lm.dtype)
