@@ -258,7 +258,7 @@ def search(
     question: str, tenant: Tenant, bank: Bank, principal: As, k: K = None, as_json: Json = False
 ) -> None:
     """The memories nearest to a question that the principal may read."""
-    from app.answer.service import Reader, find
+    from app.answer.retrieval import Reader, find
 
     found = find(Reader.of(tenant, bank, principal), question, 5 if k is None else k)
     results = [asdict(passage) for passage in found.passages]
@@ -286,10 +286,17 @@ def ask(
     min_score: Annotated[
         float | None, typer.Option(help="Least cosine of a source; default MEMBANK_MIN_SCORE.")
     ] = None,
+    refresh_every: Annotated[
+        int | None,
+        typer.Option(
+            help="Search again after every so many tokens of the answer, with what it says so far;"
+            " 0: never; default MEMBANK_REFRESH_EVERY. Only with --mode memory."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Answer a question from a bank, with sources and timings."""
-    from app.answer.service import Reader
+    from app.answer.retrieval import Reader
     from app.answer.service import ask as answer_to
 
     if mode not in ("memory", "rag", "closed"):
@@ -303,6 +310,7 @@ def ask(
         mode=chosen,
         max_tokens=max_tokens,
         min_score=min_score,
+        refresh_every=refresh_every,
     )
     if as_json:
         console.print_json(answer.json())
@@ -364,7 +372,7 @@ def bench_ttft(
 
     plan = ttft.Plan.of(ttft.questions_of(questions), n, _numbers("-k", k), llama_python)
     if tenant and bank and principal:
-        from app.answer.service import Reader
+        from app.answer.retrieval import Reader
 
         ttft.run_on(Reader.of(tenant, bank, principal), plan, as_json)
     elif tenant or bank or principal:
@@ -401,6 +409,24 @@ def bench_decode(
     from benchmarks import decode
 
     decode.run(n, k, llama_python, as_json)
+
+
+@benches.command("refresh")
+def bench_refresh(
+    n: Annotated[int, typer.Option("-n", help="Questions of two parts, 1 to 42.")] = 42,
+    k: Annotated[
+        str, typer.Option("-k", help="Memories at a time: one number or several.")
+    ] = "1,2",
+    every: Annotated[
+        str, typer.Option(help="Tokens between two searches; never is always there.")
+    ] = "16,32,64",
+    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 128,
+    as_json: Json = False,
+) -> None:
+    """Searching again during an answer: what it costs, and how many answers it finds."""
+    from benchmarks import refresh
+
+    refresh.run(n, _numbers("-k", k), _numbers("--every", every), max_tokens, as_json)
 
 
 @benches.command("frontier")

@@ -4,10 +4,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.errors import UsageError
+
+LEAST_REFRESH = 8
+"""Tokens: a shorter piece of an answer says too little to search again for."""
 
 
 class Settings(BaseSettings):
@@ -80,6 +83,12 @@ class Settings(BaseSettings):
         le=1,
         description="Cosine below which a memory does not count as an answer's source.",
     )
+    refresh_every: int = Field(
+        0,
+        ge=0,
+        description="Tokens of an answer from memory after which memories are searched for again,"
+        " 8 or more; 0: never.",
+    )
     max_document_bytes: int = Field(
         20_000_000, ge=1, description="Documents with more UTF-8 bytes of text are refused."
     )
@@ -94,6 +103,13 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="Least severe log line that worker and relay write."
     )
+
+    @field_validator("refresh_every")
+    @classmethod
+    def _never_or_seldom(cls, every: int) -> int:
+        if 0 < every < LEAST_REFRESH:
+            raise ValueError(f"give 0 (never) or at least {LEAST_REFRESH}")
+        return every
 
 
 @lru_cache

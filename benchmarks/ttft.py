@@ -15,7 +15,8 @@ from statistics import median
 from typing import Any, get_args
 
 from app import console
-from app.answer.service import Answer, Mode, Reader, ask, find
+from app.answer.retrieval import Reader, find
+from app.answer.service import Answer, Mode, ask
 from app.demo import sample
 from app.errors import UsageError
 from app.runtime import prompt

@@ -5,7 +5,7 @@ The loop is our own because transformers' `generate` asks for the last logits in
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from app.answer.pieces import Pieces
 from app.errors import UsageError
 from app.memory.compose import Memories
-from app.memory.decoder import Weights, decoder_of
+from app.memory.decoder import Reading, Weights, decoder_of
 from app.memory.model import LanguageModel
 
 
@@ -43,8 +43,31 @@ GREEDY = Sampling()
 
 
 @dataclass(frozen=True)
+class Refresh:
+    """Other memories in the middle of an answer (Memory3 asks for them every 64 tokens).
+
+    After every `every` tokens `ask` is given the text so far and gives the memories to go on with,
+    or None for those that are being read. None costs nothing else: the cache stays. Other memories
+    cost one pass over prompt and answer, after which the answer is what it would be had it been
+    started over behind them, with what is written already.
+    """
+
+    every: int
+    ask: Callable[[str], Memories | None]
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for an interval that is none."""
+        if self.every < 1:
+            raise UsageError(f"a refresh every {self.every} tokens: give at least 1")
+
+
+@dataclass(frozen=True)
 class Generation:
-    """An answer's tokens. Times are of time.perf_counter, in seconds."""
+    """An answer's tokens. Times are of time.perf_counter, in seconds.
+
+    memory_entries: those of the memories that were read last; refreshes: how often others were
+    asked for; refreshing: seconds that this took, reading again included.
+    """
 
     text: str
     tokens: list[int]
@@ -52,6 +75,8 @@ class Generation:
     memory_entries: int
     started: float
     first_token: float
+    refreshes: int
+    refreshing: float
 
 
 class Generator:
@@ -70,12 +95,13 @@ class Generator:
         max_tokens: int,
         memories: Memories | None = None,
         sampling: Sampling = GREEDY,
+        refresh: Refresh | None = None,
     ) -> Generation:
         """Continue `prompt`, reading `memories` in every layer if there are any.
 
         Ends with the model's end token, which is not part of the text, or after `max_tokens`.
         """
-        stream = self.stream(prompt, max_tokens, memories, sampling)
+        stream = self.stream(prompt, max_tokens, memories, sampling, refresh)
         for _ in stream:
             pass
         return stream.generation()
@@ -86,9 +112,10 @@ class Generator:
         max_tokens: int,
         memories: Memories | None = None,
         sampling: Sampling = GREEDY,
+        refresh: Refresh | None = None,
     ) -> "Stream":
         """The same answer as pieces of text."""
-        return Stream(self, prompt, max_tokens, memories, sampling)
+        return Stream(self, prompt, max_tokens, memories, sampling, refresh)
 
 
 class Stream:
@@ -101,10 +128,12 @@ class Stream:
         max_tokens: int,
         memories: Memories | None,
         sampling: Sampling,
+        refresh: Refresh | None,
     ) -> None:
         self._generator, self._prompt, self._max_tokens = generator, prompt, max_tokens
-        self._memories, self._sampling = memories, sampling
+        self._memories, self._sampling, self._refresh = memories, sampling, refresh
         self._text, self._tokens = "", list[int]()
+        self._refreshes, self._refreshing = 0, 0.0
         self._started = self._first = time.perf_counter()
 
     def __iter__(self) -> Iterator[str]:
@@ -121,7 +150,8 @@ class Stream:
         """What was given so far."""
         entries = 0 if self._memories is None else self._memories.entries(0)
         return Generation(
-            *(self._text, self._tokens, len(self._prompt), entries, self._started, self._first)
+            *(self._text, self._tokens, len(self._prompt), entries, self._started, self._first),
+            *(self._refreshes, self._refreshing),
         )
 
     @torch.inference_mode()
@@ -129,7 +159,7 @@ class Stream:
         choose = _Choice(self._sampling)
         ends = self._generator.lm.end_tokens
         self._started = time.perf_counter()
-        reading = self._generator._read(self._prompt, self._max_tokens, self._memories)
+        reading = self._read()
         while True:
             token = choose(reading.logits)
             self._tokens.append(token)
@@ -138,7 +168,29 @@ class Stream:
             yield token
             if token in ends or len(self._tokens) >= self._max_tokens:
                 return
-            reading.feed(token)
+            reread = self._reread()
+            if reread is None:
+                reading.feed(token)
+            else:
+                reading = reread
+
+    def _read(self) -> Reading:
+        """Prompt and answer so far in one pass, with room for the rest."""
+        live, left = [*self._prompt, *self._tokens], self._max_tokens - len(self._tokens)
+        return self._generator._read(live, left, self._memories)
+
+    def _reread(self) -> Reading | None:
+        """The same behind other memories, where it is time to ask for them and there are any."""
+        if self._refresh is None or len(self._tokens) % self._refresh.every:
+            return None
+        before = time.perf_counter()
+        memories = self._refresh.ask(self._text)
+        if memories is not None:
+            self._memories = memories
+        reading = None if memories is None else self._read()
+        self._refreshes += 1
+        self._refreshing += time.perf_counter() - before
+        return reading
 
 
 class _Choice:

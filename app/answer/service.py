@@ -1,92 +1,48 @@
 """A question -> an answer with its sources: from memory, from text in the prompt, or neither."""
 
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-import torch
-
-from app.access.tenants import find_bank, find_principal
-from app.answer.generate import Generation
-from app.bank.search import Passage, load_blobs, search
-from app.bank.session import Asker
-from app.errors import BlobError, UsageError
-from app.memory.codec import unpack
-from app.memory.compose import compose
-from app.memory.kv import KV
+from app.answer.generate import Generation, Refresh
+from app.answer.recall import Recall, Source
+from app.answer.retrieval import Found, Reader, checked, find, ms
+from app.bank.search import Passage
+from app.errors import UsageError
 from app.memory.prompt import closed_book
-from app.runtime import Models, codec, generator, models, require_profile
-from app.settings import settings
+from app.runtime import Models, generator, models
+from app.settings import LEAST_REFRESH, settings
 
 Mode = Literal["memory", "rag", "closed"]
 NOTHING = "The bank holds nothing for this question that you may read."
-_LONGEST_QUESTION = 8_000
-
-
-@dataclass(frozen=True)
-class Source:
-    """A memory that entered an answer, and its share of the prompt's attention."""
-
-    id: int
-    document_id: str
-    title: str
-    source: str
-    score: float
-    attention: float | None
+_NO_TIME = dict.fromkeys(
+    (
+        *("search", "load", "prefill", "first_token", "total"),
+        *("refresh", "refresh_search", "refresh_load"),
+    ),
+    0.0,
+)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Times are in milliseconds from the question on, first_token and total whole."""
+    """Times are in milliseconds from the question on, first_token and total whole.
+
+    refreshes: how often memories were searched for again, in `refresh` milliseconds of the total,
+    of which refresh_search and refresh_load; the rest read the live tokens again. swaps: how often
+    that brought other memories. memory_tokens are those of the memories that were read last.
+    """
 
     answer: str
     mode: Mode
     memories: list[Source]
     timings_ms: dict[str, float]
     usage: dict[str, int]
+    refreshes: int = 0
+    swaps: int = 0
 
     def json(self) -> dict[str, Any]:
         return asdict(self)
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a search brings, and the time it took in milliseconds, embedding included."""
-
-    passages: list[Passage]
-    timings_ms: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Reader:
-    """Who asks which bank: looked up once, used for any number of questions."""
-
-    asker: Asker
-    bank: int
-    profile: str
-
-    @classmethod
-    def of(cls, tenant: str, bank: str, principal: str) -> "Reader":
-        """Raises NotFoundError for an unknown name, ProfileError for a foreign bank."""
-        found = find_bank(tenant, bank)
-        asker = find_principal(tenant, principal)
-        require_profile(bank, found.profile)
-        return cls(asker, found.id, found.profile)
-
-
-def find(reader: Reader, question: str, k: int | None = None) -> Found:
-    """The k memories nearest to a question that the reader may read, whatever their score."""
-    text, k = _checked(question), _checked_k(k)
-    started = time.perf_counter()
-    vector = models().embedder.embed([text])[0]
-    embedded = time.perf_counter()
-    passages = search(reader.asker, reader.bank, reader.profile, vector.tolist(), k)
-    now = time.perf_counter()
-    return Found(
-        passages,
-        {"embed": _ms(started, embedded), "search": _ms(started, now), "total": _ms(started, now)},
-    )
 
 
 def ask(
@@ -97,14 +53,18 @@ def ask(
     mode: Mode = "memory",
     max_tokens: int = 64,
     min_score: float | None = None,
+    refresh_every: int | None = None,
 ) -> Answer:
     """Answer a question. When nothing readable is near enough, the answer says so.
 
-    Raises UsageError for an empty question, one beyond the model's window, or k out of range.
+    After every `refresh_every` tokens memories are searched for again, with question and answer so
+    far; 0: never; None: as MEMBANK_REFRESH_EVERY says. Only answers from memory are refreshed.
+    Raises UsageError for an empty question, one beyond the model's window, or a value out of range.
     """
     if max_tokens < 1:
         raise UsageError(f"--max-tokens is {max_tokens}: give at least 1")
-    text, m = _checked(question), models()
+    every = _checked_refresh(refresh_every, mode)
+    text, m = checked(question), models()
     tail = m.prompt.tail(text)
     _require_room(m, len(tail) + max_tokens)
     generator()  # what is loaded once belongs to no answer's time
@@ -117,44 +77,28 @@ def ask(
     if not passages:
         return _nothing(mode, started, found)
     if mode == "memory":
-        return _from_memory(reader, m, tail, passages, max_tokens, started, found)
+        recall = Recall(reader, text, k, least)
+        return _from_memory(recall, tail, passages, max_tokens, every, started, found)
     return _from_text(m, text, passages, max_tokens, started, found)
 
 
-def load(reader: Reader, passages: Sequence[Passage], dtype: torch.dtype) -> list[KV]:
-    """The memories of `passages`, decoded. Raises BlobError that names a memory that is missing."""
-    payloads = load_blobs(reader.asker, reader.profile, [p.id for p in passages])
-    memories = []
-    for passage in passages:
-        if passage.id not in payloads:
-            raise BlobError(f"memory {passage.id} of {passage.document_id} is gone: ask again")
-        try:
-            memories.append(unpack(payloads[passage.id], reader.profile, codec(), dtype))
-        except BlobError as error:
-            raise BlobError(
-                f"memory {passage.id} of document {passage.document_id!r}: {error}"
-            ) from error
-    return memories
-
-
 def _from_memory(
-    reader: Reader,
-    m: Models,
+    recall: Recall,
     tail: list[int],
     passages: list[Passage],
     max_tokens: int,
+    every: int,
     started: float,
     found: Found,
 ) -> Answer:
     before = time.perf_counter()
-    stored = [kv.to(m.lm.device) for kv in load(reader, passages, m.lm.dtype)]
-    memories = compose([stored], m.lm.rotary, m.encoder.prefix)
+    memories = recall.read(passages)
     loaded = time.perf_counter()
-    generation = generator().generate(tail, max_tokens, memories)
-    shares = memories.shares(0, len(passages))
-    return _answer(
-        "memory", generation, passages, shares, started, found, load_ms=_ms(before, loaded)
-    )
+    refresh = Refresh(every, recall.again) if every else None
+    generation = generator().generate(tail, max_tokens, memories, refresh=refresh)
+    answer = _answer("memory", generation, recall.sources(), started, found, ms(before, loaded))
+    spent = {"refresh_search": recall.search_ms, "refresh_load": recall.load_ms}
+    return replace(answer, timings_ms=answer.timings_ms | spent, swaps=recall.swaps)
 
 
 def _from_text(
@@ -164,56 +108,42 @@ def _from_text(
     ids = m.prompt.with_text(chunks, question)
     _require_room(m, len(ids) + max_tokens)
     generation = generator().generate(ids, max_tokens)
-    shares = [None] * len(passages)
-    return _answer("rag", generation, passages, shares, started, found, load_ms=0.0)
+    return _answer("rag", generation, [Source.of(p) for p in passages], started, found)
 
 
 def _closed(m: Models, question: str, max_tokens: int, started: float) -> Answer:
     generation = generator().generate(closed_book(m.lm.tokenizer, question), max_tokens)
-    return _answer("closed", generation, [], [], started, Found([], {}), load_ms=0.0)
+    return _answer("closed", generation, [], started, Found([], {}))
 
 
 def _answer(
     mode: Mode,
     generation: Generation,
-    passages: Sequence[Passage],
-    shares: Sequence[float | None],
+    sources: list[Source],
     started: float,
     found: Found,
-    load_ms: float,
+    load_ms: float = 0.0,
 ) -> Answer:
-    sources = [
-        Source(
-            p.id,
-            p.document_id,
-            p.title,
-            p.source,
-            round(p.score, 4),
-            None if share is None else round(share, 4),
-        )
-        for p, share in zip(passages, shares, strict=True)
-    ]
-    timings = {
+    timings = _NO_TIME | {
         "search": found.timings_ms.get("search", 0.0),
         "load": load_ms,
-        "prefill": _ms(generation.started, generation.first_token),
-        "first_token": _ms(started, generation.first_token),
-        "total": _ms(started, time.perf_counter()),
+        "prefill": ms(generation.started, generation.first_token),
+        "first_token": ms(started, generation.first_token),
+        "total": ms(started, time.perf_counter()),
+        "refresh": ms(0.0, generation.refreshing),
     }
     usage = {
         "prompt_tokens": generation.prompt_tokens,
         "completion_tokens": len(generation.tokens),
         "memory_tokens": generation.memory_entries,
     }
-    return Answer(generation.text, mode, sources, timings, usage)
+    return Answer(generation.text, mode, sources, timings, usage, generation.refreshes)
 
 
 def _nothing(mode: Mode, started: float, found: Found) -> Answer:
-    now = _ms(started, time.perf_counter())
-    timings = {
+    now = ms(started, time.perf_counter())
+    timings = _NO_TIME | {
         "search": found.timings_ms["search"],
-        "load": 0.0,
-        "prefill": 0.0,
         "first_token": now,
         "total": now,
     }
@@ -221,23 +151,18 @@ def _nothing(mode: Mode, started: float, found: Found) -> Answer:
     return Answer(NOTHING, mode, [], timings, usage)
 
 
-def _checked(question: str) -> str:
-    text = question.replace("\x00", " ").strip()
-    if not text:
-        raise UsageError("the question is empty: write what you want to know")
-    if len(text.split()) > _LONGEST_QUESTION:
+def _checked_refresh(every: int | None, mode: Mode) -> int:
+    """Tokens between two searches, 0 for none."""
+    if every is None:
+        return settings().refresh_every if mode == "memory" else 0
+    if every and every < LEAST_REFRESH:
+        raise UsageError(f"--refresh-every is {every}: give 0 (never) or at least {LEAST_REFRESH}")
+    if every and mode != "memory":
         raise UsageError(
-            f"the question has {len(text.split())} words, at most {_LONGEST_QUESTION} are taken:"
-            " shorten it, or ingest the long text as a document"
+            f"--refresh-every is {every} with --mode {mode}: only memories can be swapped in the"
+            " middle of an answer; leave it out, or use --mode memory"
         )
-    return text
-
-
-def _checked_k(k: int | None) -> int:
-    chosen = settings().top_k if k is None else k
-    if not 1 <= chosen <= 100:
-        raise UsageError(f"k is {chosen}: give 1 to 100")
-    return chosen
+    return every
 
 
 def _require_room(m: Models, tokens: int) -> None:
@@ -247,7 +172,3 @@ def _require_room(m: Models, tokens: int) -> None:
             f"question and answer need {tokens} tokens, the model's window is {window}:"
             " shorten the question, or lower -k or --max-tokens"
         )
-
-
-def _ms(since: float, until: float) -> float:
-    return round((until - since) * 1000, 2)

@@ -65,6 +65,25 @@ def search(asker: Asker, bank: int, profile: str, vector: Sequence[float], k: in
     ]
 
 
+_READABLE = text(
+    """
+    SELECT k.chunk_id
+    FROM memory_key k
+    JOIN document d ON d.tenant_id = :tenant AND d.bank_id = k.bank_id AND d.id = k.document_id
+    WHERE k.tenant_id = :tenant AND k.profile_id = :profile AND k.chunk_id = ANY(:chunks)
+        AND d.revision = d.split_revision
+    """
+)
+
+
+def readable(asker: Asker, profile: str, chunks: Sequence[int]) -> set[int]:
+    """Those memories, by chunk id, that a search could still bring `asker`: neither forbidden
+    meanwhile, nor forgotten, nor of a text that has changed."""
+    values = {"tenant": asker.tenant, "profile": profile, "chunks": list(chunks)}
+    with transaction(asker) as connection:
+        return set(connection.execute(_READABLE, values).scalars())
+
+
 def load_blobs(asker: Asker, profile: str, chunks: Sequence[int]) -> dict[int, bytes]:
     """Packed memories by chunk id, of those that `asker` may read."""
     # Results as text would be hex, five times slower to receive.

@@ -1,7 +1,8 @@
 """`membank demo`: the main job on sample handbooks, each step checked as it is shown."""
 
 from app import console
-from app.answer.service import NOTHING, Answer, Reader, ask
+from app.answer.retrieval import Reader
+from app.answer.service import NOTHING, Answer, ask
 from app.bank import status
 from app.bank.session import Asker, transaction
 from app.demo.sample import BANK, TENANTS, Question, fill, questions, temporary_stack, update

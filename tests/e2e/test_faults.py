@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from app.answer.service import Reader, ask
+from app.answer.retrieval import Reader
+from app.answer.service import ask
 from app.bank import status
 from app.bank.session import Asker, transaction
 from app.errors import BlobError

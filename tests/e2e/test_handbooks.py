@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from app.access.tenants import add_principal
-from app.answer.service import Reader, ask, find
+from app.answer.retrieval import Reader, find
+from app.answer.service import ask
 from app.ingest.command import Report
 from app.ingest.command import run as ingest
 from app.local.stack import Stack

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from app.answer.service import NOTHING, Reader, ask, find
+from app.answer.retrieval import Reader, find
+from app.answer.service import NOTHING, ask
 from app.bank import status
 from app.bank.session import Asker, transaction
 from app.ingest.command import run as ingest
@@ -125,7 +126,8 @@ def test_the_command_gives_the_objects_of_the_design(
 ) -> None:
     where = ("--tenant", "bolt", "--bank", "handbook", "--as", "alice")
     answer = membank_json("ask", LEAVE, *where, "-k", "2")
-    assert set(answer) == {"answer", "mode", "memories", "timings_ms", "usage"}
+    fields = {"answer", "mode", "memories", "timings_ms", "usage", "refreshes", "swaps"}
+    assert set(answer) == fields
     assert answer["mode"] == "memory"
     assert set(answer["memories"][0]) == {
         "id",
@@ -135,7 +137,10 @@ def test_the_command_gives_the_objects_of_the_design(
         "score",
         "attention",
     }
-    assert set(answer["timings_ms"]) == {"search", "load", "prefill", "first_token", "total"}
+    assert set(answer["timings_ms"]) == {
+        *("search", "load", "prefill", "first_token", "total"),
+        *("refresh", "refresh_search", "refresh_load"),
+    }
     found = membank_json("search", LEAVE, *where)
     assert set(found) == {"results", "timings_ms"}
     assert set(found["results"][0]) == {"id", "document_id", "title", "source", "text", "score"}
