@@ -2,7 +2,6 @@
 
 import random
 import re
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 from app.ingest.document import Document
 from app.ingest.read import read
 from app.ingest.split import Chunk, CountTokens, chunk_hash, first_heading, split
+from tests.work import calls
 
 
 def words(text: str) -> int:
@@ -266,15 +266,19 @@ HOSTILE: dict[str, Callable[[int], str]] = {
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_time_grows_no_faster_than_the_text(kind: str) -> None:
-    def seconds(size: int) -> float:
-        text = HOSTILE[kind](size)
-        started = time.process_time()
-        split("Title", text, thirds)
-        return time.process_time() - started
+def test_work_grows_no_faster_than_the_text(kind: str) -> None:
+    def work(size: int) -> int:
+        """Calls, and characters that the tokenizer is handed."""
+        text, counted = HOSTILE[kind](size), 0
 
-    small = min(seconds(50_000), seconds(50_000))
-    assert seconds(200_000) < 0.2 + 4 * small * 3
+        def count(piece: str) -> int:
+            nonlocal counted
+            counted += len(piece)
+            return thirds(piece)
+
+        return calls(lambda: split("Title", text, count)) + counted
+
+    assert work(40_000) < 5 * work(10_000)
 
 
 HANDBOOKS = Path(__file__).parents[4] / "shared/data/demo_handbooks.jsonl.gz"
