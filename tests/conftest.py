@@ -6,6 +6,7 @@ rows and points the program at it.
 
 import contextlib
 import hashlib
+import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +30,10 @@ from app.settings import settings
 
 PROFILE = "profile-of-the-tests"
 NORTH = (1.0, 0.0, 0.0)
+
+# Read when torch is loaded, here and in every process that a test starts. Several threads gain
+# nothing on tiny models, and where other processes compute too they mostly wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

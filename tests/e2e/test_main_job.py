@@ -121,10 +121,12 @@ def test_ingesting_the_same_again_does_no_work(folder: Path) -> None:
 
 
 def test_the_command_gives_the_objects_of_the_design(
-    folder: Path, membank_json: Callable[..., Any]
+    folder: Path, membank_json: Callable[..., Any], membank_process: Run
 ) -> None:
     where = ("--tenant", "bolt", "--bank", "handbook", "--as", "alice")
-    answer = membank_json("ask", LEAVE, *where, "-k", "2")
+    asked = membank_process("ask", LEAVE, *where, "-k", "2", "--json")
+    assert asked.returncode == 0, asked.stderr
+    answer = json.loads(asked.stdout)
     assert set(answer) == {"answer", "mode", "memories", "timings_ms", "usage"}
     assert answer["mode"] == "memory"
     assert set(answer["memories"][0]) == {

@@ -1,6 +1,6 @@
 """The fast ways of decoding are held to transformers' modules with injected memories."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -26,6 +26,15 @@ PROMPT, MORE = [40, 41, 42, 43, 44], [50, 51, 52, 53]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("native")
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """The compiled step shares its work between them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 def lm_of(family: str, dtype: torch.dtype = torch.float32) -> LanguageModel:
@@ -127,6 +136,7 @@ def test_a_model_that_only_looks_alike_is_refused_by_its_logits() -> None:
         Flat(lm)
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("family", FLAT)
 @pytest.mark.parametrize("with_memories", [False, True])
 def test_packed_weights_give_the_logits_of_a_model_with_the_rounded_weights(
@@ -199,6 +209,7 @@ def test_a_stored_memory_and_the_weights_are_never_written_to(weights: str, fold
     assert all(torch.equal(tensor, before[name]) for name, tensor in parts.items())
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_two_requests_at_a_time_do_not_meet(folder: Path) -> None:
     lm = lm_of("llama")
     decoder, memories = decoder_of(lm, "int8", folder), memories_of(lm)
