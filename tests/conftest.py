@@ -15,6 +15,8 @@ from typing import Any
 
 import psycopg
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 from sqlalchemy import make_url, text
 
 from app.access.tenants import Bank, add_bank, add_principal, add_tenant, find_principal
@@ -34,6 +36,14 @@ NORTH = (1.0, 0.0, 0.0)
 # Read when torch is loaded, here and in every process that a test starts. Several threads gain
 # nothing on tiny models, and where other processes compute too they mostly wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# No test fails because the machine is slow.
+hypothesis_settings.register_profile(
+    "membank",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+hypothesis_settings.load_profile("membank")
 
 
 @pytest.fixture(scope="session")

@@ -20,8 +20,11 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="session")
 def stack() -> Iterator[Stack]:
-    with temporary_stack(lambda _: None) as running:
-        yield running
+    with pytest.MonkeyPatch.context() as patch:
+        # What a killed worker had in hand is free again after this long: a test waits for it.
+        patch.setenv("MEMBANK_LEASE_SECONDS", "6")
+        with temporary_stack(lambda _: None) as running:
+            yield running
 
 
 @pytest.fixture(scope="session")

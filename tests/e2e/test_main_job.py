@@ -47,7 +47,7 @@ def folder(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settle() -> None:
-    assert wait_until(lambda: not any(status.queue().values()), 60)
+    assert wait_until(lambda: not any(status.queue().values()), 120)
 
 
 @pytest.mark.parametrize(("tenant", "days"), [("acme", "27"), ("bolt", "31")])

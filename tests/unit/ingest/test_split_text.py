@@ -84,7 +84,7 @@ def assert_sound(title: str, text: str, count: CountTokens, limit: int) -> list[
 
 
 @pytest.mark.parametrize("count", COUNTERS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(title=TITLES, text=TEXTS, limit=st.integers(24, 160))
 @example(title="", text="", limit=128)
 @example(title="T", text=" \n\t\n", limit=128)
@@ -97,7 +97,7 @@ def test_any_text_is_cut_into_chunks_that_fit_and_lose_nothing(
     assert_sound(title, text, count, limit)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(paragraphs=st.lists(st.text("ab. \n", min_size=1, max_size=300), min_size=1))
 def test_without_headings_every_visible_character_is_in_exactly_one_chunk(
     paragraphs: list[str],
@@ -108,7 +108,7 @@ def test_without_headings_every_visible_character_is_in_exactly_one_chunk(
     assert "".join(kept.split()) == "".join(text.split())
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(title=st.text(min_size=1, max_size=3000), headings=st.lists(st.text("abc ", max_size=250)))
 def test_the_context_line_takes_at_most_a_third(title: str, headings: list[str]) -> None:
     lines = [f"{'#' * min(6, level)} {name}" for level, name in enumerate(headings, 1)]

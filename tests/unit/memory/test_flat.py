@@ -1,6 +1,6 @@
 """The fast ways of decoding are held to transformers' modules with injected memories."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -26,15 +26,6 @@ PROMPT, MORE = [40, 41, 42, 43, 44], [50, 51, 52, 53]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("native")
-
-
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    """The compiled step shares its work between them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 def lm_of(family: str, dtype: torch.dtype = torch.float32) -> LanguageModel:
@@ -136,7 +127,6 @@ def test_a_model_that_only_looks_alike_is_refused_by_its_logits() -> None:
         Flat(lm)
 
 
-@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("family", FLAT)
 @pytest.mark.parametrize("with_memories", [False, True])
 def test_packed_weights_give_the_logits_of_a_model_with_the_rounded_weights(
@@ -209,7 +199,6 @@ def test_a_stored_memory_and_the_weights_are_never_written_to(weights: str, fold
     assert all(torch.equal(tensor, before[name]) for name, tensor in parts.items())
 
 
-@pytest.mark.usefixtures("two_threads")
 def test_two_requests_at_a_time_do_not_meet(folder: Path) -> None:
     lm = lm_of("llama")
     decoder, memories = decoder_of(lm, "int8", folder), memories_of(lm)
@@ -219,6 +208,19 @@ def test_two_requests_at_a_time_do_not_meet(folder: Path) -> None:
             one.feed(token)
             other.feed(token + 1)
     assert torch.equal(one.logits, logits(decoder, memories)[-1])
+
+
+def test_threads_share_the_compiled_step_and_compute_the_same(folder: Path) -> None:
+    lm = lm_of("llama")
+    decoder, memories = decoder_of(lm, "int8", folder), memories_of(lm)
+    before = torch.get_num_threads()
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        found.append(logits(decoder, memories))
+    torch.set_num_threads(before)
+    for other in found[1:]:
+        assert (other - found[0]).abs().max() < 1e-4
 
 
 def test_bfloat16_is_as_near_as_transformers_is(folder: Path) -> None:
