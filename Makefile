@@ -26,7 +26,7 @@ demo: setup ## The main job on sample handbooks, about a minute
 	$(BIN)/membank demo
 
 test: setup ## All tests, with servers that they start themselves
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: setup ## Formatting, lint, types, import contracts
 	$(BIN)/ruff format --check .

@@ -10,7 +10,6 @@ import typer
 
 from app import console
 from app.errors import MembankError, UsageError
-from app.runtime import quiet
 from app.settings import settings
 
 app = typer.Typer(
@@ -41,7 +40,7 @@ K = Annotated[int | None, typer.Option("-k", help="Memories to use, 1 to 100.")]
 
 def main() -> None:
     """Run the command: 0 done, 1 a named problem, 2 wrong usage. Never a traceback for these."""
-    quiet()
+    console.quiet()
     try:
         app()
     except MembankError as error:

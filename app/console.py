@@ -1,6 +1,7 @@
 """What people see: tables, progress, and errors as one plain line."""
 
 import json
+import os
 from typing import Any
 
 from rich.console import Console
@@ -9,6 +10,12 @@ from rich.table import Table
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def quiet() -> None:
+    """No progress bars, hub calls or warnings of libraries in a command's output."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 def say(text: str) -> None:

@@ -1,6 +1,5 @@
 """The models of this process, loaded once, as the settings name them."""
 
-import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -148,9 +147,3 @@ def prompt() -> Prompt:
 def count_tokens(text: str) -> int:
     """Tokens that a chunk takes, the blank line that follows it included."""
     return len(prompt().chunk(text))
-
-
-def quiet() -> None:
-    """No progress bars, hub calls or warnings of libraries in a command's output."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

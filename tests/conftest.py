@@ -6,6 +6,7 @@ rows and points the program at it.
 
 import contextlib
 import hashlib
+import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +15,8 @@ from typing import Any
 
 import psycopg
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 from sqlalchemy import make_url, text
 
 from app.access.tenants import Bank, add_bank, add_principal, add_tenant, find_principal
@@ -29,6 +32,18 @@ from app.settings import settings
 
 PROFILE = "profile-of-the-tests"
 NORTH = (1.0, 0.0, 0.0)
+
+# Read when torch is loaded, here and in every process that a test starts. Several threads gain
+# nothing on tiny models, and where other processes compute too they mostly wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# No test fails because the machine is slow.
+hypothesis_settings.register_profile(
+    "membank",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+hypothesis_settings.load_profile("membank")
 
 
 @pytest.fixture(scope="session")

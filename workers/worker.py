@@ -4,8 +4,9 @@ One process holds one copy of the model; more workers are more processes. The so
 children that could outlive a killed parent.
 """
 
+from app.console import quiet
 from app.log import configure
-from app.runtime import profile, quiet
+from app.runtime import profile
 from app.settings import settings
 from workers.app import app, queue_of
 

@@ -1,6 +1,7 @@
 """One real stack for all end-to-end tests: Postgres, Valkey, worker, relay, the default models."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from app.access.tenants import add_bank, add_principal, add_tenant
+from app.cli import main
 from app.demo.sample import temporary_stack
 from app.local.stack import Stack
 from app.runtime import profile
@@ -18,17 +20,18 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="session")
 def stack() -> Iterator[Stack]:
-    with temporary_stack(lambda _: None) as running:
-        yield running
+    with pytest.MonkeyPatch.context() as patch:
+        # What a killed worker had in hand is free again after this long: a test waits for it.
+        patch.setenv("MEMBANK_LEASE_SECONDS", "6")
+        with temporary_stack(lambda _: None) as running:
+            yield running
 
 
 @pytest.fixture(scope="session")
-def membank() -> Run:
-    """Run the command as a user does; its output is text."""
+def membank_process() -> Run:
+    """Run the command as a user does, in a process of its own; its output is text."""
 
     def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        import os
-
         return subprocess.run(
             [sys.executable, "-m", "app.cli", *arguments],
             capture_output=True,
@@ -37,6 +40,25 @@ def membank() -> Run:
             env=os.environ | environment,
             check=False,
         )
+
+    return run
+
+
+@pytest.fixture
+def membank(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command in this process, which has loaded torch and the models already.
+
+    An exception that the command lets through is the test's.
+    """
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", ["membank", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main()
+        code = end.value.code
+        assert isinstance(code, int)
+        return subprocess.CompletedProcess(arguments, code, *capsys.readouterr())
 
     return run
 

@@ -48,7 +48,7 @@ def folder(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settle() -> None:
-    assert wait_until(lambda: not any(status.queue().values()), 60)
+    assert wait_until(lambda: not any(status.queue().values()), 120)
 
 
 @pytest.mark.parametrize(("tenant", "days"), [("acme", "27"), ("bolt", "31")])
@@ -122,10 +122,12 @@ def test_ingesting_the_same_again_does_no_work(folder: Path) -> None:
 
 
 def test_the_command_gives_the_objects_of_the_design(
-    folder: Path, membank_json: Callable[..., Any]
+    folder: Path, membank_json: Callable[..., Any], membank_process: Run
 ) -> None:
     where = ("--tenant", "bolt", "--bank", "handbook", "--as", "alice")
-    answer = membank_json("ask", LEAVE, *where, "-k", "2")
+    asked = membank_process("ask", LEAVE, *where, "-k", "2", "--json")
+    assert asked.returncode == 0, asked.stderr
+    answer = json.loads(asked.stdout)
     fields = {"answer", "mode", "memories", "timings_ms", "usage", "refreshes", "swaps"}
     assert set(answer) == fields
     assert answer["mode"] == "memory"

@@ -68,6 +68,7 @@ def test_a_second_up_starts_nothing_new(home: Path) -> None:
 
 
 def test_doctor_finds_nothing_wrong(home: Path) -> None:
+    up(home)
     done = run(home, "doctor", "--json")
     assert done.returncode == 0, done.stdout
     assert json.loads(done.stdout)["good"]
@@ -77,7 +78,7 @@ def test_doctor_finds_nothing_wrong(home: Path) -> None:
 def test_what_was_killed_is_started_again_and_the_rest_left_alone(home: Path, name: str) -> None:
     before = pids(up(home))
     os.kill(before[name], signal.SIGKILL)
-    assert wait_until(lambda: Processes(home).get(name) is None, 10)
+    assert wait_until(lambda: Processes(home).get(name) is None, 60)
     shown = json.loads(run(home, "status", "--json").stdout)
     assert name not in pids(shown)
     after = pids(up(home))

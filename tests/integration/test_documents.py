@@ -4,7 +4,7 @@ import hashlib
 
 import psycopg
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from app.bank import documents, outbox
@@ -248,11 +248,7 @@ class TestHostileText:
     # Postgres holds every character but NUL.
     characters = st.characters(exclude_categories=["Cs"], exclude_characters="\x00")
 
-    @settings(
-        max_examples=15,
-        deadline=None,
-        suppress_health_check=[HealthCheck.function_scoped_fixture],
-    )
+    @settings(max_examples=15)
     @given(name=st.text(characters, min_size=1, max_size=40), body=st.text(characters))
     @example(name="x" * 512, body="\n\n\n\n")
     def test_any_characters_come_back_as_they_went_in(

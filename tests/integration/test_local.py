@@ -201,7 +201,7 @@ def test_killed_postgres_comes_back_although_a_session_of_it_is_busy(stack: Stac
         thread = threading.Thread(target=compute)
         thread.start()
         busy = "select 1 from pg_stat_activity where state = 'active' and query like '%count%'"
-        assert wait_until(lambda: len(query(url, busy)) == 2, 10)  # it and this query
+        assert wait_until(lambda: len(query(url, busy)) == 2, 60)  # it and this query
         kill(first.pid)
         assert session.is_running()
         stack.postgres.start()
@@ -331,11 +331,11 @@ def holds(path: Path, text: str) -> bool:
 def test_child_of_a_killed_process_is_found_and_ended(stack: Stack) -> None:
     script = "import subprocess; subprocess.run(['sleep', '600'])"
     parent = stack.processes.start("worker", [sys.executable, "-c", script])
-    assert wait_until(lambda: len(psutil.Process(parent.pid).children()) == 1, 10)
+    assert wait_until(lambda: len(psutil.Process(parent.pid).children()) == 1, 60)
     child = psutil.Process(parent.pid).children()[0]
-    assert wait_until(lambda: child.name() == "sleep", 10)
+    assert wait_until(lambda: child.name() == "sleep", 60)
     os.kill(parent.pid, signal.SIGKILL)
-    assert wait_until(lambda: stack.processes.get("worker") is None, 10)
+    assert wait_until(lambda: stack.processes.get("worker") is None, 60)
     assert stack.processes.strays() == [child]
     assert stack.processes.end_strays() == 1
     assert stack.processes.strays() == []

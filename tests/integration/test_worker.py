@@ -170,7 +170,7 @@ def test_leases_are_renewed_while_the_model_runs(
     def slow(work: Sequence[Work]) -> int:
         ((before,),) = ask(Asker("admin"), "SELECT lease_until FROM outbox")
         assert wait_until(
-            lambda: ask(Asker("admin"), "SELECT lease_until FROM outbox")[0][0] > before, 10
+            lambda: ask(Asker("admin"), "SELECT lease_until FROM outbox")[0][0] > before, 60
         )
         return outbox.finish_encoding(work[0].tenant, PROFILE, [encoded(work[0])])
 

@@ -160,7 +160,7 @@ def test_provisioning_gets_over_a_role_that_another_databases_provisioning_alter
     with psycopg.connect(postgres.url) as other, ThreadPoolExecutor(1) as pool:
         other.execute("ALTER ROLE membank_worker NOSUPERUSER")
         provisioned = pool.submit(schema.provision)
-        assert wait_until(waits, 10.0)
+        assert wait_until(waits, 60)
         other.commit()
         provisioned.result()
     schema.require_safe()

@@ -48,7 +48,7 @@ def has_name(pid: int, name: str) -> bool:
 
 def run_to_end(processes: Processes, name: str, script: str) -> str:
     processes.start(name, ["sh", "-c", script])
-    assert wait_until(lambda: processes.get(name) is None, 10)
+    assert wait_until(lambda: processes.get(name) is None, 60)
     return processes.tail(name)
 
 
@@ -89,7 +89,7 @@ def test_process_gets_the_environment_and_the_marker(
     processes.start(
         "worker", ["sh", "-c", f"echo $FROM_PARENT $FROM_CALL ${MARKER}"], {"FROM_CALL": "two"}
     )
-    assert wait_until(lambda: processes.get("worker") is None, 10)
+    assert wait_until(lambda: processes.get("worker") is None, 60)
     assert processes.tail("worker") == f"one two {processes.home}"
 
 
@@ -140,14 +140,14 @@ def test_stop_sends_the_signal_it_was_given(processes: Processes) -> None:
     processes.start(
         "worker", ["sh", "-c", "trap 'echo interrupted; exit' INT; echo ready; while :; do :; done"]
     )
-    assert wait_until(lambda: processes.tail("worker") == "ready", 10)
+    assert wait_until(lambda: processes.tail("worker") == "ready", 60)
     assert processes.stop("worker", signal.SIGINT)
     assert processes.tail("worker", lines=1) == "interrupted"
 
 
 def test_stop_kills_a_process_that_ignores_it_with_its_children(processes: Processes) -> None:
     processes.start("worker", [sys.executable, "-c", STUBBORN])
-    assert wait_until(lambda: processes.tail("worker").startswith("ready"), 10)
+    assert wait_until(lambda: processes.tail("worker").startswith("ready"), 60)
     child = psutil.Process(int(processes.tail("worker").split()[1]))
     assert processes.stop("worker", timeout=0.1) is True
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
@@ -156,7 +156,7 @@ def test_stop_kills_a_process_that_ignores_it_with_its_children(processes: Proce
 
 def test_end_strays_kills_what_ignores_it_and_counts(processes: Processes) -> None:
     processes.start("worker", [sys.executable, "-c", STUBBORN])
-    assert wait_until(lambda: processes.tail("worker").startswith("ready"), 10)
+    assert wait_until(lambda: processes.tail("worker").startswith("ready"), 60)
     assert processes.end_strays(timeout=0.1) == 2
     assert processes.strays() == []
 
@@ -181,7 +181,7 @@ def test_orphans_are_told_by_program_and_folder(processes: Processes, tmp_path: 
     for folder in (inside, outside):
         folder.mkdir()
         started = processes.start(folder.name, ["sh", "-c", f"cd '{folder}' && exec sleep 600"])
-        assert wait_until(partial(has_name, started.pid, "sleep"), 10)
+        assert wait_until(partial(has_name, started.pid, "sleep"), 60)
     processes.end_orphans("postgres", inside, signal.SIGTERM)
     assert [p.name for p in processes.all()] == ["inside", "outside"]
     processes.end_orphans("sleep", inside, signal.SIGTERM)

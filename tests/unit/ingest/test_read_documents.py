@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.ingest.document import Document, Failure
@@ -379,9 +379,7 @@ ENDINGS = [".md", ".txt", ".html", ".pdf", ".docx", ".jsonl", ".jsonl.gz"]
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_no_bytes_make_it_raise(tmp_path: Path, ending: str, data: st.DataObject) -> None:
     logging.disable(logging.CRITICAL)

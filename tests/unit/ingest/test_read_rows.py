@@ -6,7 +6,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.ingest.document import Document, Failure
@@ -184,9 +184,7 @@ JSON_VALUES = st.recursive(
 KEYS = st.sampled_from(["id", "title", "text", "allow", "metadata", "tenant", "path"])
 
 
-@settings(
-    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=80)
 @given(row=st.dictionaries(KEYS, JSON_VALUES | st.text(min_size=1)))
 def test_any_object_gives_a_storable_document_or_a_failure(
     tmp_path: Path, row: dict[str, object]

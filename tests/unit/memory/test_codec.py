@@ -26,7 +26,7 @@ def error_bound(x: Tensor, dim: int) -> Tensor:
     return x.abs().amax(dim=dim, keepdim=True) / 127.0 * 0.5001 + 1e-30
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     layers=st.integers(1, 4),
     heads=st.integers(1, 3),

@@ -210,6 +210,19 @@ def test_two_requests_at_a_time_do_not_meet(folder: Path) -> None:
     assert torch.equal(one.logits, logits(decoder, memories)[-1])
 
 
+def test_threads_share_the_compiled_step_and_compute_the_same(folder: Path) -> None:
+    lm = lm_of("llama")
+    decoder, memories = decoder_of(lm, "int8", folder), memories_of(lm)
+    before = torch.get_num_threads()
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        found.append(logits(decoder, memories))
+    torch.set_num_threads(before)
+    for other in found[1:]:
+        assert (other - found[0]).abs().max() < 1e-4
+
+
 def test_bfloat16_is_as_near_as_transformers_is(folder: Path) -> None:
     lm, exact = lm_of("llama", torch.bfloat16), lm_of("llama")
     expected = reference(exact, memories_of(exact))

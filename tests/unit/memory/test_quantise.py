@@ -26,7 +26,7 @@ def loss(kv: KV, back: KV) -> float:
     return float(error / (kv.keys.square().mean() + kv.values.square().mean()))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     codec=st.sampled_from(sorted(SIMPLE)),
     layers=st.integers(1, 3),
@@ -91,7 +91,7 @@ def test_one_strong_channel_does_not_hurt_the_rotated_codec() -> None:
 
 
 @given(bits=st.integers(1, 4), n=st.integers(1, 40), seed=st.integers(0, 99))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_bit_planes_come_back(bits: int, n: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     codes = torch.randint(0, 2**bits, (3, n), generator=generator, dtype=torch.uint8)
