@@ -33,12 +33,11 @@ class Linear:
 
 @dataclass(frozen=True)
 class Layer:
-    q: Linear
-    k: Linear
-    v: Linear
+    """Products with the same input are one: rows of q, k and v, and of gate and up."""
+
+    qkv: Linear
     out: Linear
-    gate: Linear
-    up: Linear
+    gate_up: Linear
     down: Linear
     norm_in: Tensor
     norm_mid: Tensor
@@ -61,8 +60,8 @@ class Flat:
         self.head = _linear(lm.model, "lm_head")
         attention = decoder.layers[0].self_attn
         self.dim, self.scaling = int(attention.head_dim), float(attention.scaling)
-        self.heads = self.layers[0].q.weight.shape[0] // self.dim
-        self.kv_heads = self.layers[0].k.weight.shape[0] // self.dim
+        self.heads = attention.q_proj.weight.shape[0] // self.dim
+        self.kv_heads = attention.k_proj.weight.shape[0] // self.dim
         self.eps = float(decoder.norm.variance_epsilon)
         self._rotary_embedding = decoder.rotary_emb
         _require_plain(lm)
@@ -76,23 +75,25 @@ class Flat:
         return cos[0], sin[0]
 
     def project(self, layer: Layer, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
-        """x (n, hidden) -> queries (heads, n, dim), keys and values (kv_heads, n, dim)."""
-        x = self.normed(x, layer.norm_in)
-        q, k, v = (
-            part(x).view(len(x), -1, self.dim).transpose(0, 1)
-            for part in (layer.q, layer.k, layer.v)
-        )
+        """x (n, hidden) -> queries (heads, n, dim), keys and values (kv_heads, n, dim).
+
+        cos, sin: (n, dim), the sines of the first half negated.
+        """
+        x = layer.qkv(self.normed(x, layer.norm_in))
+        x = x.view(len(x), -1, self.dim).transpose(0, 1)
+        qk, v = x[: self.heads + self.kv_heads], x[self.heads + self.kv_heads :]
         if layer.norm_q is not None and layer.norm_k is not None:
-            q, k = self.normed(q, layer.norm_q), self.normed(k, layer.norm_k)
+            q, k = self.normed(qk[: self.heads], layer.norm_q), qk[self.heads :]
+            qk = torch.cat([q, self.normed(k, layer.norm_k)])
         if layer.rotary:
-            q, k = _turned(q, cos, sin), _turned(k, cos, sin)
-        return q, k, v
+            qk = _turned(qk, cos, sin)
+        return qk[: self.heads], qk[self.heads :], v
 
     def finish(self, layer: Layer, x: Tensor, mixed: Tensor) -> Tensor:
         """The rest of a layer after attention: x (n, hidden), mixed (n, heads * dim)."""
         x = x + layer.out(mixed)
-        inner = self.normed(x, layer.norm_mid)
-        return x + layer.down(F.silu(layer.gate(inner)) * layer.up(inner))
+        gate, up = layer.gate_up(self.normed(x, layer.norm_mid)).chunk(2, dim=-1)
+        return x + layer.down(F.silu(gate) * up)
 
     def normed(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(x, weight.shape, weight, self.eps)
@@ -152,19 +153,24 @@ class FlatReading:
         """The last hidden state, (1, hidden)."""
         flat, n = self.flat, len(prompt)
         x = flat.embedding[torch.tensor(prompt, device=flat.device)]
-        cos, sin = self.cos[:n].to(flat.dtype), self.sin[:n].to(flat.dtype)
+        cos, sin = self.cos[:n].to(flat.dtype), _signed(self.sin[:n]).to(flat.dtype)
+        later = torch.full((n, n), float("-inf"), device=flat.device).triu(1)
+        later = later.repeat(flat.heads // flat.kv_heads, 1)
         for index, layer in enumerate(flat.layers):
             q, k, v = flat.project(layer, x, cos, sin)
             self.keys[index, :, self.entries : self.length] = k
             self.values[index, :, self.entries : self.length] = v
-            mixed = self._attend_prompt(index, q, k, v)
+            mixed = self._attend_prompt(index, q, k, v, later)
             if index == len(flat.layers) - 1:
                 x, mixed = x[-1:], mixed[-1:]
             x = flat.finish(layer, x, mixed)
         return flat.normed(x, flat.norm)
 
-    def _attend_prompt(self, index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """(n, heads * dim). Memories are read where they lie; their shares are noted."""
+    def _attend_prompt(self, index: int, q: Tensor, k: Tensor, v: Tensor, later: Tensor) -> Tensor:
+        """(n, heads * dim). Memories are read where they lie; their shares are noted.
+
+        later: (group * n, n), minus infinity for tokens that a query does not see.
+        """
         flat, n = self.flat, q.shape[1]
         if self._memories is None:
             mixed = F.scaled_dot_product_attention(
@@ -175,9 +181,7 @@ class FlatReading:
         stored = (rows @ self._memories.keys[index, 0].transpose(1, 2)).float()
         if self.bias is not None:
             stored = stored + self.bias[index, :, None]
-        live = (rows @ k.transpose(1, 2)).float().view(flat.kv_heads, -1, n, n)
-        later = torch.ones(n, n, dtype=torch.bool, device=flat.device).triu(1)
-        live = live.masked_fill(later, float("-inf")).view(flat.kv_heads, -1, n)
+        live = (rows @ k.transpose(1, 2)) + later
         weights = torch.cat([stored, live], dim=-1).softmax(dim=-1)
         self._memories.note(weights.view(1, flat.heads, n, -1)[:, :, -1, : self.entries])
         weights = weights.to(v.dtype)
@@ -191,7 +195,8 @@ class FlatReading:
     def _step(self, token: int) -> Tensor:
         flat, at = self.flat, self.length - self.entries
         x = flat.embedding[token : token + 1]
-        cos, sin = (table[at : at + 1].to(flat.dtype) for table in (self.cos, self.sin))
+        cos, sin = self.cos[at : at + 1], _signed(self.sin[at : at + 1])
+        cos, sin = cos.to(flat.dtype), sin.to(flat.dtype)
         for index, layer in enumerate(flat.layers):
             q, k, v = flat.project(layer, x, cos, sin)
             self.keys[index, :, self.length] = k[:, 0]
@@ -231,8 +236,13 @@ def bias_of(memories: Memories) -> Tensor | None:
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
+
+
+def _signed(sin: Tensor) -> Tensor:
+    """So that the halves of a head need only change places: the first is turned the other way."""
+    half = sin.shape[-1] // 2
+    return torch.cat([-sin[:, :half], sin[:, half:]], dim=-1)
 
 
 def _layer(module: Any) -> Layer:
@@ -243,12 +253,12 @@ def _layer(module: Any) -> Layer:
     sample = torch.linspace(-3, 3, 7)
     if not torch.allclose(mlp.act_fn(sample), F.silu(sample)):
         raise ModelError("its activation is not SiLU")
-    names = ("q_proj", "k_proj", "v_proj", "o_proj")
-    q, k, v, out = (_linear(attention, name) for name in names)
-    gate, up, down = (_linear(mlp, name) for name in ("gate_proj", "up_proj", "down_proj"))
     norm_q, norm_k = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
     return Layer(
-        *(q, k, v, out, gate, up, down),
+        _joined(attention, "q_proj", "k_proj", "v_proj"),
+        _linear(attention, "o_proj"),
+        _joined(mlp, "gate_proj", "up_proj"),
+        _linear(mlp, "down_proj"),
         norm_in=module.input_layernorm.weight,
         norm_mid=module.post_attention_layernorm.weight,
         norm_q=None if norm_q is None else norm_q.weight,
@@ -263,6 +273,19 @@ def _require_parts(
     parts = {name for name, _ in module.named_children()}
     if odd := (needed - parts) | (parts - needed - known):
         raise ModelError(f"its {type(module).__name__} differs in {', '.join(sorted(odd))}")
+
+
+def _joined(module: Any, *names: str) -> Linear:
+    """Several products as one. The module's own weights become views of it: nothing is doubled."""
+    parts = [_linear(module, name) for name in names]
+    biases = [part.bias for part in parts if part.bias is not None]
+    if biases and len(biases) != len(parts):
+        raise ModelError(f"only some of its {', '.join(names)} have a bias")
+    weight = torch.cat([part.weight for part in parts]).detach()
+    sizes = [len(part.weight) for part in parts]
+    for name, rows in zip(names, torch.split(weight, sizes), strict=True):
+        getattr(module, name).weight.data = rows
+    return Linear(weight, torch.cat(biases).detach() if biases else None)
 
 
 def _linear(module: Any, name: str) -> Linear:

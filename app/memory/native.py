@@ -78,7 +78,7 @@ class Native:
         Raises ModelError that says why it cannot be: no compiler, or a shape that it does not take.
         """
         first = flat.layers[0]
-        widths = (flat.dim, flat.embedding.shape[1], first.gate.weight.shape[0])
+        widths = (flat.dim, flat.embedding.shape[1], first.down.weight.shape[1])
         if flat.device.type != "cpu" or any(width % 8 for width in widths):
             raise ModelError("packed weights run on the CPU, in widths that are multiples of 8")
         self.library = _library(folder)
@@ -88,10 +88,10 @@ class Native:
         layers = (_Layer * len(flat.layers))(
             *(
                 _Layer(
-                    self._matrix(bits, layer.q, layer.k, layer.v),
-                    self._matrix(bits, layer.out),
-                    self._matrix(bits, layer.gate, layer.up),
-                    self._matrix(bits, layer.down),
+                    *(
+                        self._matrix(bits, part)
+                        for part in (layer.qkv, layer.out, layer.gate_up, layer.down)
+                    ),
                     *map(self._floats, (layer.norm_in, layer.norm_mid, layer.norm_q, layer.norm_k)),
                     layer.rotary,
                 )
@@ -100,7 +100,7 @@ class Native:
         )
         self.model = _Model(
             *(len(flat.layers), flat.embedding.shape[1], flat.heads, flat.kv_heads, flat.dim),
-            *(first.gate.weight.shape[0], flat.eps, flat.scaling),
+            *(first.down.weight.shape[1], flat.eps, flat.scaling),
             layers,
             self._floats(flat.norm),
             self._matrix(bits, flat.head),
@@ -112,19 +112,15 @@ class Native:
         fixed = 2 * (m.heads + m.kv_heads) * m.dim + m.inner
         return torch.empty(fixed + m.heads * (capacity // _BLOCK + 1) * (m.dim + 2))
 
-    def _matrix(self, bits: Bits, *parts: Linear) -> _Matrix:
-        packed = pack(torch.cat([part.weight for part in parts]), bits)
+    def _matrix(self, bits: Bits, part: Linear) -> _Matrix:
+        packed = pack(part.weight, bits)
         self.matrices.append(packed)
-        biases = [part.bias for part in parts if part.bias is not None]
-        if biases and len(biases) != len(parts):
-            raise ModelError("packed weights take a bias for all of q, k and v, or for none")
-        bias = torch.cat(biases) if biases else None
         return _Matrix(
             *packed.shape,
             packed.bits,
             packed.values.data_ptr(),
             packed.scales.data_ptr(),
-            self._floats(bias),
+            self._floats(part.bias),
         )
 
     def _floats(self, tensor: Tensor | None) -> int | None:
