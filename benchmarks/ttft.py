@@ -2,28 +2,31 @@
 
 One process, the same model, passages and questions; embedding, search and load are included. The
 modes take turns within each question, so that a disturbance of the machine meets all of them.
-llama.cpp reads the same passages from the same weights, in a process of its own that takes its
-turn like a mode.
+RAG has our decoder, as memory has; transformers' own `generate` and llama.cpp, in a process of its
+own, read the same passages with the same weights and take their turns like a mode.
 """
 
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, get_args
 
+import torch
+
 from app import console
 from app.answer.retrieval import Reader, find
 from app.answer.service import Answer, Mode, ask
 from app.demo import sample
 from app.errors import UsageError
-from app.runtime import prompt
+from app.runtime import models, prompt
 from benchmarks.peer import Peer, PeerError
 
 MODES: tuple[Mode, ...] = get_args(Mode)
-LLAMA = "llama.cpp rag"
+LLAMA, GENERATE = "llama.cpp rag", "transformers rag"
 _MIN_SCORE = -1.0  # every passage counts, so that all modes read k of them
 
 
@@ -122,8 +125,9 @@ def measure(reader: Reader, questions: Sequence[str], k: int, peer: Peer | None 
         for mode in MODES:
             answer = ask(reader, question, k=k, mode=mode, max_tokens=1, min_score=_MIN_SCORE)
             rows[mode] = Row.of(answer)
+        rows[GENERATE] = _peer_row(reader, question, k, _generate_ms)
         if peer:
-            rows[LLAMA] = _peer_row(reader, question, k, peer)
+            rows[LLAMA] = _peer_row(reader, question, k, peer.first_token_ms)
         if number:
             for name, row in rows.items():
                 found.setdefault(name, []).append(row)
@@ -153,6 +157,7 @@ def report(found: dict[int, Rows], questions: int, missing: str | None = None) -
             "tokens",
             "in memory",
             "against RAG",
+            "against transformers",
             "against llama.cpp",
         ],
         rows,
@@ -162,7 +167,7 @@ def report(found: dict[int, Rows], questions: int, missing: str | None = None) -
 
 
 def _ratios(modes: Rows, row: Row) -> list[str]:
-    peers = [modes.get("rag"), modes.get(LLAMA)]
+    peers = [modes.get("rag"), modes.get(GENERATE), modes.get(LLAMA)]
     return [f"{p.first_token_ms / row.first_token_ms:.1f}x" if p else "" for p in peers]
 
 
@@ -175,14 +180,27 @@ def summary(found: dict[int, Rows], n: int, missing: str | None) -> dict[str, An
     return {"n": n, **by_k[0], "by_k": by_k, "llama_missing": missing}
 
 
-def _peer_row(reader: Reader, question: str, k: int, peer: Peer) -> Row:
-    """Search as every mode has it, then llama.cpp on the prompt of RAG."""
+def _peer_row(
+    reader: Reader, question: str, k: int, first_token_ms: Callable[[list[int]], float]
+) -> Row:
+    """Search as every mode has it, then a peer's first token after the prompt of RAG."""
     found = find(reader, question, k)
     words = prompt()
     ids = words.with_text([words.chunk(p.text) for p in found.passages], question)
-    prefill = peer.first_token_ms(ids)
+    prefill = first_token_ms(ids)
     search = found.timings_ms["search"]
     return Row(search + prefill, search, 0.0, prefill, len(ids), 0)
+
+
+@torch.inference_mode()
+def _generate_ms(prompt: list[int]) -> float:
+    lm = models().lm
+    started = time.perf_counter()
+    ids = torch.tensor([prompt], device=lm.device)
+    lm.model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=1, do_sample=False, pad_token_id=0
+    )
+    return (time.perf_counter() - started) * 1000
 
 
 def _medians(rows: Sequence[Row]) -> Row:
