@@ -10,7 +10,7 @@ from app.access.tenants import find_bank, find_principal
 from app.bank.search import Passage, load_blobs, search
 from app.bank.session import Asker
 from app.errors import BlobError, UsageError
-from app.memory.codec import unpack
+from app.memory.codec import check, decode
 from app.memory.kv import KV
 from app.runtime import codec, models, require_profile
 from app.settings import settings
@@ -68,17 +68,17 @@ def nearest(reader: Reader, words: str, k: int | None = None) -> Found:
 def load(reader: Reader, passages: Sequence[Passage], dtype: torch.dtype) -> list[KV]:
     """The memories of `passages`, decoded. Raises BlobError that names a memory that is missing."""
     payloads = load_blobs(reader.asker, reader.profile, [p.id for p in passages])
-    memories = []
+    checked = []
     for passage in passages:
         if passage.id not in payloads:
             raise BlobError(f"memory {passage.id} of {passage.document_id} is gone: ask again")
         try:
-            memories.append(unpack(payloads[passage.id], reader.profile, codec(), dtype))
+            checked.append(check(payloads[passage.id], reader.profile, codec()))
         except BlobError as error:
             raise BlobError(
                 f"memory {passage.id} of document {passage.document_id!r}: {error}"
             ) from error
-    return memories
+    return decode(checked, codec(), dtype)
 
 
 def checked(question: str) -> str:

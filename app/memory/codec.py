@@ -1,6 +1,7 @@
 """Memories <-> blobs: which codec a profile names, and what stands around its tensors."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,9 +38,9 @@ class Codec(Protocol):
         """Tensors as `spec` names them; the input is finite and on the CPU."""
 
     def decode(
-        self, stored: Mapping[str, Tensor], shape: Shape, dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor]:
-        """Keys and values again, as good as the codec can."""
+        self, stored: Sequence[Mapping[str, Tensor]], shapes: Sequence[Shape], dtype: torch.dtype
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of some memories again, as good as the codec can."""
 
 
 _CODECS: list[Codec] = [Int8(), Linear(4), Linear(2), *(Rotated(bits) for bits in (4, 3, 2, 1))]
@@ -116,7 +117,30 @@ def pack(kv: KV, profile: str, codec: Codec = SIMPLE["int8"]) -> bytes:
 def unpack(
     payload: bytes, profile: str, codec: Codec = SIMPLE["int8"], dtype: torch.dtype = torch.float32
 ) -> KV:
-    """The KV of a packed payload, in `dtype`.
+    """The KV of a packed payload, in `dtype`. Raises BlobError as `check` does."""
+    return decode([check(payload, profile, codec)], codec, dtype)[0]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A payload whose tensors are there and as they should be, not decoded yet.
+
+    shape: of the memory; layers: those that have tensors, None for all; length: as KV's.
+    """
+
+    tensors: Mapping[str, Tensor]
+    shape: Shape
+    layers: list[int] | None
+    length: int
+
+    @property
+    def stored(self) -> Shape:
+        """Of what the codec made."""
+        return self.shape if self.layers is None else (len(self.layers), *self.shape[1:])
+
+
+def check(payload: bytes, profile: str, codec: Codec = SIMPLE["int8"]) -> Checked:
+    """Read a payload without decoding it.
 
     Raises BlobError when the payload is damaged or truncated, of another version or codec, or
     encoded under another profile than `profile`.
@@ -134,7 +158,7 @@ def unpack(
             f"memory blob was encoded under profile {header.get('profile')}, the reader has"
             f" {profile}: read it with the model that encoded it, or encode the bank again"
         )
-    stored = shape if layers is None else (len(layers), *shape[1:])
+    stored = Checked({}, shape, layers, length).stored
     parts = (stored[0], *shape[1:3])
     expected = dict(codec.spec(stored)) if 0 not in stored else {}
     if layers is not None:
@@ -142,27 +166,34 @@ def unpack(
     if "offsets" in found.found:
         expected["offsets"] = ("I32", parts)
     tensors = found.tensors(expected)
-    if 0 in stored:
-        keys, values = (torch.zeros(stored, dtype=dtype) for _ in range(2))
-    else:
-        keys, values = codec.decode(tensors, stored, dtype)
-    return _whole(keys, values, tensors, shape, layers, length)
-
-
-def _whole(
-    keys: Tensor,
-    values: Tensor,
-    tensors: dict[str, Tensor],
-    shape: Shape,
-    layers: list[int] | None,
-    length: int,
-) -> KV:
     offsets = tensors.get("offsets")
     if length != shape[2] if offsets is None else _astray(offsets, length):
         raise BlobError("memory blob's length does not fit its entries; encode it again")
+    return Checked(tensors, shape, layers, length)
+
+
+def decode(
+    memories: Sequence[Checked], codec: Codec = SIMPLE["int8"], dtype: torch.dtype = torch.float32
+) -> list[KV]:
+    """The KV of each, in `dtype`. Together they take less time than one by one."""
+    there = [one for one in memories if 0 not in one.stored]
+    pairs = iter(codec.decode([one.tensors for one in there], [o.stored for o in there], dtype))
+    return [
+        _whole(one, *(next(pairs) if 0 not in one.stored else _nothing(one.stored, dtype)))
+        for one in memories
+    ]
+
+
+def _nothing(shape: Shape, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype)
+
+
+def _whole(memory: Checked, keys: Tensor, values: Tensor) -> KV:
+    shape, layers, length = memory.shape, memory.layers, memory.length
+    offsets = memory.tensors.get("offsets")
     if layers is None:
         return KV(keys, values, None, offsets, length)
-    bias = tensors["bias"].float()
+    bias = memory.tensors["bias"].float()
     bias = bias.masked_fill(bias <= _LOWEST, ABSENT)
     if len(layers) == shape[0]:
         return KV(keys, values, bias, offsets, length)

@@ -6,7 +6,7 @@ position (KVQuant, arXiv 2401.18079).
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import torch
@@ -19,7 +19,23 @@ _TINY = torch.finfo(torch.float32).tiny
 _SIGN_SEED = 20_240_701
 
 
-class Int8:
+class _OneByOne:
+    """A codec whose memories have nothing in common."""
+
+    def decode(
+        self, stored: Sequence[Mapping[str, Tensor]], shapes: Sequence[Shape], dtype: torch.dtype
+    ) -> list[tuple[Tensor, Tensor]]:
+        return [
+            self.decode_one(one, shape, dtype) for one, shape in zip(stored, shapes, strict=True)
+        ]
+
+    def decode_one(
+        self, stored: Mapping[str, Tensor], shape: Shape, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+
+class Int8(_OneByOne):
     """8 bits, symmetric: keys one scale per channel, values one per token (KIVI, 2402.02750)."""
 
     name = "int8"
@@ -43,7 +59,7 @@ class Int8:
             "value_scale": value_scale,
         }
 
-    def decode(
+    def decode_one(
         self, stored: Mapping[str, Tensor], shape: Shape, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
         return (
@@ -52,7 +68,7 @@ class Int8:
         )
 
 
-class Linear:
+class Linear(_OneByOne):
     """`bits` bits between the least and the greatest: keys per channel, values per token (KIVI)."""
 
     def __init__(self, bits: int) -> None:
@@ -85,7 +101,7 @@ class Linear:
             found[f"{name}_step"] = step
         return found
 
-    def decode(
+    def decode_one(
         self, stored: Mapping[str, Tensor], shape: Shape, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
         keys, values = (
@@ -99,7 +115,7 @@ class Linear:
         return keys, values
 
 
-class Rotated:
+class Rotated(_OneByOne):
     """`bits` bits of a Gaussian codebook after a fixed random rotation (TurboQuant, 2504.19874).
 
     The rotation, random signs and a Hadamard transform (QuIP#, 2402.04396), makes every channel
@@ -135,7 +151,7 @@ class Rotated:
             "value_norm": value_norm,
         }
 
-    def decode(
+    def decode_one(
         self, stored: Mapping[str, Tensor], shape: Shape, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
         levels, back = gaussian_levels(self.bits).to(dtype), rotation(shape[3]).to(dtype).T

@@ -161,18 +161,23 @@ class Transform:
         return {"codes": torch.cat(found, dim=1)}
 
     def decode(
-        self, stored: Mapping[str, Tensor], shape: Shape, dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor]:
-        layers, heads, entries, dim = shape
-        out = torch.empty(layers * 2 * heads, entries, dim, dtype=dtype)
-        codes, first, at = stored["codes"], 0, 0
+        self, stored: Sequence[Mapping[str, Tensor]], shapes: Sequence[Shape], dtype: torch.dtype
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Tokens are rows, so the memories are one long one; what comes back are views of it."""
+        if not stored:
+            return []
+        layers, heads, dim = self.codebook.shape
+        codes = torch.cat([one["codes"] for one in stored])
+        out = torch.empty(layers * 2 * heads, len(codes), dim, dtype=dtype)
+        first = at = 0
         for group, (synthesis, mean) in zip(self.codebook.groups, self._heads(dtype), strict=True):
             rows = group.components(codes[:, at : at + group.codes]).to(dtype)
             part = out[first : first + len(synthesis)]
             torch.baddbmm(mean, rows.expand(len(synthesis), -1, -1), synthesis, out=part)
             first, at = first + len(synthesis), at + group.codes
-        whole = out.view(layers, 2, heads, entries, dim)
-        return whole[:, 0], whole[:, 1]
+        whole = out.view(layers, 2, heads, len(codes), dim)
+        parts = torch.split(whole, [shape[2] for shape in shapes], dim=3)
+        return [(part[:, 0], part[:, 1]) for part in parts]
 
     def _heads(self, dtype: torch.dtype) -> Sequence[tuple[Tensor, Tensor]]:
         """Each group's synthesis (parts, rank, head_dim) and mean (parts, 1, head_dim)."""

@@ -7,7 +7,7 @@ import torch
 
 from app.errors import BlobError, ProfileError
 from app.memory.calibrate import fit
-from app.memory.codec import codec_for, pack, unpack
+from app.memory.codec import check, codec_for, decode, pack, unpack
 from app.memory.encode import Encoder
 from app.memory.kv import KV
 from app.memory.model import LanguageModel
@@ -53,7 +53,7 @@ def test_decoding_is_looking_up_and_multiplying(encoder: Encoder, codebook: Code
     """One token at a time, one piece at a time, in float64."""
     codec, kv = Transform(codebook), encoder.encode(chunks(1, 98))[0]
     codes = codec.encode(kv.keys, kv.values)["codes"]
-    keys, values = codec.decode({"codes": codes}, (4, 2, 64, 8), torch.float32)
+    ((keys, values),) = codec.decode([{"codes": codes}], [(4, 2, 64, 8)], torch.float32)
     for token in (0, 17, 63):
         at, row = 0, []
         for group in codebook.groups:
@@ -66,6 +66,19 @@ def test_decoding_is_looking_up_and_multiplying(encoder: Encoder, codebook: Code
         whole = torch.cat(row).view(4, 2, 2, 8)
         torch.testing.assert_close(keys[:, :, token].double(), whole[:, 0], atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(values[:, :, token].double(), whole[:, 1], atol=1e-4, rtol=1e-4)
+
+
+def test_memories_are_decoded_together_as_one_by_one(encoder: Encoder, codebook: Codebook) -> None:
+    codec = Transform(codebook)
+    stored = [kv for n, seed in ((1, 95), (2, 96)) for kv in encoder.encode(chunks(n, seed))]
+    short = KV(stored[0].keys[:, :, :7], stored[0].values[:, :, :7])
+    payloads = [pack(kv, PROFILE, codec) for kv in (*stored, short)]
+    together = decode([check(payload, PROFILE, codec) for payload in payloads], codec)
+    for payload, kv in zip(payloads, together, strict=True):
+        alone = unpack(payload, PROFILE, codec)
+        torch.testing.assert_close(kv.keys, alone.keys)
+        torch.testing.assert_close(kv.values, alone.values)
+    assert decode([], codec) == []
 
 
 def test_more_bytes_lose_less(encoder: Encoder) -> None:
