@@ -60,17 +60,6 @@ class Group:
             found.append(distance.argmin(-1).T.to(torch.uint8))
         return torch.cat(found, dim=1)
 
-    def components(self, codes: Tensor) -> Tensor:
-        """Codes (n, codes) -> components (n, rank)."""
-        rest, found = codes.int(), []
-        for words in self.words:
-            count, size, length = words.shape
-            first = torch.arange(0, count * size, size, dtype=torch.int32, device=codes.device)
-            index, rest = rest[:, :count] + first, rest[:, count:]
-            rows = words.view(-1, length).index_select(0, index.reshape(-1))
-            found.append(rows.view(len(codes), count * length))
-        return torch.cat(found, dim=1)
-
 
 @dataclass(frozen=True)
 class Codebook:
@@ -170,34 +159,62 @@ class Transform:
         codes = torch.cat([one["codes"] for one in stored])
         out = torch.empty(layers * 2 * heads, len(codes), dim, dtype=dtype)
         first = at = 0
-        for group, (synthesis, mean) in zip(self.codebook.groups, self._heads(dtype), strict=True):
-            rows = group.components(codes[:, at : at + group.codes]).to(dtype)
-            part = out[first : first + len(synthesis)]
-            torch.baddbmm(mean, rows.expand(len(synthesis), -1, -1), synthesis, out=part)
-            first, at = first + len(synthesis), at + group.codes
+        for group in self._groups(dtype):
+            rows = group.components(codes[:, at : at + group.codes])
+            part = out[first : first + len(group.synthesis)]
+            torch.baddbmm(group.mean, rows.expand(len(part), -1, -1), group.synthesis, out=part)
+            first, at = first + len(part), at + group.codes
         whole = out.view(layers, 2, heads, len(codes), dim)
         parts = torch.split(whole, [shape[2] for shape in shapes], dim=3)
         return [(part[:, 0], part[:, 1]) for part in parts]
 
-    def _heads(self, dtype: torch.dtype) -> Sequence[tuple[Tensor, Tensor]]:
-        """Each group's synthesis (parts, rank, head_dim) and mean (parts, 1, head_dim)."""
+    def _groups(self, dtype: torch.dtype) -> Sequence["_Decoder"]:
         if dtype not in self._ready:
             dim = self.codebook.shape[2]
-            self._ready[dtype] = [
-                (
-                    group.synthesis.view(len(group.synthesis), -1, dim)
-                    .transpose(0, 1)
-                    .to(dtype)
-                    .contiguous(),
-                    group.mean.view(-1, 1, dim).to(dtype),
-                )
-                for group in self.codebook.groups
-            ]
+            self._ready[dtype] = [_Decoder.of(g, dim, dtype) for g in self.codebook.groups]
         return self._ready[dtype]
 
     @cached_property
-    def _ready(self) -> dict[torch.dtype, Sequence[tuple[Tensor, Tensor]]]:
+    def _ready(self) -> dict[torch.dtype, Sequence["_Decoder"]]:
         return {}
+
+
+@dataclass(frozen=True)
+class _Decoder:
+    """A group as it is decoded in one type.
+
+    tables: for each run of equal lengths its codewords (pieces * 256, length); firsts: for each
+    code the row where its piece's words begin; synthesis (parts, rank, head_dim) and mean
+    (parts, 1, head_dim), a part being keys or values of one head.
+    """
+
+    tables: tuple[Tensor, ...]
+    firsts: Tensor
+    synthesis: Tensor
+    mean: Tensor
+
+    @classmethod
+    def of(cls, group: Group, dim: int, dtype: torch.dtype) -> "_Decoder":
+        synthesis = group.synthesis.view(len(group.synthesis), -1, dim).transpose(0, 1)
+        return cls(
+            tuple(words.flatten(0, 1).to(dtype) for words in group.words),
+            torch.cat([torch.arange(len(words)) * WORDS for words in group.words]).int(),
+            synthesis.to(dtype).contiguous(),
+            group.mean.view(-1, 1, dim).to(dtype),
+        )
+
+    @property
+    def codes(self) -> int:
+        return len(self.firsts)
+
+    def components(self, codes: Tensor) -> Tensor:
+        """Codes (n, codes) -> components (n, rank)."""
+        rest, found = codes.int() + self.firsts, []
+        for table in self.tables:
+            count = len(table) // WORDS
+            index, rest = rest[:, :count], rest[:, count:]
+            found.append(table.index_select(0, index.reshape(-1)).view(len(codes), -1))
+        return torch.cat(found, dim=1)
 
 
 def rows_of(keys: Tensor, values: Tensor) -> Tensor:
