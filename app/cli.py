@@ -335,6 +335,39 @@ def forget(
 
 
 @app.command()
+def train(
+    files: Annotated[list[Path], typer.Argument(help="Question files: .jsonl or .jsonl.gz.")],
+    out: Annotated[Path, typer.Option(help="Folder of adapter, checkpoint and record.")],
+    mode: Annotated[str, typer.Option(help="memory, or rag: text in the prompt.")] = "memory",
+    steps: Annotated[int, typer.Option(help="Steps of the optimizer.")] = 600,
+    batch: Annotated[int, typer.Option(help="Questions of a step.")] = 16,
+    rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 5e-4,
+    rank: Annotated[int, typer.Option(help="Rank of the adapter.")] = 8,
+    every: Annotated[int, typer.Option(help="Steps between validations.")] = 50,
+    patience: Annotated[int, typer.Option(help="Validations without gain before it ends.")] = 6,
+    distil: Annotated[
+        bool, typer.Option(help="Learn what the untrained model says with the text in its prompt.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
+    seed: Annotated[int, typer.Option(help="Draws examples and first weights.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Train the reader on questions: LoRA on question and answer, memories as they are stored.
+
+    MEMBANK_ADAPTER=DIR reads with what this wrote to --out.
+    """
+    from app.training import command
+    from app.training.loop import Plan
+
+    if mode not in ("memory", "rag"):
+        raise UsageError(f"--mode is {mode!r}: memory or rag")
+    way: Any = mode
+    plan = Plan(steps, batch, rate=rate, rank=rank, every=every, patience=patience, seed=seed)
+    done = command.run(files, out, plan, mode=way, distil=distil, resume=resume)
+    _made(done.json(), done.line(), as_json)
+
+
+@app.command()
 def demo() -> None:
     """Show the main job on sample handbooks, in a temporary home. Exit 0 only if all holds."""
     from app.demo.run import run

@@ -75,6 +75,11 @@ def native() -> Path:
     return settings().models.expanduser() / "native"
 
 
+def cache() -> Path:
+    """Where this machine keeps vectors and memories of training and evaluation texts."""
+    return settings().models.expanduser().parent / "evaluation"
+
+
 def _fingerprint(folder: str) -> str:
     return fingerprint(folder, settings().models.expanduser() / "fingerprints.json")
 
