@@ -367,6 +367,38 @@ def train(
     _made(done.json(), done.line(), as_json)
 
 
+@app.command("eval")
+def evaluate(
+    file: Annotated[Path, typer.Argument(help="Question file: .jsonl or .jsonl.gz.")],
+    mode: Annotated[str, typer.Option(help="By commas.")] = "memory,rag,closed",
+    n: Annotated[int | None, typer.Option("-n", help="Questions drawn; default all.")] = None,
+    k: Annotated[str, typer.Option("-k", help="Memories: one number or several.")] = "1,3,5",
+    adapter: Annotated[
+        str | None, typer.Option(help="DIR, none or auto; default MEMBANK_ADAPTER.")
+    ] = None,
+    corpus: Annotated[
+        Path | None, typer.Option(help="Passages to search beside the questions' own.")
+    ] = None,
+    gold: Annotated[bool, typer.Option("--gold", help="Search each question's own only.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of answers, table and plot; a run goes on there.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Draws the questions.")] = 0,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 24,
+    as_json: Json = False,
+) -> None:
+    """Ask a question file in each mode: how right, what was found, and what was made up."""
+    from app.evaluation import command
+
+    modes: Any = tuple(part.strip() for part in mode.split(","))
+    plan = command.Plan(modes, tuple(_numbers("-k", k)), n, seed, max_tokens, gold, adapter)
+    report, value = command.run(file, plan, corpus, out)
+    if as_json:
+        console.print_json(value)
+    else:
+        report.show()
+
+
 @app.command()
 def demo() -> None:
     """Show the main job on sample handbooks, in a temporary home. Exit 0 only if all holds."""

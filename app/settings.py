@@ -51,6 +51,11 @@ class Settings(BaseSettings):
         description="How memories are made small: auto (the codebook fitted to the model, else"
         " rotated4), int8, int4, int2, rotated1 to rotated4, or the path of a codebook.",
     )
+    adapter: str = Field(
+        "auto",
+        description="Reader adapter: auto (the one that comes with the program for the model, if"
+        " any), none, or the --out folder of `membank train`.",
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Weights and memories: bfloat16 where the processor has it."
     )

@@ -15,10 +15,10 @@ from statistics import median
 from typing import Any, get_args
 
 from app import console
-from app.answer.service import Answer, Mode, Reader, ask, find
+from app.answer.service import Answer, Reader, ask, find
 from app.demo import sample
 from app.errors import UsageError
-from app.runtime import prompt
+from app.runtime import Mode, prompt
 from benchmarks.peer import Peer, PeerError
 
 MODES: tuple[Mode, ...] = get_args(Mode)

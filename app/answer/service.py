@@ -2,8 +2,8 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 
@@ -16,10 +16,9 @@ from app.memory.codec import unpack
 from app.memory.compose import compose
 from app.memory.kv import KV
 from app.memory.prompt import closed_book
-from app.runtime import Models, codec, generator, models, require_profile
+from app.runtime import Mode, Models, codec, generator, models, reading, require_profile
 from app.settings import settings
 
-Mode = Literal["memory", "rag", "closed"]
 NOTHING = "The bank holds nothing for this question that you may read."
 _LONGEST_QUESTION = 8_000
 
@@ -107,7 +106,7 @@ def ask(
     text, m = _checked(question), models()
     tail = m.prompt.tail(text)
     _require_room(m, len(tail) + max_tokens)
-    generator()  # what is loaded once belongs to no answer's time
+    generator(mode)  # what is loaded once belongs to no answer's time
     started = time.perf_counter()
     if mode == "closed":
         return _closed(m, text, max_tokens, started)
@@ -149,8 +148,11 @@ def _from_memory(
     before = time.perf_counter()
     stored = [kv.to(m.lm.device) for kv in load(reader, passages, m.lm.dtype)]
     memories = compose([stored], m.lm.rotary, m.encoder.prefix)
+    adapter = reading("memory").adapter
+    if adapter is not None and adapter.preference and len(passages) > 1:
+        memories = memories.preferring(adapter.gains([[p.score for p in passages]]))
     loaded = time.perf_counter()
-    generation = generator().generate(tail, max_tokens, memories)
+    generation = generator("memory").generate(tail, max_tokens, memories)
     shares = memories.shares(0, len(passages))
     return _answer(
         "memory", generation, passages, shares, started, found, load_ms=_ms(before, loaded)
@@ -163,7 +165,15 @@ def _from_text(
     chunks = [m.prompt.chunk(p.text) for p in passages]
     ids = m.prompt.with_text(chunks, question)
     _require_room(m, len(ids) + max_tokens)
-    generation = generator().generate(ids, max_tokens)
+    if reading("rag").adapter is None:
+        generation = generator("rag").generate(ids, max_tokens)
+    else:
+        # The adapter acts on the question alone: text is read by the model that encodes.
+        before = time.perf_counter()
+        text = m.encoder.encode([[i for chunk in chunks for i in chunk]])
+        memories = compose([text], m.lm.rotary, m.encoder.prefix)
+        generation = generator("rag").generate(m.prompt.tail(question), max_tokens, memories)
+        generation = replace(generation, prompt_tokens=len(ids), memory_entries=0, started=before)
     shares = [None] * len(passages)
     return _answer("rag", generation, passages, shares, started, found, load_ms=0.0)
 

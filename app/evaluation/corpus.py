@@ -89,8 +89,15 @@ class Corpus:
         for index, piece in enumerate(pieces):
             self._of.setdefault(piece.passage, []).append(index)
 
-    def search(self, questions: Tensor, k: int) -> Hits:
-        """The k nearest pieces of each question's vector, equal ones in the order of the corpus."""
+    def search(
+        self, questions: Tensor, k: int, among: Sequence[Sequence[int]] | None = None
+    ) -> Hits:
+        """The k nearest pieces of each question's vector, equal ones in the order of the corpus.
+
+        among: for each question the pieces that count; all of them by default.
+        """
+        if among is not None:
+            return self._search_among(questions, k, among)
         k = min(k, len(self.pieces))
         pieces, scores = [], []
         for start in range(0, len(questions), 256):
@@ -98,6 +105,14 @@ class Corpus:
             cosine, nearest = cosine.sort(dim=1, descending=True, stable=True)
             pieces += nearest[:, :k].tolist()
             scores += cosine[:, :k].tolist()
+        return Hits(pieces, scores)
+
+    def _search_among(self, questions: Tensor, k: int, among: Sequence[Sequence[int]]) -> Hits:
+        pieces, scores = [], []
+        for vector, some in zip(questions, among, strict=True):
+            cosine, order = (self.vectors[list(some)] @ vector).sort(descending=True, stable=True)
+            pieces.append([some[i] for i in order[:k].tolist()])
+            scores.append(cosine[:k].tolist())
         return Hits(pieces, scores)
 
     def of(self, passage: str) -> list[int]:

@@ -8,7 +8,6 @@ the encoder and closed book stay with the model as it was, so that no bank is ev
 
 import copy
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -75,9 +74,9 @@ class Adapter:
             )
         return LanguageModel(reader, lm.tokenizer)
 
-    def gains(self, scores: list[list[float]]) -> Tensor | None:
+    def gains(self, scores: list[list[float]]) -> Tensor:
         """What memories of these cosines get in attention, (requests, most memories), nats."""
-        return None if self.preference == 0 else gains(scores, self.preference)
+        return gains(scores, self.preference)
 
 
 def gains(scores: list[list[float]], preference: float | Tensor) -> Tensor:
@@ -142,17 +141,13 @@ def chosen(choice: str, model: str, prefix: str, mode: AdapterMode) -> Adapter |
     file = folder / f"{mode}.safetensors"
     if file.is_file():
         return load(file, model, prefix, mode)
-    if choice != "auto" and not any(_files(folder)):
+    if choice != "auto" and not any((folder / f"{m}.safetensors").is_file() for m in MODES):
         raise AdapterError(
-            f"MEMBANK_ADAPTER={choice}: no memory.safetensors or rag.safetensors there;"
-            " give the --out folder of `membank train`, auto or none"
+            f"MEMBANK_ADAPTER={choice}: no adapter there; give the --out folder of"
+            " `membank train`, auto or none"
         )
     return None
 
 
 def digest(prefix: str) -> str:
     return hashlib.sha256(prefix.encode()).hexdigest()
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    return (f for f in (folder / f"{mode}.safetensors" for mode in MODES) if f.is_file())
