@@ -348,6 +348,9 @@ def train(
     distil: Annotated[
         bool, typer.Option(help="Learn what the untrained model says with the text in its prompt.")
     ] = False,
+    begin: Annotated[
+        Path | None, typer.Option("--from", help="Adapter file of another run to begin with.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
     seed: Annotated[int, typer.Option(help="Draws examples and first weights.")] = 0,
     as_json: Json = False,
@@ -363,7 +366,7 @@ def train(
         raise UsageError(f"--mode is {mode!r}: memory or rag")
     way: Any = mode
     plan = Plan(steps, batch, rate=rate, rank=rank, every=every, patience=patience, seed=seed)
-    done = command.run(files, out, plan, mode=way, distil=distil, resume=resume)
+    done = command.run(files, out, plan, mode=way, distil=distil, resume=resume, begin=begin)
     _made(done.json(), done.line(), as_json)
 
 

@@ -5,6 +5,7 @@ is embedded once for an embedder, and a run that was cut off goes on where it st
 """
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ class Vectors:
         except (OSError, SafetensorError, KeyError):
             vectors = self._embedder.embed(texts)
         self._folder.mkdir(parents=True, exist_ok=True)
-        new = file.with_suffix(".new")
+        new = file.with_suffix(f".{os.getpid()}")
         save_file({"vectors": vectors}, new)
         new.replace(file)
         return vectors

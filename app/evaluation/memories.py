@@ -1,6 +1,7 @@
 """Memories of texts, encoded when they are first needed and kept packed in a folder."""
 
 import hashlib
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -72,7 +73,7 @@ class MemoryStore:
     def _write(self, text: str, kv: KV) -> None:
         file = self._file(text)
         file.parent.mkdir(parents=True, exist_ok=True)
-        new = file.with_suffix(".new")
+        new = file.with_suffix(f".{os.getpid()}")
         new.write_bytes(pack(kv, self._profile, self._codec))
         new.replace(file)
 

@@ -89,8 +89,8 @@ def gains(scores: list[list[float]], preference: float | Tensor) -> Tensor:
     return behind * preference
 
 
-def load(file: Path, model: str, prefix: str, mode: AdapterMode) -> Adapter:
-    """Read an adapter for the model of this fingerprint and the prefix of this text.
+def load(file: Path, model: str, prefix: str, mode: AdapterMode | None = None) -> Adapter:
+    """Read an adapter for the model of this fingerprint and the prefix of this text, of any mode.
 
     Raises AdapterError that names the file when it is damaged, or made for something else.
     """
@@ -118,7 +118,7 @@ def load(file: Path, model: str, prefix: str, mode: AdapterMode) -> Adapter:
     for name, wanted, of in (
         ("model", model, found.model),
         ("shared prefix", digest(prefix), found.prefix),
-        ("mode", mode, found.mode),
+        ("mode", mode or found.mode, found.mode),
     ):
         if wanted != of:
             raise AdapterError(

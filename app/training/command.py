@@ -1,5 +1,6 @@
 """`membank train`: files in, an adapter and a record of how it came to be out."""
 
+import hashlib
 import json
 import signal
 import threading
@@ -18,7 +19,7 @@ from app.evaluation.memories import MemoryStore
 from app.memory.kv import KV
 from app.runtime import Models, cache, count_tokens, models
 from app.training import data
-from app.training.adapter import AdapterMode
+from app.training.adapter import AdapterMode, load
 from app.training.checkpoint import whole
 from app.training.examples import Example, Examples
 from app.training.loop import Outcome, Plan, Progress, Run
@@ -92,9 +93,11 @@ def run(
     mode: AdapterMode = "memory",
     distil: bool = False,
     resume: bool = False,
+    begin: Path | None = None,
 ) -> Trained:
     """Train a reader adapter for the configured model and profile.
 
+    `begin`: an adapter's file to go on from, of either mode.
     Raises TrainingError, EvaluationError or ModelError with a line that says what is wrong.
     """
     started = time.perf_counter()
@@ -107,6 +110,9 @@ def run(
     examples, valid = _examples(m, found, plan)
     store = MemoryStore(cache() / "memories", m.encoder, m.prompt, m.codec, m.profile.id)
     reader = TrainedReader(m.lm, plan.rank, plan.seed, m.encoder.prefix)
+    first = None if begin is None else load(begin, m.profile.model, m.profile.prefix)
+    if first is not None:
+        reader.begin_with(first)
     sheets = Sheets(m, store, mode)
 
     def loss(some: Sequence[Example]) -> Loss:
@@ -118,6 +124,7 @@ def run(
         "profile": m.profile.id,
         "mode": mode,
         "distil": distil,
+        "begun_from": None if first is None else hashlib.sha256(first.payload()).hexdigest(),
         "dtype": str(m.lm.dtype).removeprefix("torch."),
     }
     adapter = out / f"{mode}.safetensors"

@@ -13,6 +13,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from app.errors import TrainingError
 from app.memory.attention import injected
 from app.memory.compose import compose
 from app.memory.kv import KV
@@ -54,6 +55,20 @@ class TrainedReader:
         config = LoraConfig(r=rank, lora_alpha=int(self._scale * rank), target_modules="all-linear")
         self.model = inject_adapter_in_model(config, copy.deepcopy(lm.model))
         self.preference = torch.nn.Parameter(torch.tensor(PREFERENCE))
+
+    def begin_with(self, adapter: Adapter) -> None:
+        """Go on from what another run learnt. Raises TrainingError when its rank differs."""
+        own = self.parameters()
+        self.preference.data.fill_(adapter.preference)
+        for name, (down, up) in adapter.weights.items():
+            for part, value in (("A", down), ("B", up)):
+                held = own.get(f"{name}.lora_{part}.default.weight")
+                if held is None or held.shape != value.shape:
+                    raise TrainingError(
+                        f"the adapter to begin with has {name} of rank {down.shape[0]}, this run"
+                        " another: give the same --rank"
+                    )
+                held.data.copy_(value)
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """All that is trained, by name."""
