@@ -22,7 +22,7 @@ from app.training import data
 from app.training.adapter import AdapterMode, load
 from app.training.checkpoint import whole
 from app.training.examples import Example, Examples
-from app.training.loop import Outcome, Plan, Progress, Run
+from app.training.loop import Outcome, Plan, Point, Progress, Run
 from app.training.reader import Loss, Shown, TrainedReader, answer_ids
 
 _LONGEST_QUESTION = 256
@@ -129,11 +129,16 @@ def run(
     }
     adapter = out / f"{mode}.safetensors"
 
-    def keep() -> None:
+    def validated(point: Point, best: bool) -> None:
+        console.complain(
+            f"step {point.step}: loss {point.train_loss:.3f}, of validation {point.valid_loss:.3f}"
+        )
+        if not best:
+            return
         learnt = reader.adapter(m.profile.model, m.profile.prefix, mode, m.codec.name)
         whole(adapter, learnt.payload())
 
-    this = Run(reader, loss, plan, out, identity, keep)
+    this = Run(reader, loss, plan, out, identity, validated)
     if resume:
         console.complain(f"going on from step {this.resume()}")
     record = out / f"{mode}.json"

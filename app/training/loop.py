@@ -104,12 +104,15 @@ class Run:
         plan: Plan,
         folder: Path,
         identity: dict[str, Any],
-        keep_best: Callable[[], None],
+        validated: Callable[[Point, bool], None],
     ) -> None:
-        """`identity`: what resuming must have in common; `keep_best` is called at each best."""
+        """`identity`: what resuming must have in common.
+
+        `validated` is called with each point of the curve, and whether it is the best so far.
+        """
         self._reader, self._loss, self._plan, self._folder = reader, loss, plan, folder
         self._identity = identity | asdict(plan)
-        self._keep_best = keep_best
+        self._validated = validated
         self._parameters = reader.parameters()
         weights = [p for name, p in self._parameters.items() if name != "preference"]
         groups = [
@@ -202,8 +205,7 @@ class Run:
         preference = float(self._reader.preference.detach())
         point = Point(self._step, train_loss, losses / tokens, preference, round(self._seconds, 1))
         self.outcome.curve.append(point)
-        if point is self.outcome.best:
-            self._keep_best()
+        self._validated(point, point is self.outcome.best)
 
     def _enough(self) -> bool:
         curve = self.outcome.curve

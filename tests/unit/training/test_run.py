@@ -46,7 +46,9 @@ def made(folder: Path, plan: Plan = PLAN, identity: Any = None, kept: Any = None
             ]
         )
 
-    return Run(reader, loss, plan, folder, identity or {"data": "d"}, kept or (lambda: None))
+    return Run(
+        reader, loss, plan, folder, identity or {"data": "d"}, kept or (lambda point, best: None)
+    )
 
 
 def trained(run: Run, stop_at: int = 10**9) -> dict[str, torch.Tensor]:
@@ -61,13 +63,14 @@ def trained(run: Run, stop_at: int = 10**9) -> dict[str, torch.Tensor]:
 
 
 def test_the_loss_falls_and_the_best_is_kept(tmp_path: Path) -> None:
-    kept: list[int] = []
-    run = made(tmp_path, kept=lambda: kept.append(1))
+    kept: list[bool] = []
+    run = made(tmp_path, kept=lambda point, best: kept.append(best))
     trained(run)
     losses = [point.valid_loss for point in run.outcome.curve]
     assert [point.step for point in run.outcome.curve] == [4, 8, 12]
     assert losses[-1] < losses[0]
-    assert len(kept) >= 2
+    assert kept[0]
+    assert sum(kept) >= 2
 
 
 def test_a_run_that_was_interrupted_ends_as_one_that_was_not(tmp_path: Path) -> None:
