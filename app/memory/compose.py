@@ -60,7 +60,8 @@ class Memories:
         unchanged. The log of how likely each memory is to hold the answer makes attention weigh
         them as a mixture would (Retrieval-Augmented Generation, arXiv 2005.11401).
         """
-        added = gains.gather(1, self.owner.clamp_min(0)).masked_fill(self.owner < 0, 0.0)
+        owner = self.owner
+        added = gains.to(owner.device).gather(1, owner.clamp_min(0)).masked_fill(owner < 0, 0.0)
         added = added[None, :, None]
         return replace(self, bias=added if self.bias is None else self.bias + added, _noted=[])
 

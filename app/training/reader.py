@@ -117,7 +117,7 @@ class TrainedReader:
         memories = compose(read, self.base.rotary, self._prefix)
         if any(len(row) > 1 for row in read):
             behind = gains([list(one.scores) for one in shown], self.preference)
-            memories = memories.preferring(behind.to(device))
+            memories = memories.preferring(behind)
         width = ids.shape[1]
         empty = width - seen.sum(dim=1, keepdim=True).to(device)
         with injected(model, memories):
