@@ -37,6 +37,14 @@ class ProfileError(MembankError):
     """A bank and a reader whose encoder profiles differ."""
 
 
+class TrainingError(MembankError):
+    """Data that cannot be trained on, a run that cannot go on, a result that cannot be kept."""
+
+
+class AdapterError(MembankError):
+    """A reader adapter that is damaged, or was trained for another model or prompt."""
+
+
 class BlobError(MembankError):
     """A KV blob that is damaged, truncated, foreign or of an unknown version."""
 

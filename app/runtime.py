@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from app.errors import ModelError, ProfileError, UsageError
 from app.memory.codec import Codec, codec_for
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from app.memory.embed import Embedder
     from app.memory.encode import Encoder
     from app.memory.model import LanguageModel
+    from app.training.adapter import Adapter
+
+Mode = Literal["memory", "rag", "closed"]
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,11 @@ def native() -> Path:
     return settings().models.expanduser() / "native"
 
 
+def cache() -> Path:
+    """Where this machine keeps vectors and memories of training and evaluation texts."""
+    return settings().models.expanduser().parent / "evaluation"
+
+
 def _fingerprint(folder: str) -> str:
     return fingerprint(folder, settings().models.expanduser() / "fingerprints.json")
 
@@ -130,12 +138,44 @@ def models() -> Models:
     return Models(lm, Encoder(lm, words.prefix), words, embedder, codec(), profile())
 
 
-@lru_cache(maxsize=1)
-def generator() -> "Generator":
-    """What answers with the language model. Only readers need it: its weights are packed first."""
+@dataclass(frozen=True)
+class Reading:
+    """What a mode's answers are read with: the model, changed by an adapter if there is one."""
+
+    lm: "LanguageModel"
+    adapter: "Adapter | None"
+
+
+def reading(mode: Mode, choice: str | None = None) -> Reading:
+    """The model that reads in a mode. `choice`: an adapter, default what the settings name.
+
+    Raises AdapterError for one that is damaged or does not fit.
+    """
+    return _reading(mode, settings().adapter if choice is None else choice)
+
+
+@lru_cache(maxsize=4)
+def _reading(mode: Mode, choice: str) -> Reading:
+    from app.training.adapter import chosen
+
+    m = models()
+    found = None
+    if mode != "closed":
+        found = chosen(choice, m.profile.model, m.profile.prefix, mode)
+    return Reading(m.lm if found is None else found.merged(m.lm), found)
+
+
+def generator(mode: Mode = "closed") -> "Generator":
+    """What answers in a mode. Only readers need it: its weights are packed first."""
+    read = reading(mode)
+    return _generator("closed" if read.adapter is None else mode)
+
+
+@lru_cache(maxsize=3)
+def _generator(mode: Mode) -> "Generator":
     from app.answer.generate import Generator
 
-    return Generator(models().lm, settings().weights, native())
+    return Generator(reading(mode).lm, settings().weights, native())
 
 
 @lru_cache(maxsize=1)

@@ -66,6 +66,11 @@ class Settings(BaseSettings):
         description="Tokens before a chunk in its document that it has in sight while it is"
         " encoded.",
     )
+    adapter: str = Field(
+        "auto",
+        description="Reader adapter: auto (the one that comes with the program for the model, if"
+        " any), none, or the --out folder of `membank train`.",
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Weights and memories: bfloat16 where the processor has it."
     )

@@ -8,8 +8,8 @@ from typing import Any
 
 from app import console
 from app.evaluation.metrics import Interval, difference, interval
+from app.evaluation.plot import Point, plot
 from benchmarks.frontier_results import Asked
-from benchmarks.plot import Point, plot
 
 _CHUNK = 128
 _HEAD = ["memory", "bytes a chunk", "ratio", "KL", "contains", "F1", "F1 - dense"]

@@ -19,10 +19,10 @@ import torch
 
 from app import console
 from app.answer.retrieval import Reader, find
-from app.answer.service import Answer, Mode, ask
+from app.answer.service import Answer, ask
 from app.demo import sample
 from app.errors import UsageError
-from app.runtime import models, prompt
+from app.runtime import Mode, models, prompt
 from benchmarks.peer import Peer, PeerError
 
 MODES: tuple[Mode, ...] = get_args(Mode)

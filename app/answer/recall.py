@@ -8,7 +8,7 @@ from app.answer.retrieval import Reader, load, ms, nearest
 from app.bank.search import Passage, readable
 from app.memory.compose import Memories, compose
 from app.memory.kv import KV
-from app.runtime import models
+from app.runtime import models, reading
 
 # Characters of the answer that a search sees at most, the last ones: with a question they fit into
 # the 512 tokens that the default embedder reads before it cuts.
@@ -64,6 +64,10 @@ class Recall:
         self._passages, self._stored = passages, {p.id: known[p.id] for p in passages}
         stored = list(self._stored.values())
         self._memories = compose([stored], m.lm.rotary, m.encoder.prefix)
+        adapter = reading("memory").adapter
+        if adapter is not None and adapter.preference and len(passages) > 1:
+            gains = adapter.gains([[p.score for p in passages]])
+            self._memories = self._memories.preferring(gains)
         return self._memories
 
     def again(self, written: str) -> Memories | None:

@@ -2,18 +2,18 @@
 
 import time
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from app.answer.generate import Generation, Refresh
 from app.answer.recall import Recall, Source
 from app.answer.retrieval import Found, Reader, checked, find, ms
 from app.bank.search import Passage
 from app.errors import UsageError
+from app.memory.compose import compose
 from app.memory.prompt import closed_book
-from app.runtime import Models, generator, models
+from app.runtime import Mode, Models, generator, models, reading
 from app.settings import LEAST_REFRESH, settings
 
-Mode = Literal["memory", "rag", "closed"]
 NOTHING = "The bank holds nothing for this question that you may read."
 _NO_TIME = dict.fromkeys(
     (
@@ -67,7 +67,7 @@ def ask(
     text, m = checked(question), models()
     tail = m.prompt.tail(text)
     _require_room(m, len(tail) + max_tokens)
-    generator()  # what is loaded once belongs to no answer's time
+    generator(mode)  # what is loaded once belongs to no answer's time
     started = time.perf_counter()
     if mode == "closed":
         return _closed(m, text, max_tokens, started)
@@ -95,7 +95,7 @@ def _from_memory(
     memories = recall.read(passages)
     loaded = time.perf_counter()
     refresh = Refresh(every, recall.again) if every else None
-    generation = generator().generate(tail, max_tokens, memories, refresh=refresh)
+    generation = generator("memory").generate(tail, max_tokens, memories, refresh=refresh)
     answer = _answer("memory", generation, recall.sources(), started, found, ms(before, loaded))
     spent = {"refresh_search": recall.search_ms, "refresh_load": recall.load_ms}
     return replace(answer, timings_ms=answer.timings_ms | spent, swaps=recall.swaps)
@@ -107,7 +107,15 @@ def _from_text(
     chunks = [m.prompt.chunk(p.text) for p in passages]
     ids = m.prompt.with_text(chunks, question)
     _require_room(m, len(ids) + max_tokens)
-    generation = generator().generate(ids, max_tokens)
+    if reading("rag").adapter is None:
+        generation = generator("rag").generate(ids, max_tokens)
+    else:
+        # The adapter acts on the question alone: text is read by the model that encodes.
+        before = time.perf_counter()
+        text = m.encoder.encode([[i for chunk in chunks for i in chunk]])
+        memories = compose([text], m.lm.rotary, m.encoder.prefix)
+        generation = generator("rag").generate(m.prompt.tail(question), max_tokens, memories)
+        generation = replace(generation, prompt_tokens=len(ids), memory_entries=0, started=before)
     return _answer("rag", generation, [Source.of(p) for p in passages], started, found)
 
 

@@ -44,6 +44,24 @@ class Reading:
 
 
 @torch.inference_mode()
+def answers(
+    lm: LanguageModel, tails: Sequence[Sequence[int]], memories: Memories, max_tokens: int
+) -> list[str]:
+    """Each question's greedy answer from its own memories, the shared prefix among them.
+
+    Raises ValueError for questions of different length: nothing is padded.
+    """
+    n = len(tails[0])
+    if any(len(tail) != n for tail in tails):
+        raise ValueError("questions of different length in one batch")
+    cache = DynamicCache()
+    with injected(lm.model, memories):
+        first = _forward(lm, torch.tensor([list(t) for t in tails]), 0, cache, memories, keep=1)
+        said = _greedy(lm, first, n, cache, memories, max_tokens)
+    return [lm.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in said]
+
+
+@torch.inference_mode()
 def read(lm: LanguageModel, askings: Sequence[Asking], max_tokens: int) -> list[list[Reading]]:
     """Answer greedily with at most `max_tokens` tokens; the readings of each question's rows.
 

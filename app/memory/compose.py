@@ -1,7 +1,7 @@
 """Several memories for each request of a batch -> one padded, positioned set of tensors."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -53,10 +53,22 @@ class Memories:
         places = _layer(self.places, layer)
         return position_ids[:, None, :, None] - places[:, :, None, :] >= window
 
+    def preferring(self, gains: Tensor) -> "Memories":
+        """The same memories, each of its entries' logits raised by its gain.
+
+        gains: (batch, memories of the longest request), in nats; what prefix and padding get is
+        unchanged. The log of how likely each memory is to hold the answer makes attention weigh
+        them as a mixture would (Retrieval-Augmented Generation, arXiv 2005.11401).
+        """
+        owner = self.owner
+        added = gains.to(owner.device).gather(1, owner.clamp_min(0)).masked_fill(owner < 0, 0.0)
+        added = added[None, :, None]
+        return replace(self, bias=added if self.bias is None else self.bias + added, _noted=[])
+
     def note(self, weights: Tensor) -> None:
         """Remember one layer's attention of a prompt's last token, (batch, heads, entries)."""
         if len(self._noted) < self.keys.shape[0]:
-            self._noted.append(weights.mean(dim=1))
+            self._noted.append(weights.detach().mean(dim=1))
 
     def shares(self, request: int, memories: int) -> list[float]:
         """Share of attention that each of a request's memories got, mean over heads and layers.

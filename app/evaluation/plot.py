@@ -19,9 +19,18 @@ class Point:
 
 
 def plot(
-    series: Mapping[str, Sequence[Point]], levels: Mapping[str, float], x_name: str, y_name: str
+    series: Mapping[str, Sequence[Point]],
+    levels: Mapping[str, float],
+    x_name: str,
+    y_name: str,
+    *,
+    bytes_across: bool = True,
 ) -> str:
-    """The SVG document. Points of the first series carry their labels."""
+    """The SVG document. Points of the first series carry their labels.
+
+    bytes_across: whether x counts bytes, or is a plain number.
+    """
+    name_of = _short if bytes_across else str
     points = [point for some in series.values() for point in some]
     xs = [math.log2(point.x) for point in points]
     ys = [0.0, *levels.values(), *(y for point in points for y in (point.low, point.high))]
@@ -39,7 +48,7 @@ def plot(
     parts = [_text(_WIDTH / 2, _HEIGHT - 12, x_name), _text(_LEFT, _TOP - 12, y_name)]
     for power in range(left, right + 1):
         parts.append(_line(x(2**power), y(bottom), x(2**power), y(top), "#ddd"))
-        parts.append(_text(x(2**power), y(bottom) + 20, _short(2**power)))
+        parts.append(_text(x(2**power), y(bottom) + 20, name_of(2**power)))
     for number in range(round((top - bottom) / step) + 1):
         value = bottom + number * step
         parts.append(_line(_LEFT, y(value), _WIDTH - _RIGHT, y(value), "#ddd"))

@@ -1,0 +1,71 @@
+"""The answers of `membank eval`, kept in a file that grows by a line an answer."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from app.errors import EvaluationError
+from app.runtime import Mode
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One answer. `recall`: share of the gold passages that were found; None where none is."""
+
+    mode: Mode
+    k: int
+    id: str
+    answer: str
+    contains: float
+    f1: float
+    exact: float
+    recall: float | None
+    abstained: bool
+    answerable: bool
+
+
+class Results:
+    """What is known already, in memory and in `answers.jsonl`."""
+
+    def __init__(self, file: Path | None, head: dict[str, Any]) -> None:
+        """The results in a file, made if need be; None keeps them in memory alone.
+
+        `head`: what all results have in common, by name of the mode.
+        Raises EvaluationError for a file with another head, or one that is none of ours.
+        """
+        self._file, self._head = file, head
+        self._known: dict[tuple[str, int, str], Answered] = {}
+        if file is None:
+            return
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._read(file)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise EvaluationError(
+                f"{file} is not of this evaluation ({error}): give another --out"
+            ) from None
+
+    def get(self, mode: str, k: int, question: str) -> Answered | None:
+        return self._known.get((mode, k, question))
+
+    def add(self, answered: Answered) -> None:
+        self._known[answered.mode, answered.k, answered.id] = answered
+        if self._file is not None:
+            with self._file.open("a") as file:
+                file.write(json.dumps(asdict(answered), ensure_ascii=False) + "\n")
+
+    def _read(self, file: Path) -> None:
+        text = file.read_text() if file.exists() else ""
+        kept, _, torn = text.rpartition("\n")
+        if torn:  # a run was killed while it wrote its last line
+            file.write_text(kept + "\n" if kept else "")
+        head, *rows = [json.loads(line) for line in kept.splitlines()] or [None]
+        if head is None:
+            file.write_text(json.dumps(self._head) + "\n")
+        elif head != self._head:
+            differs = [key for key in self._head if head.get(key) != self._head[key]]
+            raise ValueError(f"its {' and '.join(differs) or 'head'} differ")
+        for row in rows:
+            found = Answered(**row)
+            self._known[found.mode, found.k, found.id] = found

@@ -1,0 +1,89 @@
+"""A run's state on disk: one safetensors file, written whole or not at all."""
+
+import errno
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from app.errors import TrainingError
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Tensors by name, and what JSON holds: the step, the curve, what the run was started with.
+
+    What a step draws follows from seed and step alone, so the step is all that random numbers and
+    the place in the data need.
+    """
+
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+
+    def write(self, file: Path) -> None:
+        """Raises TrainingError when there is no room; what was there before is left as it was."""
+        whole(file, save(self.tensors, {"state": json.dumps(self.state)}))
+
+    @classmethod
+    def read(cls, file: Path) -> "Checkpoint":
+        """Raises TrainingError when the file is missing or damaged."""
+        try:
+            with safe_open(file, framework="pt") as stored:
+                state = json.loads((stored.metadata() or {})["state"])
+                return cls({name: stored.get_tensor(name) for name in list(stored.keys())}, state)
+        except FileNotFoundError:
+            raise TrainingError(
+                f"{file} is not there: nothing to resume, leave --resume out"
+            ) from None
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise TrainingError(f"{file} is damaged ({error}): begin in another --out") from None
+
+
+def whole(file: Path, payload: bytes) -> None:
+    """Write a file so that it is there as a whole or as it was before."""
+    new = file.with_name(f"{file.name}.new")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        new.write_bytes(payload)
+        new.replace(file)
+    except OSError as error:
+        new.unlink(missing_ok=True)
+        why = "the disk is full" if error.errno == errno.ENOSPC else f"{error}"
+        raise TrainingError(
+            f"{file} cannot be written: {why}; what was there before is intact"
+        ) from error
+
+
+def optimizer_tensors(
+    parameters: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
+) -> dict[str, Tensor]:
+    """Parameters and the moments that Adam keeps of them, by name."""
+    found = {f"value/{name}": p.detach().clone() for name, p in parameters.items()}
+    for name, parameter in parameters.items():
+        for key, moment in optimizer.state[parameter].items():
+            found[f"{key}/{name}"] = moment.detach().clone()
+    return found
+
+
+def restore(
+    parameters: dict[str, torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    tensors: dict[str, Tensor],
+) -> None:
+    """Put back what `optimizer_tensors` gave. Raises TrainingError when it is of another run."""
+    try:
+        for name, parameter in parameters.items():
+            parameter.data.copy_(tensors[f"value/{name}"])
+            optimizer.state[parameter] = {
+                key: tensors[f"{key}/{name}"]
+                .clone()
+                .to(parameter.device if key != "step" else "cpu")
+                for key in ("step", "exp_avg", "exp_avg_sq")
+            }
+    except (KeyError, RuntimeError) as error:
+        raise TrainingError(f"the checkpoint is of another model or rank ({error})") from None

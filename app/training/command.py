@@ -1,0 +1,219 @@
+"""`membank train`: files in, an adapter and a record of how it came to be out."""
+
+import hashlib
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from app import console
+from app.errors import TrainingError
+from app.evaluation.corpus import Corpus, Vectors, pieces_of
+from app.evaluation.memories import MemoryStore
+from app.memory.kv import KV
+from app.runtime import Models, cache, count_tokens, models
+from app.training import data
+from app.training.adapter import AdapterMode, load
+from app.training.checkpoint import whole
+from app.training.examples import Example, Examples
+from app.training.loop import Outcome, Plan, Point, Progress, Run
+from app.training.reader import Loss, Shown, TrainedReader, answer_ids
+
+_LONGEST_QUESTION = 256
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run left behind."""
+
+    adapter: Path
+    record: Path
+    outcome: Outcome
+    seconds: float
+
+    def json(self) -> dict[str, Any]:
+        return {
+            "adapter": str(self.adapter),
+            "record": str(self.record),
+            "steps": self.outcome.curve[-1].step,
+            "best": asdict(self.outcome.best),
+            "stopped_early": self.outcome.stopped_early,
+            "seconds": round(self.seconds, 1),
+        }
+
+    def line(self) -> str:
+        best, last = self.outcome.best, self.outcome.curve[-1].step
+        why = ", ended early" if self.outcome.stopped_early else ""
+        return f"{self.adapter}: {last} steps{why}, best loss {best.valid_loss:.3f} at {best.step}"
+
+
+@dataclass(frozen=True)
+class Sheets:
+    """Examples -> what the reader reads, for one way of reading."""
+
+    models: Models
+    store: MemoryStore
+    mode: AdapterMode
+
+    def shown(self, some: Sequence[Example]) -> list[Shown]:
+        m = self.models
+        if self.mode == "rag":
+            read = self.text(some)
+        else:
+            read = [[self.store.load(text) for text in one.texts] for one in some]
+        return [
+            Shown(
+                memories,
+                one.scores,
+                m.prompt.tail(one.question),
+                answer_ids(m.prompt, m.lm, one.answer),
+            )
+            for one, memories in zip(some, read, strict=True)
+        ]
+
+    def text(self, some: Sequence[Example]) -> list[list[KV]]:
+        """Each example's texts as one dense memory, which is the same as text in the prompt."""
+        m = self.models
+        rows = [[i for text in one.texts for i in m.prompt.chunk(text)] for one in some]
+        encoded = iter(m.encoder.encode([row for row in rows if row]))
+        return [[next(encoded)] if row else [] for row in rows]
+
+
+def run(
+    files: Sequence[Path],
+    out: Path,
+    plan: Plan,
+    *,
+    mode: AdapterMode = "memory",
+    distil: bool = False,
+    resume: bool = False,
+    begin: Path | None = None,
+) -> Trained:
+    """Train a reader adapter for the configured model and profile.
+
+    `begin`: an adapter's file to go on from, of either mode.
+    Raises TrainingError, EvaluationError or ModelError with a line that says what is wrong.
+    """
+    started = time.perf_counter()
+    m = models()
+    if not resume and (out / "checkpoint.safetensors").exists():
+        raise TrainingError(f"{out} holds a run already: add --resume, or give another --out")
+    found = data.read(files, _count(m), _LONGEST_QUESTION, plan.seed)
+    for line in found.warnings:
+        console.complain(f"membank: {line}")
+    examples, valid = _examples(m, found, plan)
+    store = MemoryStore(cache() / "memories", m.encoder, m.prompt, m.codec, m.profile.id)
+    reader = TrainedReader(m.lm, plan.rank, plan.seed, m.encoder.prefix)
+    first = None if begin is None else load(begin, m.profile.model, m.profile.prefix)
+    if first is not None:
+        reader.begin_with(first)
+    sheets = Sheets(m, store, mode)
+
+    def loss(some: Sequence[Example]) -> Loss:
+        return reader.loss(sheets.shown(some), sheets.text(some) if distil else None)
+
+    identity = {
+        "data": found.digest,
+        "model": m.profile.model,
+        "profile": m.profile.id,
+        "mode": mode,
+        "distil": distil,
+        "begun_from": None if first is None else hashlib.sha256(first.payload()).hexdigest(),
+        "dtype": str(m.lm.dtype).removeprefix("torch."),
+    }
+    adapter = out / f"{mode}.safetensors"
+
+    def validated(point: Point, best: bool) -> None:
+        console.complain(
+            f"step {point.step}: loss {point.train_loss:.3f}, of validation {point.valid_loss:.3f}"
+        )
+        if not best:
+            return
+        learnt = reader.adapter(m.profile.model, m.profile.prefix, mode, m.codec.name)
+        whole(adapter, learnt.payload())
+
+    this = Run(reader, loss, plan, out, identity, validated)
+    if resume:
+        console.complain(f"going on from step {this.resume()}")
+    record = out / f"{mode}.json"
+    try:
+        with _ending_at_a_step(), _bar() as tell:
+            outcome = this.train(examples, valid, tell)
+    except KeyboardInterrupt:
+        raise TrainingError(
+            f"interrupted; {this.checkpoint} is intact, go on with --resume"
+            if this.checkpoint.exists()
+            else "interrupted before the first checkpoint: nothing is kept"
+        ) from None
+    seconds = time.perf_counter() - started
+    about = {
+        **identity,
+        "files": [str(file.name) for file in files],
+        "rows": {"train": len(found.train), "valid": len(found.valid)},
+        "codec": m.codec.name,
+        "version": version("membank"),
+        "plan": asdict(plan),
+        "curve": [asdict(point) for point in outcome.curve],
+        "best": asdict(outcome.best),
+        "stopped_early": outcome.stopped_early,
+        "seconds": round(seconds, 1),
+    }
+    whole(record, (json.dumps(about, indent=1) + "\n").encode())
+    return Trained(adapter, record, outcome, seconds)
+
+
+def _count(m: Models) -> Callable[[str], int]:
+    return lambda text: len(m.prompt.tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def _examples(m: Models, found: data.Data, plan: Plan) -> tuple[Examples, list[Example]]:
+    pieces = pieces_of(found.passages.values(), count_tokens)
+    vectors = Vectors(m.embedder, m.profile.embedder, cache() / "vectors")
+    rows = [*found.train, *found.valid]
+    with console.progress() as bar:
+        task = bar.add_task("embedding", total=len(pieces) + len(rows), rate="")
+
+        def seen(n: int) -> None:
+            bar.update(task, advance=n)
+
+        corpus = Corpus(pieces, vectors.of([piece.text for piece in pieces], seen))
+        asked = vectors.of([row.question for row in rows], seen)
+    cut = len(found.train)
+    held = Examples(corpus, found.valid, asked[cut:], plan.seed)
+    valid = [held.at(position) for position in range(min(plan.valid, len(held)))]
+    return Examples(corpus, found.train, asked[:cut], plan.seed), valid
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[Progress], None]]:
+    with console.progress() as bar:
+        task = bar.add_task("training", total=None, rate="")
+
+        def tell(now: Progress) -> None:
+            minutes, seconds = divmod(round(now.seconds_left), 60)
+            rate = (
+                f"loss {now.loss:.3f}, {now.tokens_per_second:.0f} tokens/s,"
+                f" {minutes}:{seconds:02} left"
+            )
+            bar.update(task, total=now.steps, completed=now.step, rate=rate)
+
+        yield tell
+
+
+@contextmanager
+def _ending_at_a_step() -> Iterator[None]:
+    """SIGTERM ends a run as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,148 @@
+"""The model that learns: a copy with LoRA on its linear layers, and the loss of its answers.
+
+Question and answer are the live tokens; memories and shared prefix are given, from the model as it
+was, so a step costs the question and the answer, whatever the memories hold.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from app.errors import TrainingError
+from app.memory.attention import injected
+from app.memory.compose import compose
+from app.memory.kv import KV
+from app.memory.model import LanguageModel
+from app.memory.prompt import Prompt
+from app.training.adapter import Adapter, AdapterMode, digest, gains
+
+PREFERENCE = 5.0
+"""Where the preference for well-ranked memories begins, in nats for a cosine of 1."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One example as tensors go: memories, their cosines, token ids of question and answer."""
+
+    memories: Sequence[KV]
+    scores: Sequence[float]
+    tail: Sequence[int]
+    answer: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Sum over answer tokens in nats, how many they are, and the live tokens that were read."""
+
+    total: Tensor
+    tokens: int
+    read: int
+
+
+class TrainedReader:
+    """A copy of `lm` with trainable low-rank changes. `lm` itself stays as it is."""
+
+    def __init__(self, lm: LanguageModel, rank: int, seed: int, prefix: KV | None) -> None:
+        """`rank` of the changes; `seed` of their beginning; `prefix`: the shared prefix's KV."""
+        self.base, self._prefix = lm, prefix
+        self._scale = 2.0
+        torch.manual_seed(seed)
+        config = LoraConfig(r=rank, lora_alpha=int(self._scale * rank), target_modules="all-linear")
+        self.model = inject_adapter_in_model(config, copy.deepcopy(lm.model))
+        self.preference = torch.nn.Parameter(torch.tensor(PREFERENCE))
+
+    def begin_with(self, adapter: Adapter) -> None:
+        """Go on from what another run learnt. Raises TrainingError when its rank differs."""
+        own = self.parameters()
+        self.preference.data.fill_(adapter.preference)
+        for name, (down, up) in adapter.weights.items():
+            for part, value in (("A", down), ("B", up)):
+                held = own.get(f"{name}.lora_{part}.default.weight")
+                if held is None or held.shape != value.shape:
+                    raise TrainingError(
+                        f"the adapter to begin with has {name} of rank {down.shape[0]}, this run"
+                        " another: give the same --rank"
+                    )
+                held.data.copy_(value)
+
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """All that is trained, by name."""
+        found = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        return {**found, "preference": self.preference}
+
+    def loss(self, shown: Sequence[Shown], teacher: Sequence[Sequence[KV]] | None = None) -> Loss:
+        """Negative log-likelihood of the answers. With `teacher`: divergence from the base model.
+
+        teacher: for each example what the untrained model reads instead, its text as one memory;
+        the loss is then KL(untrained on text || reader on memories), over the answer's places.
+        """
+        width = max(len(one.tail) + len(one.answer) for one in shown)
+        keep = max(len(one.answer) for one in shown)
+        ids = torch.zeros(len(shown), width, dtype=torch.long)
+        seen = torch.zeros_like(ids)
+        wanted = torch.full((len(shown), keep), -100)
+        for row, one in enumerate(shown):  # padded in front, so that the answers end together
+            text = [*one.tail, *one.answer]
+            ids[row, width - len(text) :] = torch.tensor(text)
+            seen[row, width - len(text) :] = 1
+            wanted[row, keep - len(one.answer) :] = torch.tensor(one.answer)
+        logits = self._logits(self.model, [one.memories for one in shown], shown, ids, seen, keep)
+        known = wanted != -100
+        if teacher is None:
+            total = cross_entropy(logits[known], wanted.to(logits.device)[known], reduction="sum")
+        else:
+            with torch.no_grad():
+                right = self._logits(self.base.model, teacher, shown, ids, seen, keep)[known]
+            said = logits[known].log_softmax(-1)
+            right = right.log_softmax(-1)
+            total = (right.exp() * (right - said)).sum()
+        return Loss(total, int(known.sum()), int(seen.sum()))
+
+    def _logits(
+        self,
+        model: torch.nn.Module,
+        read: Sequence[Sequence[KV]],
+        shown: Sequence[Shown],
+        ids: Tensor,
+        seen: Tensor,
+        keep: int,
+    ) -> Tensor:
+        """What is expected at each of the last `keep` places, (batch, keep, vocabulary)."""
+        device = self.base.device
+        memories = compose(read, self.base.rotary, self._prefix)
+        if any(len(row) > 1 for row in read):
+            behind = gains([list(one.scores) for one in shown], self.preference)
+            memories = memories.preferring(behind)
+        width = ids.shape[1]
+        empty = width - seen.sum(dim=1, keepdim=True).to(device)
+        with injected(model, memories):
+            logits: Tensor = model(
+                input_ids=ids.to(device),
+                attention_mask=seen.to(device),
+                position_ids=(memories.positions(width) - empty).clamp_min(0),
+                use_cache=False,
+                logits_to_keep=torch.arange(width - keep - 1, width - 1, device=device),
+            ).logits
+        return logits.float()
+
+    def adapter(self, model: str, prefix: str, mode: AdapterMode, codec: str) -> Adapter:
+        """What was learnt so far. Arguments as of `Adapter`, the prefix as text."""
+        state = {name: p.detach().float().cpu().clone() for name, p in self.parameters().items()}
+        down = {n.split(".lora_A.")[0]: p for n, p in state.items() if ".lora_A." in n}
+        up = {n.split(".lora_B.")[0]: p for n, p in state.items() if ".lora_B." in n}
+        weights = {name: (down[name], up[name]) for name in sorted(down)}
+        preference = float(state["preference"])
+        return Adapter(model, digest(prefix), mode, self._scale, preference, codec, weights)
+
+
+def answer_ids(prompt: Prompt, lm: LanguageModel, answer: str) -> list[int]:
+    """Token ids of an answer and of the end that follows it."""
+    ends = lm.end_tokens
+    own = getattr(prompt.tokenizer, "eos_token_id", None)
+    end = own if own in ends else min(ends)
+    return [*prompt.tokenizer(answer, add_special_tokens=False).input_ids, end]

@@ -1,0 +1,135 @@
+"""Editing without training: an answer is swapped in its passage, and the question asked again.
+
+Each passage is encoded as it was and as it is after the edit; what counts is whether the answer is
+then the new one, and whether it is still the old one. RAG reads the same text in its prompt.
+"""
+
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from app import console
+from app.errors import UsageError
+from app.evaluation.command import Plan, Reader
+from app.evaluation.corpus import Corpus, pieces_of
+from app.evaluation.memories import MemoryStore
+from app.evaluation.metrics import contains, interval
+from app.evaluation.questions import Question, read, sample
+from app.evaluation.reading import answers
+from app.evaluation.retrieval import Retrieved
+from app.runtime import Mode, cache, count_tokens, models
+
+_MODES: tuple[Mode, ...] = ("memory", "rag")
+_MOST_TOKENS = 16
+_NO_VECTORS = torch.empty(0, 0)
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A piece of text before and after, and the answers that it gives then."""
+
+    question: Question
+    old: str
+    new: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class Told:
+    """One mode's answers to one edit."""
+
+    before: str
+    after: str
+
+
+def edits(questions: Sequence[Question], n: int, seed: int) -> list[Edit]:
+    """At most n edits: the answer, where its passage says it in so many words, becomes another.
+
+    The other one is the answer of another question, of the same shape: as many words, digits where
+    it has digits, and not in the passage.
+    """
+    known = [q.answers[0] for q in questions if q.answerable and q.gold and len(q.answers[0]) < 40]
+    found = []
+    for question in sample([q for q in questions if q.answerable and q.gold], len(questions), seed):
+        corpus = Corpus(pieces_of(question.gold_passages, count_tokens), _NO_VECTORS)
+        old = question.answers[0]
+        (piece, *_) = corpus.gold(question.gold, question.answers, question.question)
+        text = corpus.pieces[piece].text
+        where = re.compile(rf"(?<!\w){re.escape(old)}(?!\w)")
+        if not where.search(text) or where.search(question.question):
+            continue
+        chance = random.Random(f"{seed}:{question.id}")
+        others = [
+            other for other in known if _shape(other) == _shape(old) and not contains(text, [other])
+        ]
+        if not others:
+            continue
+        new = chance.choice(others)
+        edited = new.join(where.split(text))
+        found.append(Edit(question, old, new, text, edited))
+        if len(found) == n:
+            break
+    return found
+
+
+def run(file: Path, n: int, adapter: str | None, seed: int, as_json: bool) -> None:
+    """Ask before and after n edits, in memory and RAG, and print how often each answer comes.
+
+    Raises UsageError when the file has too few answers that stand in their passage.
+    """
+    some = edits(list(read(file)), n, seed)
+    if len(some) < n:
+        raise UsageError(f"{file} gives {len(some)} edits, -n asks for {n}")
+    m = models()
+    folder = cache() / "memories"
+    store = MemoryStore(folder, m.encoder, m.prompt, m.codec, m.profile.id)
+    reader = Reader(m, store, Plan(modes=_MODES, adapter=adapter))
+    told: dict[Mode, list[Told]] = {mode: [] for mode in _MODES}
+    with console.progress() as bar:
+        for edit in bar.track(some, description="edits"):
+            for mode in _MODES:
+                told[mode].append(_ask(reader, mode, edit))
+    value = {"n": n, "modes": {mode: _scores(some, told[mode]) for mode in _MODES}}
+    if as_json:
+        console.print_json(value)
+        return
+    head = ["mode", "old, before", "new, after", "old, after", "right before: new after"]
+    rows: list[list[object]] = []
+    for mode in _MODES:
+        found: dict[str, Any] = value["modes"][mode]  # type: ignore[index]
+        rows.append([mode, *(_points(found[name]) for name in list(found))])
+    console.table(f"{n} edits, share of answers in points with 95 % intervals", head, rows)
+
+
+def _ask(reader: Reader, mode: Mode, edit: Edit) -> Told:
+    tail = reader.tail(mode, edit.question)
+    read = [Retrieved((text,), (1.0,), ("",)) for text in (edit.before, edit.after)]
+    memories = reader.memories(mode, read, 1)
+    return Told(*answers(reader.read(mode).lm, [tail, tail], memories, _MOST_TOKENS))
+
+
+def _scores(some: Sequence[Edit], told: Sequence[Told]) -> dict[str, Any]:
+    right = [contains(t.before, [e.old]) for e, t in zip(some, told, strict=True)]
+    new = [contains(t.after, [e.new]) for e, t in zip(some, told, strict=True)]
+    old = [contains(t.after, [e.old]) for e, t in zip(some, told, strict=True)]
+    followed = [n for n, r in zip(new, right, strict=True) if r]
+    return {
+        "old_before": asdict(interval(right)),
+        "new_after": asdict(interval(new)),
+        "old_after": asdict(interval(old)),
+        "new_after_where_right_before": asdict(interval(followed or [0.0])),
+    }
+
+
+def _shape(answer: str) -> tuple[int, bool, bool]:
+    return len(answer.split()), any(c.isdigit() for c in answer), answer[:1].isupper()
+
+
+def _points(found: dict[str, float]) -> str:
+    return f"{100 * found['mean']:.1f} [{100 * found['low']:.1f}, {100 * found['high']:.1f}]"
