@@ -175,11 +175,11 @@ def test_memories_stay_when_a_refresh_finds_nothing_near_enough(hana: Reader) ->
 
 
 def test_the_command_refreshes_and_refuses_what_cannot_be(
-    hana: Reader, membank: Run, membank_json: Callable[..., Any]
+    hana: Reader, membank_process: Run, membank_json: Callable[..., Any]
 ) -> None:
     where = ("ask", LEAVE, "--tenant", "curio", "--bank", "handbook", "--as", "hana")
     assert membank_json(*where, "--refresh-every", "8")["refreshes"] > 0
-    refused = membank(*where, MEMBANK_REFRESH_EVERY="5")
+    refused = membank_process(*where, MEMBANK_REFRESH_EVERY="5")
     assert refused.returncode == 2
     assert "MEMBANK_REFRESH_EVERY='5'" in refused.stderr
     with pytest.raises(UsageError, match="--refresh-every is 7"):
