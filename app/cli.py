@@ -520,6 +520,9 @@ def bench_frontier(
     ] = Path("frontier"),
     max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 24,
     seed: Annotated[int, typer.Option(help="Draws the questions.")] = 0,
+    adapter: Annotated[
+        str, typer.Option(help="What reads: DIR of an adapter, auto, or none for the model itself.")
+    ] = "none",
     as_json: Json = False,
 ) -> None:
     """Size of a memory against quality of answers, beside RAG and closed book."""
@@ -529,7 +532,8 @@ def bench_frontier(
     # A comma in front of a digit is one of `layers:0-4,20-29`.
     names = [name.strip() for name in re.split(r",(?!\d)", settings_) if name.strip()]
     numbers = _numbers("-n", n)[: len(files)]
-    frontier.run(files, numbers, names, out, max_tokens=max_tokens, seed=seed, as_json=as_json)
+    more: Any = {"max_tokens": max_tokens, "seed": seed, "adapter": adapter, "as_json": as_json}
+    frontier.run(files, numbers, names, out, **more)
 
 
 @benches.command("edit")

@@ -20,8 +20,9 @@ from app.evaluation.setting import DEFAULT, DENSE, Encoded, Setting, Settings
 from app.ingest.split import split
 from app.memory.encode import Encoder
 from app.memory.kv import KV
+from app.memory.model import LanguageModel
 from app.memory.prompt import CLOSED_INSTRUCTION, Prompt
-from app.runtime import Models, codebooks, count_tokens, models
+from app.runtime import Models, codebooks, count_tokens, models, reading
 from benchmarks import frontier_report
 from benchmarks.frontier_results import Answer, Asked, Results
 
@@ -33,21 +34,25 @@ far more on moving memory than they save."""
 
 @dataclass(frozen=True)
 class Reader:
-    """One model with what is in front of a question: the shared prefix, or closed book's."""
+    """One model with what is in front of a question: the shared prefix, or closed book's.
+
+    lm: what reads, the model itself or with a reader adapter.
+    """
 
     models: Models
+    lm: LanguageModel
     closed: Encoder
 
     @classmethod
-    def of(cls, m: Models) -> "Reader":
-        return cls(m, Encoder(m.lm, Prompt.of(m.lm.tokenizer, CLOSED_INSTRUCTION).prefix))
+    def of(cls, m: Models, lm: LanguageModel) -> "Reader":
+        return cls(m, lm, Encoder(m.lm, Prompt.of(m.lm.tokenizer, CLOSED_INSTRUCTION).prefix))
 
     def ask(
         self, questions: Sequence[Question], compared: Sequence[Setting], max_tokens: int
     ) -> list[Asked]:
         """All rows of questions of one length; the first of `compared` is the dense reference."""
         sheets = [self._sheet(question, compared) for question in questions]
-        readings = read(self.models.lm, [sheet.asking for sheet in sheets], max_tokens)
+        readings = read(self.lm, [sheet.asking for sheet in sheets], max_tokens)
         names = [*(setting.name for setting in compared), RAG, CLOSED]
         return [
             Asked(
@@ -110,9 +115,12 @@ def run(
     *,
     max_tokens: int = 24,
     seed: int = 0,
+    adapter: str = "none",
     as_json: bool = False,
 ) -> None:
     """Measure the settings `names`, or the default ones; write table and plot to `out`.
+
+    `adapter`: what reads, as MEMBANK_ADAPTER names it; every row is read with it.
 
     `files`: question files by the name of their set; `numbers`: how many questions of each.
     Raises UsageError for an unknown setting (`app.evaluation.setting`) or numbers that do not fit
@@ -128,6 +136,8 @@ def run(
         name: _drawn(file, n, seed) for (name, file), n in zip(files.items(), numbers, strict=True)
     }
     m = models()
+    reader = reading("memory", adapter)
+    learnt = "none" if reader.adapter is None else reader.adapter.digest
     compared = Settings(m.encoder, m.profile.model, codebooks()).of(names or DEFAULT)
     results = Results.of(
         out,
@@ -136,9 +146,10 @@ def run(
             "dtype": str(m.lm.dtype).removeprefix("torch."),
             "prefix": m.profile.prefix,
             "max_tokens": max_tokens,
+            "adapter": learnt,
         },
     )
-    _measure(Reader.of(m), asked, compared, results, max_tokens)
+    _measure(Reader.of(m, reader.lm), asked, compared, results, max_tokens)
     found = {
         name: results.asked(name, [question.id for question in questions])
         for name, questions in asked.items()
