@@ -50,7 +50,7 @@ class Settings(BaseSettings):
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the models run.")
     codec: str = Field(
-        "int8",
+        "auto",
         description="How memories are made small: auto (the codebook fitted to the model, else"
         " rotated4), int8, int4, int2, rotated1 to rotated4, or the path of a codebook.",
     )

@@ -27,6 +27,7 @@ from benchmarks.peer import Peer, PeerError
 
 MODES: tuple[Mode, ...] = get_args(Mode)
 LLAMA, GENERATE = "llama.cpp rag", "transformers rag"
+PEERS = ("rag", GENERATE, LLAMA)
 _MIN_SCORE = -1.0  # every passage counts, so that all modes read k of them
 
 
@@ -139,26 +140,25 @@ def report(found: dict[int, Rows], questions: int, missing: str | None = None) -
 
     `missing`: why there is no peer.
     """
+    peers = [name for name in PEERS if any(name in modes for modes in found.values())]
     rows: list[list[object]] = []
     for k, modes in found.items():
         for mode, row in modes.items():
             times = [row.first_token_ms, row.search_ms, row.load_ms, row.prefill_ms]
             tokens = [int(row.tokens_processed), int(row.memory_tokens)]
-            rows.append([k, mode, *times, *tokens, *_ratios(modes, row)])
+            rows.append([k, mode, *times, *tokens, *_ratios(modes, peers, row)])
     console.table(
         f"medians of {questions} questions; milliseconds; tokens that the model processes",
         [
             "k",
             "mode",
-            "first token",
+            "first",
             "search",
             "load",
             "prefill",
             "tokens",
             "in memory",
-            "against RAG",
-            "against transformers",
-            "against llama.cpp",
+            *(f"times {name}" for name in peers),
         ],
         rows,
     )
@@ -166,9 +166,9 @@ def report(found: dict[int, Rows], questions: int, missing: str | None = None) -
         console.say(f"{LLAMA}: {missing}")
 
 
-def _ratios(modes: Rows, row: Row) -> list[str]:
-    peers = [modes.get("rag"), modes.get(GENERATE), modes.get(LLAMA)]
-    return [f"{p.first_token_ms / row.first_token_ms:.1f}x" if p else "" for p in peers]
+def _ratios(modes: Rows, peers: Sequence[str], row: Row) -> list[str]:
+    firsts = [modes[name].first_token_ms if name in modes else None for name in peers]
+    return ["" if first is None else f"{first / row.first_token_ms:.1f}x" for first in firsts]
 
 
 def summary(found: dict[int, Rows], n: int, missing: str | None) -> dict[str, Any]:

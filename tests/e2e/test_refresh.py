@@ -18,6 +18,7 @@ from app.ingest.command import run as ingest
 from app.local.processes import wait_until
 from app.local.stack import Stack
 from app.runtime import models
+from app.settings import settings
 from tests.e2e.conftest import Run, make_tenant
 
 LEAVE = "How many days of annual leave does an employee of Curio have?"
@@ -39,6 +40,12 @@ def folder(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Path:
         allow = ("group:keys",) if name == "safe" else ("everyone",)
         ingest([root / f"{name}.md"], "curio", "handbook", allow, False, True)
     return root
+
+
+@pytest.fixture(autouse=True)
+def long_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reader that comes with the program answers in a few words, before any refresh."""
+    monkeypatch.setattr(settings(), "adapter", "none")
 
 
 @pytest.fixture
@@ -192,7 +199,6 @@ def test_the_command_refreshes_and_refuses_what_cannot_be(
 def test_the_setting_counts_for_answers_from_memory(
     hana: Reader, monkeypatch: pytest.MonkeyPatch, mode: Any
 ) -> None:
-    from app.settings import settings
 
     monkeypatch.setattr(settings(), "refresh_every", 8)
     assert (ask(hana, LEAVE, mode=mode).refreshes > 0) == (mode == "memory")

@@ -8,7 +8,7 @@ from app.bank import outbox
 from app.bank.session import Asker
 from app.errors import UsageError
 from app.ingest.service import pieces_of
-from app.memory.codec import SIMPLE, unpack
+from app.memory.codec import unpack
 from app.runtime import codec, compactor, count_tokens, models, profile
 from app.settings import settings
 from tests.conftest import PROFILE, Company, administer, ask
@@ -25,6 +25,7 @@ def in_context(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEMBANK_CONTEXT", "40")
     monkeypatch.setenv("MEMBANK_DTYPE", "float32")
     monkeypatch.setenv("MEMBANK_COMPACTION", "reconstruction:0.5+match")
+    monkeypatch.setenv("MEMBANK_CODEC", "int8")
     cached = (settings, profile, models, codec, compactor)
     for one in cached:
         one.cache_clear()
@@ -53,7 +54,7 @@ def test_a_workers_memory_has_seen_what_stands_before_it_and_is_compacted(
         chunk, front = m.prompt.chunk(text), m.prompt.chunk(before) if before else []
         dense = m.encoder.encode([chunk], before=[front[-40:]])
         (expected,) = compactor().compact(m.encoder, [chunk], dense)
-        kv = unpack(payload, m.profile.id, SIMPLE["int8"])
+        kv = unpack(payload, m.profile.id, codec())
         assert kv.entries == -(-len(chunk) // 2)
         assert (kv.keys - expected.keys).abs().max() < 0.05 * expected.keys.abs().max()
         assert torch.equal(kv.offsets, expected.offsets)  # type: ignore[arg-type]
