@@ -79,11 +79,10 @@ def restore(
     try:
         for name, parameter in parameters.items():
             parameter.data.copy_(tensors[f"value/{name}"])
+            moments = {key: tensors[f"{key}/{name}"] for key in ("exp_avg", "exp_avg_sq")}
             optimizer.state[parameter] = {
-                key: tensors[f"{key}/{name}"]
-                .clone()
-                .to(parameter.device if key != "step" else "cpu")
-                for key in ("step", "exp_avg", "exp_avg_sq")
+                "step": tensors[f"step/{name}"].clone(),
+                **{key: value.to(parameter, copy=True) for key, value in moments.items()},
             }
     except (KeyError, RuntimeError) as error:
         raise TrainingError(f"the checkpoint is of another model or rank ({error})") from None

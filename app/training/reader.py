@@ -54,6 +54,9 @@ class TrainedReader:
         torch.manual_seed(seed)
         config = LoraConfig(r=rank, lora_alpha=int(self._scale * rank), target_modules="all-linear")
         self.model = inject_adapter_in_model(config, copy.deepcopy(lm.model))
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:  # bfloat16 would round small steps away
+                parameter.data = parameter.data.float()
         self.preference = torch.nn.Parameter(torch.tensor(PREFERENCE))
 
     def begin_with(self, adapter: Adapter) -> None:

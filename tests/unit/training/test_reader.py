@@ -10,6 +10,7 @@ from app.memory.encode import Encoder
 from app.memory.model import LanguageModel
 from app.training.adapter import gains
 from app.training.reader import Shown, TrainedReader
+from tests.unit.memory.families import tiny
 
 CHUNKS = [[10, 11, 12, 13], [20, 21, 22], [30, 31, 32, 33, 34]]
 
@@ -98,3 +99,9 @@ def test_distillation_is_nothing_where_reader_and_teacher_agree(
     assert float(same.total.detach()) == pytest.approx(0, abs=1e-4)
     other = reader.loss([row], [encoder.encode([[60, 61, 62, 63]])])
     assert float(other.total.detach()) > 0.01
+
+
+def test_what_is_trained_is_kept_in_float32_whatever_the_model_computes_in() -> None:
+    lm = LanguageModel(tiny("llama", torch.bfloat16), None)
+    reader = TrainedReader(lm, 2, 0, None)
+    assert {parameter.dtype for parameter in reader.parameters().values()} == {torch.float32}
