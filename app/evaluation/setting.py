@@ -18,6 +18,7 @@ from app.memory.codec import SIMPLE, Codec, codec_for, pack, unpack
 from app.memory.compact import Compactor
 from app.memory.encode import Encoder
 from app.memory.kv import KV
+from app.memory.score import SCORERS
 
 DENSE, HALF = "dense", "bfloat16"
 _CONTEXT = re.compile(r"context:([1-9][0-9]{0,3})/(.+)")
@@ -25,10 +26,11 @@ DEFAULT = [
     HALF,
     *SIMPLE,
     "auto",
-    "column-sums:0.5@bfloat16",
-    "reconstruction:0.5@bfloat16",
+    *(f"{scorer}:0.5@bfloat16" for scorer in SCORERS),
+    "reconstruction:0.5:0.2@bfloat16",
     "reconstruction:0.5+match@bfloat16",
     "reconstruction:0.5+match@int8",
+    "context:256/bfloat16",
 ]
 """What is measured where nothing else is asked for."""
 
