@@ -4,7 +4,10 @@ import contextlib
 import json
 import os
 import shutil
+import signal
+import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +73,7 @@ def temporary_stack(tell: Callable[[str], None]) -> Iterator[Stack]:
     settings.cache_clear()
     stack = Stack()
     try:
+        _end_on_sigterm()
         for step in stack.servers():
             tell(f"{step.name} {step.detail}")
         for name in SERVICES:
@@ -86,6 +90,16 @@ def temporary_stack(tell: Callable[[str], None]) -> Iterator[Stack]:
             else:
                 os.environ[name] = value
         settings.cache_clear()
+
+
+def _end_on_sigterm() -> None:
+    """So that the servers do not outlive a run that `timeout` or a service manager ends."""
+
+    def end(*_: object) -> None:
+        sys.exit(128 + signal.SIGTERM)
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, end)
 
 
 def fill() -> int:

@@ -111,6 +111,30 @@ def test_down_leaves_no_process_also_after_kills(home: Path, killed: tuple[str, 
     assert Processes(home).strays() == []
 
 
+def test_a_temporary_stack_ends_with_the_run_that_is_told_to_end(tmp_path: Path) -> None:
+    code = (
+        "from app.demo.sample import temporary_stack\n"
+        "with temporary_stack(lambda line: print(line, flush=True)):\n"
+        "    print('made', flush=True)\n"
+        "    input()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={k: v for k, v in os.environ.items() if not k.startswith("MEMBANK_")}
+        | {"TMPDIR": str(tmp_path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert "made\n" in iter(process.stdout.readline, "")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert not list(tmp_path.glob("membank-demo-*"))
+    assert not [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in str(p.info)]
+
+
 def test_servers_of_the_user_are_used_and_not_started(home: Path, tmp_path: Path) -> None:
     running = up(home)
     from app.local.postgres import EmbeddedPostgres
