@@ -1,6 +1,5 @@
 """`membank eval`: memory, RAG and closed book on one question file, in one run."""
 
-import hashlib
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -245,8 +244,7 @@ def _head(m: Models, plan: Plan, file: Path, corpus: Path | None) -> dict[str, A
     adapters = {}
     for mode in MODES:
         adapter = reading(mode, plan.adapter).adapter
-        payload = b"" if adapter is None else adapter.payload()
-        adapters[mode] = hashlib.sha256(payload).hexdigest()[:16] if payload else "none"
+        adapters[mode] = "none" if adapter is None else adapter.id
     return {
         "file": file.name,
         "corpus": None if corpus is None else corpus.name,
