@@ -92,9 +92,11 @@ def run(file: Path, n: int, adapter: str | None, seed: int, as_json: bool) -> No
     reader = Reader(m, store, Plan(modes=_MODES, adapter=adapter))
     told: dict[Mode, list[Told]] = {mode: [] for mode in _MODES}
     with console.progress() as bar:
-        for edit in bar.track(some, description="edits"):
+        task = bar.add_task("edits", total=n, rate="")
+        for edit in some:
             for mode in _MODES:
                 told[mode].append(_ask(reader, mode, edit))
+            bar.advance(task)
     value = {"n": n, "modes": {mode: _scores(some, told[mode]) for mode in _MODES}}
     if as_json:
         console.print_json(value)

@@ -43,7 +43,8 @@ def run(file: Path, n: int, k: int, adapter: str | None, seed: int, as_json: boo
     reader = reading("memory", adapter)
     found: dict[str, list[float]] = {"alone": [], "base, irrelevant": [], "reader, irrelevant": []}
     with console.progress() as bar:
-        for number in bar.track(range(n), description="reading"):
+        task = bar.add_task("reading", total=n, rate="")
+        for number in range(n):
             ids = m.prompt.chunk(passages[number].text)[:_TOKENS]
             others = passages[n + number * k : n + (number + 1) * k]
             kvs = [store.load(f"{p.title}\n{p.text}"[:480]) for p in others]
@@ -56,6 +57,7 @@ def run(file: Path, n: int, k: int, adapter: str | None, seed: int, as_json: boo
             found["alone"].append(_nll(m.lm, ids, alone))
             found["base, irrelevant"].append(_nll(m.lm, ids, beside))
             found["reader, irrelevant"].append(_nll(reader.lm, ids, gained))
+            bar.advance(task)
     rows: list[list[object]] = []
     value: dict[str, object] = {"n": n, "k": k}
     for name, losses in found.items():

@@ -1,6 +1,5 @@
 """`membank eval`: memory, RAG and closed book on one question file, in one run."""
 
-import hashlib
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +26,7 @@ from app.memory.kv import KV
 from app.memory.prompt import CLOSED_INSTRUCTION, Prompt
 from app.runtime import Mode, Models, Reading, cache, count_tokens, models, native, reading
 from app.settings import settings
+from app.training.adapter import MODES
 
 _ROWS, _ROWS_TIMES_K = 32, 96
 """Of a batch: questions, and memories of all of them."""
@@ -240,12 +240,11 @@ def _drawn(file: Path, plan: Plan) -> list[Question]:
 
 
 def _head(m: Models, plan: Plan, file: Path, corpus: Path | None) -> dict[str, Any]:
-    """What decides the answers."""
+    """What decides the answers, whichever modes are asked in this run."""
     adapters = {}
-    for mode in plan.modes:
+    for mode in MODES:
         adapter = reading(mode, plan.adapter).adapter
-        payload = b"" if adapter is None else adapter.payload()
-        adapters[mode] = hashlib.sha256(payload).hexdigest()[:16] if payload else "none"
+        adapters[mode] = "none" if adapter is None else adapter.id
     return {
         "file": file.name,
         "corpus": None if corpus is None else corpus.name,

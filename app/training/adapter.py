@@ -61,6 +61,18 @@ class Adapter:
         }
         return save(tensors, header)
 
+    @property
+    def id(self) -> str:
+        """32 hex digits of sha256 over all that decides what it does, the same in every process."""
+        known = hashlib.sha256(
+            repr((self.model, self.prefix, self.mode, self.scale, self.preference)).encode()
+        )
+        for name, parts in sorted(self.weights.items()):
+            known.update(name.encode())
+            for part in parts:
+                known.update(part.half().cpu().contiguous().numpy().tobytes())
+        return known.hexdigest()[:32]
+
     def merged(self, lm: LanguageModel) -> LanguageModel:
         """A second model with the changed weights; what is not changed is shared with `lm`.
 

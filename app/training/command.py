@@ -1,6 +1,5 @@
 """`membank train`: files in, an adapter and a record of how it came to be out."""
 
-import hashlib
 import json
 import signal
 import threading
@@ -124,7 +123,7 @@ def run(
         "profile": m.profile.id,
         "mode": mode,
         "distil": distil,
-        "begun_from": None if first is None else hashlib.sha256(first.payload()).hexdigest(),
+        "begun_from": None if first is None else first.id,
         "dtype": str(m.lm.dtype).removeprefix("torch."),
     }
     adapter = out / f"{mode}.safetensors"

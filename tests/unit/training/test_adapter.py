@@ -30,6 +30,7 @@ def written(folder: Path, adapter: Adapter = ADAPTER) -> Path:
 def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     found = load(written(tmp_path), "m" * 64, "facts", "memory")
     assert (found.scale, found.preference, found.codec) == (2.0, 7.5, "int8")
+    assert found.id == ADAPTER.id == "057a8fd9a40ef6e0e141a6f2c113be56"
     for one, other in zip(found.weights[NAME], ADAPTER.weights[NAME], strict=True):
         assert torch.equal(one, other)
 
