@@ -19,12 +19,12 @@ from app import console
 from app.demo.sample import HANDBOOKS
 from app.errors import UsageError
 from app.ingest.service import pieces_of
-from app.memory.codec import pack
+from app.memory.codec import SIMPLE, Codec, check, decode, pack
 from app.memory.compact import Compactor
 from app.memory.encode import BATCH_TOKENS, batches, padded
 from app.runtime import Models, count_tokens, models
 
-CONTEXT = 256
+CONTEXT, LOADED = 256, 5
 _MIB = 2**20
 
 
@@ -57,6 +57,7 @@ def run(repeats: int, compaction: str, document_tokens: int, as_json: bool) -> N
     chunks = _chunks(m, BATCH_TOKENS)
     rows = measure(m, chunks, compactor, repeats)
     tokens = sum(map(len, chunks))
+    loaded = loading(m, chunks[:LOADED], repeats)
     changed = stale()
     if as_json:
         console.print_json(
@@ -66,6 +67,7 @@ def run(repeats: int, compaction: str, document_tokens: int, as_json: bool) -> N
                 "dtype": str(m.lm.dtype),
                 "ways": {name: asdict(row) for name, row in rows.items()},
                 "document": asdict(streamed),
+                "loading_gb_per_second": loaded,
                 "stale_chunks": changed,
             }
         )
@@ -79,6 +81,11 @@ def run(repeats: int, compaction: str, document_tokens: int, as_json: bool) -> N
         f"A document of {streamed.tokens} tokens, streamed; peak MiB above the loaded model",
         ["in the first quarter", "in all", "all its memories, dense"],
         [[streamed.peak_mib_of_first_quarter, streamed.peak_mib, streamed.dense_mib]],
+    )
+    console.table(
+        f"Loading {LOADED} memories with one core: blobs to tensors in {m.lm.dtype}",
+        ["codec", "GB a second"],
+        [[name, f"{rate:.2f}"] for name, rate in loaded.items()],
     )
     console.table(
         "Chunks that an edited paragraph makes stale, the mean over all paragraphs",
@@ -120,6 +127,24 @@ def measure(
 def _bare(m: Models, chunks: Sequence[list[int]]) -> None:
     for batch in batches([len(chunk) for chunk in chunks], BATCH_TOKENS):
         m.lm.decoder(input_ids=padded([chunks[i] for i in batch], m.lm.device), use_cache=False)
+
+
+def loading(m: Models, chunks: Sequence[list[int]], repeats: int) -> dict[str, float]:
+    """Codec -> GB of keys and values a second that one core makes of blobs, checksums included."""
+    dense = m.encoder.encode(chunks)
+    size = sum(kv.keys.nbytes + kv.values.nbytes for kv in dense)
+    threads, found = torch.get_num_threads(), {}
+    torch.set_num_threads(1)
+    for codec in {c.name: c for c in (m.codec, SIMPLE["int8"])}.values():
+        payloads = [pack(kv, m.profile.id, codec) for kv in dense]
+
+        def load(codec: Codec = codec, payloads: Sequence[bytes] = payloads) -> object:
+            return decode([check(p, m.profile.id, codec) for p in payloads], codec, m.lm.dtype)
+
+        seconds = [_seconds(m, load) for _ in range(5 * repeats + 1)][1:]
+        found[codec.name] = size / median(seconds) / 1e9
+    torch.set_num_threads(threads)
+    return found
 
 
 def stale() -> dict[int, float]:
