@@ -18,11 +18,11 @@ from app.errors import UsageError
 from app.evaluation.command import Plan, Reader
 from app.evaluation.corpus import Corpus, pieces_of
 from app.evaluation.memories import MemoryStore
-from app.evaluation.metrics import contains, interval
+from app.evaluation.metrics import Interval, contains, interval
 from app.evaluation.questions import Question, read, sample
 from app.evaluation.reading import answers
 from app.evaluation.retrieval import Retrieved
-from app.runtime import Mode, cache, count_tokens, models
+from app.runtime import Mode, count_tokens, models
 
 _MODES: tuple[Mode, ...] = ("memory", "rag")
 _MOST_TOKENS = 16
@@ -87,8 +87,7 @@ def run(file: Path, n: int, adapter: str | None, seed: int, as_json: bool) -> No
     if len(some) < n:
         raise UsageError(f"{file} gives {len(some)} edits, -n asks for {n}")
     m = models()
-    folder = cache() / "memories"
-    store = MemoryStore(folder, m.encoder, m.prompt, m.codec, m.profile.id)
+    store = MemoryStore.of(m)
     reader = Reader(m, store, Plan(modes=_MODES, adapter=adapter))
     told: dict[Mode, list[Told]] = {mode: [] for mode in _MODES}
     with console.progress() as bar:
@@ -105,7 +104,7 @@ def run(file: Path, n: int, adapter: str | None, seed: int, as_json: bool) -> No
     rows: list[list[object]] = []
     for mode in _MODES:
         found: dict[str, Any] = value["modes"][mode]  # type: ignore[index]
-        rows.append([mode, *(_points(found[name]) for name in list(found))])
+        rows.append([mode, *(Interval(**one).points() for one in found.values())])
     console.table(f"{n} edits, share of answers in points with 95 % intervals", head, rows)
 
 
@@ -131,7 +130,3 @@ def _scores(some: Sequence[Edit], told: Sequence[Told]) -> dict[str, Any]:
 
 def _shape(answer: str) -> tuple[int, bool, bool]:
     return len(answer.split()), any(c.isdigit() for c in answer), answer[:1].isupper()
-
-
-def _points(found: dict[str, float]) -> str:
-    return f"{100 * found['mean']:.1f} [{100 * found['low']:.1f}, {100 * found['high']:.1f}]"

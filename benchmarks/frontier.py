@@ -137,7 +137,7 @@ def run(
     }
     m = models()
     reader = reading("memory", adapter)
-    learnt = "none" if reader.adapter is None else reader.adapter.digest
+    learnt = "none" if reader.adapter is None else reader.adapter.id
     compared = Settings(m.encoder, m.profile.model, codebooks()).of(names or DEFAULT)
     results = Results.of(
         out,

@@ -7,7 +7,6 @@ is measured against the base model behind the same shared prefix.
 import math
 import random
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -21,7 +20,7 @@ from app.evaluation.questions import read_passages
 from app.memory.attention import injected
 from app.memory.compose import Memories, compose
 from app.memory.model import LanguageModel
-from app.runtime import cache, models, reading
+from app.runtime import models, reading
 
 _TOKENS = 256
 
@@ -38,8 +37,7 @@ def run(file: Path, n: int, k: int, adapter: str | None, seed: int, as_json: boo
         )
     random.Random(seed).shuffle(passages)
     m = models()
-    folder = cache() / "memories"
-    store = MemoryStore(folder, m.encoder, m.prompt, m.codec, m.profile.id)
+    store = MemoryStore.of(m)
     reader = reading("memory", adapter)
     found: dict[str, list[float]] = {"alone": [], "base, irrelevant": [], "reader, irrelevant": []}
     with console.progress() as bar:
@@ -76,7 +74,6 @@ def run(file: Path, n: int, k: int, adapter: str | None, seed: int, as_json: boo
 def _nll(lm: LanguageModel, ids: Sequence[int], memories: Memories) -> float:
     """Nats a token, the first one not counted."""
     text = torch.tensor([list(ids)], device=lm.device)
-    block: AbstractContextManager[None] = injected(lm.model, memories)
-    with block:
+    with injected(lm.model, memories):
         logits = lm.model(input_ids=text, position_ids=memories.positions(len(ids))).logits
     return float(cross_entropy(logits[0, :-1].float(), text[0, 1:]))

@@ -154,8 +154,7 @@ def run(
         found = Retrieval.of(
             questions, passages, alike, vectors, count_tokens, max(plan.ks), plan.gold, told
         )
-    folder = cache() / "memories"
-    store = MemoryStore(folder, m.encoder, m.prompt, m.codec, m.profile.id, keep=200)
+    store = MemoryStore.of(m, keep=200)
     reader = Reader(m, store, plan)
     _ask(reader, questions, found, plan, results)
     columns = {

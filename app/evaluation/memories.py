@@ -8,9 +8,11 @@ from pathlib import Path
 
 from app.errors import BlobError
 from app.memory.codec import Codec, pack, unpack
+from app.memory.compact import Compactor
 from app.memory.encode import Encoder
 from app.memory.kv import KV
 from app.memory.prompt import Prompt
+from app.runtime import Models, cache, compactor
 
 _WINDOW = 64
 
@@ -25,13 +27,21 @@ class MemoryStore:
         prompt: Prompt,
         codec: Codec,
         profile: str,
+        compactor: Compactor,
         keep: int = 0,
     ) -> None:
         """`profile`: the encoder profile's id; `keep`: decoded memories that stay in RAM."""
+        self._compactor = compactor
         self._folder = folder / profile
         self._encoder, self._prompt = encoder, prompt
         self._codec, self._profile = codec, profile
         self._keep, self._decoded = keep, OrderedDict[str, KV]()
+
+    @classmethod
+    def of(cls, m: Models, keep: int = 0) -> "MemoryStore":
+        """Where this machine keeps those of the configured profile."""
+        folder, profile = cache() / "memories", m.profile.id
+        return cls(folder, m.encoder, m.prompt, m.codec, profile, compactor(), keep)
 
     def make(self, texts: Sequence[str], seen: Callable[[int], None] = lambda _: None) -> None:
         """Encode those that are not there. `seen` is told how many more texts are done."""
@@ -40,7 +50,9 @@ class MemoryStore:
         for start in range(0, len(missing), _WINDOW):
             some = missing[start : start + _WINDOW]
             chunks = [self._prompt.chunk(text) for text in some]
-            for text, kv in zip(some, self._encoder.encode(chunks), strict=True):
+            dense = self._encoder.encode(chunks)
+            kept = self._compactor.compact(self._encoder, chunks, dense)
+            for text, kv in zip(some, kept, strict=True):
                 self._write(text, kv)
             seen(len(some))
 

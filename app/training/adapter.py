@@ -43,11 +43,6 @@ class Adapter:
     codec: str
     weights: dict[str, tuple[Tensor, Tensor]]
 
-    @property
-    def digest(self) -> str:
-        """16 hex digits of sha256 over the file."""
-        return hashlib.sha256(self.payload()).hexdigest()[:16]
-
     def payload(self) -> bytes:
         """As a file: safetensors with weights in float16."""
         tensors = {}

@@ -107,7 +107,7 @@ def run(
     for line in found.warnings:
         console.complain(f"membank: {line}")
     examples, valid = _examples(m, found, plan)
-    store = MemoryStore(cache() / "memories", m.encoder, m.prompt, m.codec, m.profile.id)
+    store = MemoryStore.of(m)
     reader = TrainedReader(m.lm, plan.rank, plan.seed, m.encoder.prefix)
     first = None if begin is None else load(begin, m.profile.model, m.profile.prefix)
     if first is not None:
