@@ -59,9 +59,9 @@ class Row:
             "" if self.bytes is None else f"{self.bytes:,.0f}",
             "" if self.ratio is None else f"{self.ratio:.2f}",
             f"{self.divergence.mean:.4f}",
-            _points(self.contains),
-            _points(self.f1),
-            _points(self.f1_difference, sign="+"),
+            self.contains.points(),
+            self.f1.points(),
+            self.f1_difference.points("+"),
         ]
 
 
@@ -122,11 +122,6 @@ class Report:
             f"{name}: {self.n[name]} questions, quality in points with 95 % intervals, KL to dense"
             " in nats a token"
         )
-
-
-def _points(found: Interval, sign: str = "") -> str:
-    mean, low, high = (100 * x for x in (found.mean, found.low, found.high))
-    return f"{mean:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
 
 
 def _markdown(rows: Sequence[Row]) -> str:

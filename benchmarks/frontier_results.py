@@ -1,6 +1,5 @@
 """The answers of `membank bench frontier`, kept in a file that grows by a line a question."""
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import EvaluationError
+from app.evaluation import journal
 from app.evaluation.metrics import contains, exact, f1
 
 
@@ -73,8 +73,7 @@ class Results:
 
     def add(self, name: str, asked: Asked) -> None:
         """Keep a question's answers. Of a setting that answered it before, the first stays."""
-        with self.file.open("a") as file:
-            file.write(json.dumps({"set": name, **asdict(asked)}, ensure_ascii=False) + "\n")
+        journal.append(self.file, {"set": name, **asdict(asked)})
         self._merge(name, asked)
 
     def _merge(self, name: str, asked: Asked) -> None:
@@ -83,16 +82,6 @@ class Results:
         self._asked[name][asked.id] = replace(asked, answers=answers)
 
     def _read(self) -> None:
-        text = self.file.read_text() if self.file.exists() else ""
-        whole, _, torn = text.rpartition("\n")
-        if torn:  # a run was killed while it wrote its last line
-            self.file.write_text(whole + "\n" if whole else "")
-        head, *rows = [json.loads(line) for line in whole.splitlines()] or [None]
-        if head is None:
-            self.file.write_text(json.dumps(self.head) + "\n")
-        elif head != self.head:
-            differs = [key for key in self.head if head.get(key) != self.head[key]]
-            raise ValueError(f"its {' and '.join(differs) or 'head'} differ")
-        for row in rows:
+        for row in journal.begin(self.file, self.head):
             answers = {name: Answer(**answer) for name, answer in row["answers"].items()}
             self._merge(row["set"], Asked(row["id"], row["tokens"], row["dense_bytes"], answers))

@@ -27,6 +27,11 @@ class Interval:
     low: float
     high: float
 
+    def points(self, sign: str = "") -> str:
+        """As text, in points of 100; `sign` "+" shows one in front of all numbers."""
+        mean, low, high = (100 * x for x in (self.mean, self.low, self.high))
+        return f"{mean:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
+
 
 def normalise(text: str) -> str:
     """Lower case, without punctuation and English articles, words one space apart."""

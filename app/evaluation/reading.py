@@ -51,14 +51,9 @@ def answers(
 
     Raises ValueError for questions of different length: nothing is padded.
     """
-    n = len(tails[0])
-    if any(len(tail) != n for tail in tails):
-        raise ValueError("questions of different length in one batch")
-    cache = DynamicCache()
     with injected(lm.model, memories):
-        first = _forward(lm, torch.tensor([list(t) for t in tails]), 0, cache, memories, keep=1)
-        said = _greedy(lm, first, n, cache, memories, max_tokens)
-    return [lm.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in said]
+        _, said = _answered(lm, tails, DynamicCache(), memories, max_tokens)
+    return [_text(lm, tokens) for tokens in said]
 
 
 @torch.inference_mode()
@@ -68,15 +63,12 @@ def read(lm: LanguageModel, askings: Sequence[Asking], max_tokens: int) -> list[
     Raises ValueError for questions of different length: nothing is padded.
     """
     n = len(askings[0].tail)
-    if any(len(asking.tail) != n for asking in askings):
-        raise ValueError("questions of different length in one batch")
     memories = compose([row for asking in askings for row in asking.rows], lm.rotary)
-    tails = torch.tensor([list(a.tail) for a in askings for _ in a.rows])
+    tails = [asking.tail for asking in askings for _ in asking.rows]
     firsts = [sum(len(a.rows) for a in askings[:i]) for i in range(len(askings))]
     cache = DynamicCache()
     with injected(lm.model, memories):
-        first = _forward(lm, tails, 0, cache, memories, keep=1)
-        answers = _greedy(lm, first, n, cache, memories, max_tokens)
+        first, answers = _answered(lm, tails, cache, memories, max_tokens)
         said = [answers[at] for at in firsts]
         longest = max(map(len, said))
         logits = [first]
@@ -97,9 +89,30 @@ def read(lm: LanguageModel, askings: Sequence[Asking], max_tokens: int) -> list[
 def _readings(lm: LanguageModel, answers: list[list[int]], logits: Tensor) -> list[Reading]:
     """One question's rows; logits (rows, tokens of the first answer, vocabulary)."""
     return [
-        Reading(lm.tokenizer.decode(answer, skip_special_tokens=True).strip(), answer, divergence)
+        Reading(_text(lm, answer), answer, divergence)
         for answer, divergence in zip(answers, _divergences(logits), strict=True)
     ]
+
+
+def _text(lm: LanguageModel, tokens: list[int]) -> str:
+    text: str = lm.tokenizer.decode(tokens, skip_special_tokens=True)
+    return text.strip()
+
+
+def _answered(
+    lm: LanguageModel,
+    tails: Sequence[Sequence[int]],
+    cache: DynamicCache,
+    memories: Memories,
+    max_tokens: int,
+) -> tuple[Tensor, list[list[int]]]:
+    """Logits of each row's first token, (rows, 1, vocabulary), and its answer's tokens."""
+    n = len(tails[0])
+    if any(len(tail) != n for tail in tails):
+        raise ValueError("questions of different length in one batch")
+    ids = torch.tensor([list(tail) for tail in tails])
+    first = _forward(lm, ids, 0, cache, memories, keep=1)
+    return first, _greedy(lm, first, n, cache, memories, max_tokens)
 
 
 def _greedy(

@@ -200,13 +200,8 @@ def _mean(values: Sequence[float]) -> Interval | None:
 
 
 def _points(found: Interval | None) -> str:
-    if found is None:
-        return ""
-    return f"{100 * found.mean:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
+    return "" if found is None else found.points()
 
 
 def _said(found: dict[str, Interval]) -> str:
-    return ", ".join(
-        f"{name.replace('_', ' ')} {100 * v.mean:+.1f} [{100 * v.low:+.1f}, {100 * v.high:+.1f}]"
-        for name, v in found.items()
-    )
+    return ", ".join(f"{name.replace('_', ' ')} {v.points('+')}" for name, v in found.items())

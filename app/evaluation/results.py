@@ -1,11 +1,11 @@
 """The answers of `membank eval`, kept in a file that grows by a line an answer."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from app.errors import EvaluationError
+from app.evaluation import journal
 from app.runtime import Mode
 
 
@@ -52,20 +52,9 @@ class Results:
     def add(self, answered: Answered) -> None:
         self._known[answered.mode, answered.k, answered.id] = answered
         if self._file is not None:
-            with self._file.open("a") as file:
-                file.write(json.dumps(asdict(answered), ensure_ascii=False) + "\n")
+            journal.append(self._file, asdict(answered))
 
     def _read(self, file: Path) -> None:
-        text = file.read_text() if file.exists() else ""
-        kept, _, torn = text.rpartition("\n")
-        if torn:  # a run was killed while it wrote its last line
-            file.write_text(kept + "\n" if kept else "")
-        head, *rows = [json.loads(line) for line in kept.splitlines()] or [None]
-        if head is None:
-            file.write_text(json.dumps(self._head) + "\n")
-        elif head != self._head:
-            differs = [key for key in self._head if head.get(key) != self._head[key]]
-            raise ValueError(f"its {' and '.join(differs) or 'head'} differ")
-        for row in rows:
+        for row in journal.begin(file, self._head):
             found = Answered(**row)
             self._known[found.mode, found.k, found.id] = found
