@@ -238,7 +238,8 @@ def test_lost_records_do_not_lead_to_two_servers_on_one_data_folder(stack: Stack
     for record in (stack.processes.home / "run").glob("*.json"):
         record.unlink()
     stack.start()
-    assert not any(map(psutil.pid_exists, first))
+    # A process that has ended is there until its parent, the system, has taken note of it.
+    assert wait_until(lambda: not any(map(psutil.pid_exists, first)), 60)
     assert query(stack.postgres.url, "select n from kept") == [(42,)]
 
 
