@@ -20,7 +20,7 @@ from app.runtime import Models, cache, count_tokens, models
 from app.training import data
 from app.training.adapter import AdapterMode, load
 from app.training.checkpoint import whole
-from app.training.examples import Example, Examples
+from app.training.examples import PLAIN_TOKENS, Example, Examples
 from app.training.loop import Outcome, Plan, Point, Progress, Run
 from app.training.reader import Loss, Shown, TrainedReader, answer_ids
 
@@ -59,22 +59,24 @@ class Sheets:
     models: Models
     store: MemoryStore
     mode: AdapterMode
+    distil: bool
 
     def shown(self, some: Sequence[Example]) -> list[Shown]:
+        texts = self.text(some) if self.mode == "rag" or self.distil else []
+        read = texts if self.mode == "rag" else self._stored(some)
+        taught: Sequence[Sequence[KV] | None] = texts if self.distil else [None] * len(some)
+        return [self._one(*example) for example in zip(some, read, taught, strict=True)]
+
+    def _one(self, example: Example, read: Sequence[KV], taught: Sequence[KV] | None) -> Shown:
         m = self.models
-        if self.mode == "rag":
-            read = self.text(some)
-        else:
-            read = [[self.store.load(text) for text in one.texts] for one in some]
-        return [
-            Shown(
-                memories,
-                one.scores,
-                m.prompt.tail(one.question),
-                answer_ids(m.prompt, m.lm, one.answer),
-            )
-            for one, memories in zip(some, read, strict=True)
-        ]
+        if example.question is None:
+            first, *rest = m.prompt.chunk(example.answer)[: PLAIN_TOKENS + 1]
+            return Shown(read, example.scores, [first], rest, teacher=[])
+        answer = answer_ids(m.prompt, m.lm, example.answer)
+        return Shown(read, example.scores, m.prompt.tail(example.question), answer, taught)
+
+    def _stored(self, some: Sequence[Example]) -> list[list[KV]]:
+        return [[self.store.load(text) for text in one.texts] for one in some]
 
     def text(self, some: Sequence[Example]) -> list[list[KV]]:
         """Each example's texts as one dense memory, which is the same as text in the prompt."""
@@ -112,10 +114,10 @@ def run(
     first = None if begin is None else load(begin, m.profile.model, m.profile.prefix)
     if first is not None:
         reader.begin_with(first)
-    sheets = Sheets(m, store, mode)
+    sheets = Sheets(m, store, mode, distil)
 
     def loss(some: Sequence[Example]) -> Loss:
-        return reader.loss(sheets.shown(some), sheets.text(some) if distil else None)
+        return reader.loss(sheets.shown(some))
 
     identity = {
         "data": found.digest,
@@ -185,7 +187,7 @@ def _examples(m: Models, found: data.Data, plan: Plan) -> tuple[Examples, list[E
         asked = vectors.of([row.question for row in rows], seen)
     cut = len(found.train)
     held = Examples(corpus, found.valid, asked[cut:], plan.seed)
-    valid = [held.at(position) for position in range(min(plan.valid, len(held)))]
+    valid = [held.asked(position) for position in range(min(plan.valid, len(held)))]
     return Examples(corpus, found.train, asked[:cut], plan.seed), valid
 
 

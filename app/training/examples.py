@@ -1,8 +1,9 @@
 """A row -> what the reader is shown: memories as a search would bring them, and what to say.
 
 Distractors are the nearest wrong pieces of a real search over all training passages, and memories
-stand in the order of their score, as they do when a question is asked. All is drawn by seed, epoch
-and row alone, so that a run that is resumed draws the same.
+stand in the order of their score, as they do when a question is asked. Some places are taken by
+plain text beside memories that have nothing to do with it. All is drawn by seed and place alone, so
+that a run that is resumed draws the same.
 """
 
 import random
@@ -19,8 +20,11 @@ from app.training.data import Row
 KS = (1, 2, 3, 4, 5, 6, 7, 8)
 WEIGHTS = (25, 15, 15, 10, 15, 5, 5, 10)
 """How often a question comes with so many memories."""
-UNANSWERED = 0.12
+UNANSWERED = 0.05
 """Share of the questions whose right passages are taken away."""
+PLAIN = 0.125
+"""Share of the places that hold plain text."""
+PLAIN_TOKENS = 32
 _NEAR = 24
 _SPREAD = 4
 """Distractors are drawn from so many more of the nearest than are needed."""
@@ -28,9 +32,12 @@ _SPREAD = 4
 
 @dataclass(frozen=True)
 class Example:
-    """Texts of the memories, best first, the cosine of each with the question, and the answer."""
+    """Texts of the memories, best first, the cosine of each with the question, and the answer.
 
-    question: str
+    Without a question, `answer` is plain text to go on with as if there were no memories.
+    """
+
+    question: str | None
     texts: tuple[str, ...]
     scores: tuple[float, ...]
     answer: str
@@ -62,16 +69,31 @@ class Examples:
         return len(self._rows)
 
     def at(self, position: int) -> Example:
-        """The example at a place of the endless sequence of shuffled epochs."""
+        """The example at a place: the question there, or plain text instead of it."""
+        if self._chance("plain", position).random() < PLAIN:
+            return self.plain(position)
+        return self.asked(position)
+
+    def asked(self, position: int) -> Example:
+        """The question at a place of the endless sequence of shuffled epochs."""
         epoch, place = divmod(position, len(self))
         order = list(range(len(self)))
-        random.Random(f"{self._seed}:{epoch}").shuffle(order)  # noqa: S311 (no secret)
+        self._chance("epoch", epoch).shuffle(order)
         return self.of(order[place], epoch)
+
+    def plain(self, place: int) -> Example:
+        """Plain text beside the pieces drawn for a place, which are of other passages."""
+        chance, pieces = self._chance("text", place), self._corpus.pieces
+        text, *others = chance.sample(range(len(pieces)), 1 + chance.choices(KS, WEIGHTS)[0])
+        others = [one for one in others if pieces[one].passage != pieces[text].passage]
+        scores = (self._corpus.vectors[others] @ self._corpus.vectors[text]).tolist()
+        some = sorted(zip(others, scores, strict=True), key=lambda one: -one[1])
+        return self._shown(None, some, pieces[text].text)
 
     def of(self, index: int, epoch: int, k: int | None = None) -> Example:
         """A row with the memories drawn for it in an epoch; `k` of them, or as drawn."""
         row, found = self._rows[index], self._candidates[index]
-        chance = random.Random(f"{self._seed}:{epoch}:{row.id}")  # noqa: S311
+        chance = self._chance("row", epoch, index)
         drawn = chance.choices(KS, WEIGHTS)[0]
         k = k or max(drawn, len(found.gold))
         if not found.gold or chance.random() < UNANSWERED:
@@ -82,8 +104,16 @@ class Examples:
         wrong = near[: max(0, k - len(gold)) + chance.choice((0, _SPREAD))]
         some = [*gold, *chance.sample(wrong, min(len(wrong), max(0, k - len(gold))))]
         some.sort(key=lambda one: -one[1])
+        return self._shown(row.question, some, answer)
+
+    def _chance(self, *what: object) -> random.Random:
+        return random.Random(":".join(map(str, (self._seed, *what))))  # noqa: S311 (no secret)
+
+    def _shown(
+        self, question: str | None, some: Sequence[tuple[int, float]], answer: str
+    ) -> Example:
         texts = tuple(self._corpus.pieces[piece].text for piece, _ in some)
-        return Example(row.question, texts, tuple(score for _, score in some), answer)
+        return Example(question, texts, tuple(score for _, score in some), answer)
 
     def _answers(self, piece: int, row: Row) -> bool:
         found = self._corpus.pieces[piece]

@@ -27,12 +27,17 @@ PREFERENCE = 5.0
 
 @dataclass(frozen=True)
 class Shown:
-    """One example as tensors go: memories, their cosines, token ids of question and answer."""
+    """One example as tensors go: memories, their cosines, token ids of question and answer.
+
+    teacher: what the untrained model reads in the memories' place, whose expectations are then
+    what is to be learnt, instead of the answer's tokens.
+    """
 
     memories: Sequence[KV]
     scores: Sequence[float]
     tail: Sequence[int]
     answer: Sequence[int]
+    teacher: Sequence[KV] | None = None
 
 
 @dataclass(frozen=True)
@@ -78,11 +83,11 @@ class TrainedReader:
         found = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         return {**found, "preference": self.preference}
 
-    def loss(self, shown: Sequence[Shown], teacher: Sequence[Sequence[KV]] | None = None) -> Loss:
-        """Negative log-likelihood of the answers. With `teacher`: divergence from the base model.
+    def loss(self, shown: Sequence[Shown]) -> Loss:
+        """Negative log-likelihood of the answers; of those with a teacher the divergence from it.
 
-        teacher: for each example what the untrained model reads instead, its text as one memory;
-        the loss is then KL(untrained on text || reader on memories), over the answer's places.
+        That is KL(untrained model on what the teacher reads || reader on memories), over the
+        answer's places.
         """
         width = max(len(one.tail) + len(one.answer) for one in shown)
         keep = max(len(one.answer) for one in shown)
@@ -95,15 +100,20 @@ class TrainedReader:
             seen[row, width - len(text) :] = 1
             wanted[row, keep - len(one.answer) :] = torch.tensor(one.answer)
         logits = self._logits(self.model, [one.memories for one in shown], shown, ids, seen, keep)
+        wanted = wanted.to(logits.device)
         known = wanted != -100
-        if teacher is None:
-            total = cross_entropy(logits[known], wanted.to(logits.device)[known], reduction="sum")
-        else:
+        taught = [row for row, one in enumerate(shown) if one.teacher is not None]
+        untold = wanted.clone()
+        untold[taught] = -100
+        total = cross_entropy(logits.flatten(0, 1), untold.flatten(), reduction="sum")
+        if taught:
+            some, places = [shown[row] for row in taught], known[taught]
             with torch.no_grad():
-                right = self._logits(self.base.model, teacher, shown, ids, seen, keep)[known]
-            said = logits[known].log_softmax(-1)
-            right = right.log_softmax(-1)
-            total = (right.exp() * (right - said)).sum()
+                read = [one.teacher or [] for one in some]
+                base = self._logits(self.base.model, read, some, ids[taught], seen[taught], keep)
+            right = base[places].log_softmax(-1)
+            said = logits[taught][places].log_softmax(-1)
+            total = total + (right.exp() * (right - said)).sum()
         return Loss(total, int(known.sum()), int(seen.sum()))
 
     def _logits(

@@ -1,5 +1,7 @@
 """The loss of a batch, and the base model that training leaves as it was."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -95,10 +97,24 @@ def test_distillation_is_nothing_where_reader_and_teacher_agree(
 ) -> None:
     reader = TrainedReader(lm, 2, 0, encoder.prefix)
     row = shown(encoder)[1]  # one memory is text in the prompt
-    same = reader.loss([row], [list(row.memories)])
+    same = reader.loss([replace(row, teacher=row.memories)])
     assert float(same.total.detach()) == pytest.approx(0, abs=1e-4)
-    other = reader.loss([row], [encoder.encode([[60, 61, 62, 63]])])
+    taught = replace(row, teacher=encoder.encode([[60, 61, 62, 63]]))
+    other = reader.loss([taught])
     assert float(other.total.detach()) > 0.01
+    assert float(reader.loss([replace(row, teacher=[])]).total.detach()) > 0.01
+
+
+def test_rows_with_and_without_a_teacher_add_up(lm: LanguageModel, encoder: Encoder) -> None:
+    reader = TrainedReader(lm, 2, 0, encoder.prefix)
+    rows = shown(encoder)
+    mixed = [rows[0], replace(rows[1], teacher=[]), rows[2]]
+    apart = [reader.loss([row]) for row in mixed]
+    together = reader.loss(mixed)
+    assert float(together.total.detach()) == pytest.approx(
+        sum(float(one.total.detach()) for one in apart), rel=1e-4
+    )
+    assert together.tokens == sum(one.tokens for one in apart)
 
 
 def test_what_is_trained_is_kept_in_float32_whatever_the_model_computes_in() -> None:

@@ -33,18 +33,15 @@ def made(folder: Path, plan: Plan = PLAN, identity: Any = None, kept: Any = None
     encoder = Encoder(lm, PROMPT.prefix)
     reader = TrainedReader(lm, plan.rank, plan.seed, encoder.prefix)
 
+    def shown(one: Example) -> Shown:
+        memories = encoder.encode([PROMPT.chunk(text) for text in one.texts])
+        answer = answer_ids(PROMPT, lm, one.answer)
+        if one.question is None:
+            return Shown(memories, one.scores, answer[:1], answer[1:], teacher=[])
+        return Shown(memories, one.scores, PROMPT.tail(one.question), answer)
+
     def loss(some: Sequence[Example]) -> Loss:
-        return reader.loss(
-            [
-                Shown(
-                    encoder.encode([PROMPT.chunk(text) for text in one.texts]),
-                    one.scores,
-                    PROMPT.tail(one.question),
-                    answer_ids(PROMPT, lm, one.answer),
-                )
-                for one in some
-            ]
-        )
+        return reader.loss([shown(one) for one in some])
 
     return Run(
         reader, loss, plan, folder, identity or {"data": "d"}, kept or (lambda point, best: None)
