@@ -1,0 +1,158 @@
+"""Measurements, each beside a peer."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from app.commands.options import Adapter, Json, LlamaPython, numbers
+from app.errors import UsageError
+
+commands = typer.Typer(help="Measure, beside a peer, in one run.", no_args_is_help=True)
+
+
+@commands.command("ttft")
+def bench_ttft(
+    n: Annotated[int, typer.Option("-n", help="Questions asked.")] = 20,
+    k: Annotated[
+        str, typer.Option("-k", help="Memories per question: one number or several.")
+    ] = "1,2,5,10,20",
+    questions: Annotated[
+        Path | None, typer.Option(help="JSONL with a `question` a line, instead of the sample's.")
+    ] = None,
+    tenant: Annotated[
+        str | None, typer.Option(help="With --bank and --as: a bank of the running stack.")
+    ] = None,
+    bank: Annotated[str | None, typer.Option(help="Default: sample handbooks of its own.")] = None,
+    principal: Annotated[str | None, typer.Option("--as", help="Principal who asks.")] = None,
+    llama_python: LlamaPython = None,
+    as_json: Json = False,
+) -> None:
+    """First token of memory, RAG and closed book, and of llama.cpp doing RAG."""
+    from benchmarks import ttft
+
+    plan = ttft.Plan.of(ttft.questions_of(questions), n, numbers("-k", k), llama_python)
+    if tenant and bank and principal:
+        from app.answer.retrieval import Reader
+
+        ttft.run_on(Reader.of(tenant, bank, principal), plan, as_json)
+    elif tenant or bank or principal:
+        raise UsageError("--tenant, --bank and --as go together; without them a sample is made")
+    else:
+        ttft.run_on_sample(plan, as_json)
+
+
+@commands.command("encode")
+def bench_encode(
+    n: Annotated[int, typer.Option("-n", help="Turns.")] = 5,
+    compaction: Annotated[
+        str, typer.Option(help="What is compacted, as a profile says it.")
+    ] = "reconstruction:0.5+match",
+    document_tokens: Annotated[
+        int, typer.Option(help="Length of the document that is streamed.")
+    ] = 8192,
+    as_json: Json = False,
+) -> None:
+    """Tokens a second beside the bare forward pass, with compaction and packing, and memory."""
+    from benchmarks import encode
+
+    encode.run(n, compaction, document_tokens, as_json)
+
+
+@commands.command("decode")
+def bench_decode(
+    n: Annotated[int, typer.Option("-n", help="Rounds in which all take turns.")] = 5,
+    k: Annotated[int, typer.Option("-k", help="Memories of 128 tokens.")] = 5,
+    llama_python: LlamaPython = None,
+    as_json: Json = False,
+) -> None:
+    """Tokens a second and whole answers, for each choice of weights, beside llama.cpp."""
+    from benchmarks import decode
+
+    decode.run(n, k, llama_python, as_json)
+
+
+@commands.command("refresh")
+def bench_refresh(
+    n: Annotated[int, typer.Option("-n", help="Questions of two parts, 1 to 42.")] = 42,
+    k: Annotated[
+        str, typer.Option("-k", help="Memories at a time: one number or several.")
+    ] = "1,2",
+    every: Annotated[
+        str, typer.Option(help="Tokens between two searches; never is always there.")
+    ] = "16,32,64",
+    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 128,
+    as_json: Json = False,
+) -> None:
+    """Searching again during an answer: what it costs, and how many answers it finds."""
+    from benchmarks import refresh
+
+    refresh.run(n, numbers("-k", k), numbers("--every", every), max_tokens, as_json)
+
+
+@commands.command("frontier")
+def bench_frontier(
+    squad: Annotated[
+        Path | None, typer.Option(help="Questions over one passage: .jsonl or .jsonl.gz.")
+    ] = None,
+    hotpot: Annotated[Path | None, typer.Option(help="Questions over several passages.")] = None,
+    n: Annotated[
+        str, typer.Option("-n", help="Questions of each file: one number, or one for each.")
+    ] = "300,200",
+    settings_: Annotated[
+        str,
+        typer.Option(
+            "--settings",
+            help="By commas: bfloat16, codecs (int8, a codebook's FILE), COMPACTION@CODEC;"
+            " default a choice of them. Dense comes always.",
+        ),
+    ] = "",
+    out: Annotated[
+        Path, typer.Option(help="Folder of table, plot and answers; a run goes on from these.")
+    ] = Path("frontier"),
+    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 24,
+    seed: Annotated[int, typer.Option(help="Draws the questions.")] = 0,
+    adapter: Annotated[
+        str, typer.Option(help="What reads: DIR of an adapter, auto, or none for the model itself.")
+    ] = "none",
+    as_json: Json = False,
+) -> None:
+    """Size of a memory against quality of answers, beside RAG and closed book."""
+    from benchmarks import frontier
+
+    files = {name: file for name, file in (("squad", squad), ("hotpot", hotpot)) if file}
+    # A comma in front of a digit is one of `layers:0-4,20-29`.
+    names = [name.strip() for name in re.split(r",(?!\d)", settings_) if name.strip()]
+    counts = numbers("-n", n)[: len(files)]
+    more: Any = {"max_tokens": max_tokens, "seed": seed, "adapter": adapter, "as_json": as_json}
+    frontier.run(files, counts, names, out, **more)
+
+
+@commands.command("edit")
+def bench_edit(
+    file: Annotated[Path, typer.Argument(help="Question file: .jsonl or .jsonl.gz.")],
+    n: Annotated[int, typer.Option("-n", help="Passages to edit.")] = 60,
+    adapter: Adapter = None,
+    seed: Annotated[int, typer.Option(help="Draws passages and new answers.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Swap the answer in a passage, encode it again, ask again: the new answer or the old one."""
+    from benchmarks import edit
+
+    edit.run(file, n, adapter, seed, as_json)
+
+
+@commands.command("language")
+def bench_language(
+    file: Annotated[Path, typer.Argument(help="Passages: id, title and text a line.")],
+    n: Annotated[int, typer.Option("-n", help="Passages to read.")] = 100,
+    k: Annotated[int, typer.Option("-k", help="Irrelevant memories.")] = 5,
+    adapter: Adapter = None,
+    seed: Annotated[int, typer.Option(help="Draws passages.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Perplexity of plain text, alone and beside memories that have nothing to do with it."""
+    from benchmarks import language
+
+    language.run(file, n, k, adapter, seed, as_json)

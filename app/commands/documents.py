@@ -1,0 +1,71 @@
+"""Documents in and out: ingest, forget."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from app import console
+from app.commands.options import Bank, Json, Tenant
+
+commands = typer.Typer()
+
+
+@commands.command()
+def ingest(
+    paths: Annotated[list[Path], typer.Argument(help="Files, folders, .jsonl or .jsonl.gz.")],
+    bank: Bank,
+    tenant: Annotated[
+        str | None,
+        typer.Option(
+            help="Name of the tenant. Without it every JSONL row goes to the tenant that its"
+            " `tenant` field names, to that tenant's bank of the given name."
+        ),
+    ] = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(help="Who may read: principal:P, group:G or everyone. Repeatable."),
+    ] = None,
+    create: Annotated[bool, typer.Option(help="Make tenants and banks that are missing.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Until everything is encoded.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Store documents; workers encode them. One file's failure holds no other up.
+
+    The four handbooks of a JSONL file with a `tenant` field in one call:
+    membank ingest handbooks.jsonl.gz --bank handbook --create --wait
+    """
+    from app.ingest.command import run
+
+    report = run(paths, tenant, bank, tuple(allow) if allow else None, create, wait)
+    if as_json:
+        console.print_json(report.json())
+    else:
+        console.say(report.summary())
+    for failure in report.failed:
+        place = "" if failure.error.startswith(failure.source) else f"{failure.source}: "
+        console.complain(f"membank: {place}{failure.error}")
+    if report.asleep:
+        console.complain(f"membank: {report.asleep}")
+    if report.failed or report.asleep:
+        raise typer.Exit(1)
+
+
+@commands.command()
+def forget(
+    document_id: str,
+    tenant: Tenant,
+    bank: Annotated[str | None, typer.Option(help="Only in this bank.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Delete a document, its chunks, keys, blobs and queued work. Prints a receipt."""
+    from app.access.tenants import find_bank, tenant_id
+    from app.bank.documents import forget as delete
+
+    only = find_bank(tenant, bank).id if bank else None
+    receipt = asdict(delete(tenant_id(tenant), document_id, only)) | {"cache_entries": 0}
+    if as_json:
+        console.print_json({"document_id": document_id, **receipt})
+    else:
+        console.say("forgotten: " + ", ".join(f"{v} {k}" for k, v in receipt.items()))

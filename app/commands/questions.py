@@ -1,0 +1,82 @@
+"""Questions to a bank: search, ask."""
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from app import console
+from app.commands.options import As, Bank, Json, K, Tenant
+from app.errors import UsageError
+
+commands = typer.Typer()
+
+
+@commands.command()
+def search(
+    question: str, tenant: Tenant, bank: Bank, principal: As, k: K = None, as_json: Json = False
+) -> None:
+    """The memories nearest to a question that the principal may read."""
+    from app.answer.retrieval import Reader, find
+
+    found = find(Reader.of(tenant, bank, principal), question, 5 if k is None else k)
+    results = [asdict(passage) for passage in found.passages]
+    if as_json:
+        console.print_json({"results": results, "timings_ms": found.timings_ms})
+        return
+    for row in results:
+        console.say(f"{row['score']:.3f}  {row['title']}  ({row['source']})")
+        console.say(f"       {' '.join(row['text'].split())[:160]}")
+    if not results:
+        console.say("nothing in this bank that you may read")
+
+
+@commands.command()
+def ask(
+    question: str,
+    tenant: Tenant,
+    bank: Bank,
+    principal: As,
+    k: K = None,
+    mode: Annotated[
+        str, typer.Option(help="memory, rag (text in the prompt) or closed.")
+    ] = "memory",
+    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 64,
+    min_score: Annotated[
+        float | None, typer.Option(help="Least cosine of a source; default MEMBANK_MIN_SCORE.")
+    ] = None,
+    refresh_every: Annotated[
+        int | None,
+        typer.Option(
+            help="Search again after every so many tokens of the answer, with what it says so far;"
+            " 0: never; default MEMBANK_REFRESH_EVERY. Only with --mode memory."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Answer a question from a bank, with sources and timings."""
+    from app.answer.retrieval import Reader
+    from app.answer.service import ask as answer_to
+
+    if mode not in ("memory", "rag", "closed"):
+        raise UsageError(f"--mode is {mode!r}: memory, rag or closed")
+    chosen: Any = mode
+    reader = Reader.of(tenant, bank, principal)
+    answer = answer_to(
+        reader,
+        question,
+        k=k,
+        mode=chosen,
+        max_tokens=max_tokens,
+        min_score=min_score,
+        refresh_every=refresh_every,
+    )
+    if as_json:
+        console.print_json(answer.json())
+        return
+    console.say(answer.answer)
+    for memory in answer.memories:
+        share = "" if memory.attention is None else f", attention {memory.attention:.2f}"
+        console.say(f"  source: {memory.title} ({memory.source}), score {memory.score:.2f}{share}")
+    times = answer.timings_ms
+    console.say(f"  first token {times['first_token']:.0f} ms, total {times['total']:.0f} ms")

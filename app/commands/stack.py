@@ -1,0 +1,117 @@
+"""The local stack: up, down, status, its schema and its checks."""
+
+from dataclasses import asdict
+from typing import Any
+
+import typer
+
+from app import console
+from app.commands.options import Json
+from app.errors import MembankError
+
+commands = typer.Typer()
+
+
+@commands.command()
+def up(as_json: Json = False) -> None:
+    """Start Postgres, Valkey, migrations, worker and relay. Harmless when they run."""
+    from app.local.stack import SERVICES, Stack
+
+    stack = Stack()
+    steps = list(stack.servers())
+    for name in SERVICES:
+        steps.append(stack.service(name))
+        if not as_json:
+            console.complain(f"{name} started")
+    if as_json:
+        console.print_json(_status(stack))
+    else:
+        for step in steps:
+            console.say(f"{step.name:<12} {step.detail}")
+
+
+@commands.command()
+def down(as_json: Json = False) -> None:
+    """End everything that `up` started here, also after a crash. Data stays."""
+    from app.local.stack import Stack
+
+    ended = Stack().down()
+    if as_json:
+        console.print_json({"ended": ended})
+    else:
+        console.say(f"ended: {', '.join(ended)}" if ended else "nothing was running")
+
+
+@commands.command()
+def status(as_json: Json = False) -> None:
+    """Processes, addresses, queue and banks."""
+    from app.local.stack import Stack
+
+    now = _status(Stack())
+    if as_json:
+        console.print_json(now)
+        return
+    for process in now["processes"]:
+        console.say(f"{process['name']:<10} pid {process['pid']:<8} {process['log']}")
+    if not now["processes"]:
+        console.say("nothing runs here: membank up")
+    if now["queue"] is not None:
+        console.say("queue      " + ", ".join(f"{v} {k}" for k, v in now["queue"].items()))
+        head = ["tenant", "bank", "documents", "chunks", "memories", "pending", "failed"]
+        console.table("banks", head, [[row[name] for name in head] for row in now["banks"]])
+    elif now["processes"]:
+        console.say("the database does not answer: membank up starts what is missing")
+
+
+def _status(stack: Any) -> dict[str, Any]:
+    from app.bank import status as state
+
+    processes = [{"name": p.name, "pid": p.pid, "log": str(p.log)} for p in stack.running()]
+    try:
+        queue: dict[str, int] | None = state.queue()
+        rows = state.banks()
+    except MembankError:
+        queue, rows = None, []
+    needed = {"worker", "relay"} <= {p["name"] for p in processes}
+    return {
+        "running": needed and queue is not None,
+        "processes": processes,
+        **stack.addresses(),
+        "queue": queue,
+        "banks": rows,
+    }
+
+
+@commands.command()
+def migrate() -> None:
+    """Make the roles and bring the database to this version's schema. `up` does it too."""
+    from app.bank import schema
+
+    schema.provision()
+    schema.require_safe()
+    console.say("the database is at this version's schema")
+
+
+@commands.command()
+def doctor(as_json: Json = False) -> None:
+    """Check versions, migration head, roles and row-level security. Exit 1 when one is off."""
+    from app.bank import schema
+
+    checks = schema.checks()
+    if as_json:
+        console.print_json(
+            {"good": all(c.good for c in checks), "checks": [asdict(c) for c in checks]}
+        )
+    else:
+        for check in checks:
+            console.say(f"{'good' if check.good else 'BAD ':<5} {check.name:<24} {check.detail}")
+    if not all(check.good for check in checks):
+        raise typer.Exit(1)
+
+
+@commands.command()
+def demo() -> None:
+    """Show the main job on sample handbooks, in a temporary home. Exit 0 only if all holds."""
+    from app.demo.run import run
+
+    raise typer.Exit(run())

@@ -1,0 +1,45 @@
+"""Tenants, their principals and their banks."""
+
+from typing import Annotated
+
+import typer
+
+from app.commands.options import Json, Tenant, made
+
+tenants = typer.Typer(help="Companies.", no_args_is_help=True)
+principals = typer.Typer(help="Users and services of a tenant.", no_args_is_help=True)
+banks = typer.Typer(help="Collections of documents.", no_args_is_help=True)
+
+
+@tenants.command("add")
+def tenant_add(name: str, as_json: Json = False) -> None:
+    """Make a tenant."""
+    from app.access.tenants import add_tenant
+
+    made({"tenant": name, "id": add_tenant(name)}, f"tenant {name} made", as_json)
+
+
+@principals.command("add")
+def principal_add(
+    name: str,
+    tenant: Tenant,
+    group: Annotated[list[str] | None, typer.Option(help="Group to join; made if new.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a principal, or let a known one join more groups."""
+    from app.access.tenants import add_principal
+
+    number = add_principal(tenant, name, group or [])
+    made(
+        {"principal": name, "id": number, "groups": group or []}, f"principal {name} made", as_json
+    )
+
+
+@banks.command("add")
+def bank_add(name: str, tenant: Tenant, as_json: Json = False) -> None:
+    """Make a bank, encoded by the models that the settings name."""
+    from app.access.tenants import add_bank
+    from app.runtime import profile
+
+    bank = add_bank(tenant, name, profile().id, profile().json())
+    made({"bank": name, "id": bank.id, "profile": bank.profile}, f"bank {name} made", as_json)
