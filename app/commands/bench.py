@@ -156,3 +156,19 @@ def bench_language(
     from benchmarks import language
 
     language.run(file, n, k, adapter, seed, as_json)
+
+
+@commands.command("long")
+def bench_long(
+    file: Annotated[Path, typer.Argument(help="Question file: .jsonl or .jsonl.gz.")],
+    n: Annotated[int, typer.Option("-n", help="Questions to ask.", min=1)] = 100,
+    k: Annotated[int, typer.Option("-k", help="Memories of a question.", min=1, max=100)] = 3,
+    tokens: Annotated[int, typer.Option(help="Least length of the document.", min=1)] = 100_000,
+    adapter: Adapter = None,
+    seed: Annotated[int, typer.Option(help="Draws questions and the order of passages.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """One document beyond the model's window: memories of it, or its beginning in the prompt."""
+    from benchmarks import long
+
+    long.run(file, n, k, tokens, adapter, seed, as_json)
