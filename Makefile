@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help setup demo test check clean
+.PHONY: help setup demo test check chaos clean
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -27,6 +27,9 @@ demo: setup ## The main job on sample handbooks, about a minute
 
 test: setup ## All tests, with servers that they start themselves
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+chaos: setup ## 200 kills at random while documents change; KILLS=n and SEED=s are taken
+	$(BIN)/python -m tests.chaos.run --kills $(or $(KILLS),200) $(if $(SEED),--seed $(SEED))
 
 check: setup ## Formatting, lint, types, import contracts
 	$(BIN)/ruff format --check .
