@@ -69,7 +69,9 @@ _CLAIM = text(
     )
     UPDATE outbox o SET lease_token = :token, attempts = attempts + 1,
         lease_until = now() + make_interval(secs => :seconds)
-    FROM picked p WHERE o.tenant_id = p.tenant_id AND o.id = p.id
+    -- As arrays: a join reads the whole outbox, because the planner cannot know the LIMIT above.
+    WHERE o.tenant_id = ANY(ARRAY(SELECT tenant_id FROM picked))
+          AND o.id = ANY(ARRAY(SELECT id FROM picked))
     RETURNING o.tenant_id, o.id, o.bank_id, o.document_id, o.chunk_id, o.revision, o.attempts
     """
 )
