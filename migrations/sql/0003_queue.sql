@@ -81,23 +81,26 @@ COMMENT ON COLUMN job.last_error IS 'Why the last attempt failed; cancelled if s
 COMMENT ON COLUMN job.since IS 'Waiting or held: when it was queued. Failed: when it failed.';
 GRANT SELECT ON job TO membank_admin;
 
--- Each locks the documents first, as a deletion does, so that neither waits for the other for ever.
+-- Retry and cancel lock the documents first, as edits and deletions do, and touch no other's work:
+-- so nobody waits for ever.
 CREATE FUNCTION job_retry(tenant bigint, bank bigint DEFAULT NULL, document text DEFAULT NULL)
 RETURNS bigint
 LANGUAGE plpgsql SET search_path = pg_catalog, public AS $$
 DECLARE
+    banks bigint[];
+    names text[];
     moved bigint;
 BEGIN
-    PERFORM FROM document d WHERE d.tenant_id = tenant
-        AND d.bank_id = coalesce(bank, d.bank_id) AND d.id = coalesce(document, d.id)
-        AND EXISTS (SELECT FROM dead_letter l WHERE l.tenant_id = d.tenant_id
-            AND l.bank_id = d.bank_id AND l.document_id = d.id)
-        ORDER BY d.bank_id, d.id FOR KEY SHARE;
+    SELECT array_agg(locked.bank_id), array_agg(locked.id) INTO banks, names FROM (
+        SELECT d.bank_id, d.id FROM document d WHERE d.tenant_id = tenant
+            AND d.bank_id = coalesce(bank, d.bank_id) AND d.id = coalesce(document, d.id)
+            AND EXISTS (SELECT FROM dead_letter l WHERE l.tenant_id = d.tenant_id
+                AND l.bank_id = d.bank_id AND l.document_id = d.id)
+        ORDER BY d.bank_id, d.id FOR NO KEY UPDATE) locked;
     WITH again AS (
-        DELETE FROM dead_letter l WHERE l.tenant_id = tenant
-            AND l.bank_id = coalesce(bank, l.bank_id)
-            AND l.document_id = coalesce(document, l.document_id)
-        RETURNING *
+        DELETE FROM dead_letter l USING unnest(banks, names) mine(bank_id, id)
+        WHERE l.tenant_id = tenant AND l.bank_id = mine.bank_id AND l.document_id = mine.id
+        RETURNING l.*
     ), queued AS (
         INSERT INTO outbox
             (tenant_id, bank_id, document_id, chunk_id, profile_id, revision, priority)
@@ -119,19 +122,21 @@ CREATE FUNCTION job_cancel(tenant bigint, bank bigint DEFAULT NULL, document tex
 RETURNS bigint
 LANGUAGE plpgsql SET search_path = pg_catalog, public AS $$
 DECLARE
+    banks bigint[];
+    names text[];
     moved bigint;
 BEGIN
-    PERFORM FROM document d WHERE d.tenant_id = tenant
-        AND d.bank_id = coalesce(bank, d.bank_id) AND d.id = coalesce(document, d.id)
-        AND EXISTS (SELECT FROM outbox o WHERE o.tenant_id = d.tenant_id
-            AND o.bank_id = d.bank_id AND o.document_id = d.id)
-        ORDER BY d.bank_id, d.id FOR KEY SHARE;
+    SELECT array_agg(locked.bank_id), array_agg(locked.id) INTO banks, names FROM (
+        SELECT d.bank_id, d.id FROM document d WHERE d.tenant_id = tenant
+            AND d.bank_id = coalesce(bank, d.bank_id) AND d.id = coalesce(document, d.id)
+            AND EXISTS (SELECT FROM outbox o WHERE o.tenant_id = d.tenant_id
+                AND o.bank_id = d.bank_id AND o.document_id = d.id)
+        ORDER BY d.bank_id, d.id FOR NO KEY UPDATE) locked;
     WITH waiting AS (
-        SELECT id FROM outbox o WHERE o.tenant_id = tenant
-            AND o.bank_id = coalesce(bank, o.bank_id)
-            AND o.document_id = coalesce(document, o.document_id)
-            AND (o.lease_until IS NULL OR o.lease_until < now())
-        FOR UPDATE SKIP LOCKED
+        SELECT o.id FROM outbox o JOIN unnest(banks, names) mine(bank_id, id)
+            ON o.bank_id = mine.bank_id AND o.document_id = mine.id
+        WHERE o.tenant_id = tenant AND (o.lease_until IS NULL OR o.lease_until < now())
+        FOR UPDATE OF o SKIP LOCKED
     ), taken AS (
         DELETE FROM outbox o USING waiting w WHERE o.tenant_id = tenant AND o.id = w.id
         RETURNING o.*

@@ -1,7 +1,9 @@
 """The queue as an administrator steers it, by command and by SQL."""
 
 import json
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
@@ -12,7 +14,9 @@ from app.access.tenants import pause_tenant
 from app.bank import jobs, outbox, status
 from app.bank.session import Asker
 from app.cli import app as membank
+from app.commands.stack import _open_work
 from app.errors import NotFoundError
+from app.ingest.command import _paused
 from tests.conftest import PROFILE, Company, administer, ask, work_off
 
 STATUS = (
@@ -231,3 +235,61 @@ class TestStatus:
             " AND col_description(attrelid, attnum) IS NULL"
         ).fetchall()
         assert bare == []
+
+
+def test_the_functions_take_their_arguments_by_name(company: Company) -> None:
+    company.store("d", "one")
+    company.store("e", "two")
+    call = f"SELECT job_cancel({company.tenant}, document => 'd')"
+    assert ask(Asker("admin"), call) == [(1,)]
+    assert ask(Asker("admin"), f"SELECT job_retry({company.tenant})") == [(1,)]
+    assert ask(Asker("admin"), "SELECT DISTINCT state FROM job") == [("pending",)]
+
+
+def test_an_ingest_that_would_wait_for_a_paused_tenant_says_so(company: Company) -> None:
+    assert _paused({company.tenant}) is None
+    pause_tenant("harbor", True)
+    assert "membank tenant resume 'harbor'" in str(_paused({company.tenant}))
+
+
+def test_the_status_for_people_says_why_a_bank_is_not_done(company: Company) -> None:
+    company.store("d", "one\n\ntwo")
+    [work, *rest] = outbox.claim(PROFILE, 10, 60.0)
+    outbox.fail(work, "RuntimeError: no way", max_attempts=1)
+    outbox.release(rest)
+    pause_tenant("harbor", True)
+    told = _open_work(status.banks()[0])
+    assert told.startswith("paused (membank tenant resume), 0% encoded, oldest work is ")
+    assert told.endswith("last error: RuntimeError: no way")
+
+
+def test_retry_and_cancel_beside_edits_deletions_and_workers_block_nobody(
+    company: Company, superuser: psycopg.Connection
+) -> None:
+    over = threading.Event()
+
+    def repeat(step: Callable[[], object]) -> None:
+        while not over.is_set():
+            step()
+
+    with ThreadPoolExecutor(3) as pool:
+        others = [
+            pool.submit(repeat, lambda: jobs.cancel(company.tenant)),
+            pool.submit(repeat, lambda: jobs.retry(company.tenant)),
+            pool.submit(repeat, work_off),
+        ]
+        try:
+            for i in range(30):
+                company.store("d", f"one\n\ntwo\n\n{i}")
+                administer("UPDATE document SET text = text || '!'")
+                if i % 3 == 0:
+                    administer("DELETE FROM document")
+        finally:
+            over.set()
+        for other in others:
+            other.result()
+    jobs.retry(company.tenant)
+    work_off()
+    assert superuser.execute(
+        "SELECT DISTINCT status, coverage FROM document_status"
+    ).fetchall() == [("ready", 1.0)]
