@@ -5,7 +5,7 @@ import sys
 import typer
 
 from app import console
-from app.commands import bench, documents, models, questions, stack, tenants, training
+from app.commands import bench, documents, jobs, models, questions, stack, tenants, training
 from app.errors import MembankError
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ for each in (stack, models, documents, questions, training):
 app.add_typer(tenants.tenants, name="tenant")
 app.add_typer(tenants.principals, name="principal")
 app.add_typer(tenants.banks, name="bank")
+app.add_typer(jobs.commands, name="jobs")
 app.add_typer(bench.commands, name="bench")
 
 

@@ -2,6 +2,7 @@
 
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -23,6 +24,8 @@ _LONGEST_TASK = 60.0
 # Leased at a time, in model calls: among more chunks there are more of the same length, so that
 # less is padded. A quarter of the tokens was padding with one.
 _BATCHES = 4
+# Characters of a traceback that are kept: its end, where the failure is.
+_LONGEST_TRACEBACK = 16_000
 
 
 @worker_shutting_down.connect  # type: ignore[untyped-decorator]
@@ -53,7 +56,7 @@ def _process(work: Sequence[Work]) -> int:
     """Do what is new together, then one of those that failed before, by itself.
 
     The others that failed before go back untouched: if this one kills the process, the blame for
-    it is its own.
+    it is its own. Told to stop meanwhile, it finishes the step in hand and hands the rest back.
     """
     done, limit = 0, settings().max_attempts
     fresh = [w for w in work if w.attempts == 1]
@@ -73,6 +76,9 @@ def _process(work: Sequence[Work]) -> int:
 
 
 def _try(step: Callable[[list[Work]], int], work: list[Work]) -> int:
+    if stopping.is_set():  # nobody waits for the lease of what was not begun
+        outbox.release(work)
+        return 0
     try:
         return step(work)
     except UnavailableError:
@@ -86,7 +92,9 @@ def _try(step: Callable[[list[Work]], int], work: list[Work]) -> int:
 
 
 def _fail(work: Work, error: Exception) -> None:
-    buried = outbox.fail(work, f"{type(error).__name__}: {error}", settings().max_attempts)
+    where = "".join(traceback.format_exception(error))[-_LONGEST_TRACEBACK:]
+    reason = f"{type(error).__name__}: {error}"
+    buried = outbox.fail(work, reason, settings().max_attempts, where)
     log.error(
         "failed for good" if buried else "failed, will be tried again",
         document=work.document,

@@ -31,6 +31,24 @@ def add_tenant(name: str) -> int:
         )
 
 
+def pause_tenant(name: str, paused: bool) -> None:
+    """Let workers leave a tenant's work alone, or take it again. Raises NotFoundError."""
+    owner = tenant_id(name)
+    with transaction(Asker("admin", owner)) as connection:
+        connection.execute(
+            text("UPDATE tenant SET paused = :paused WHERE id = :id"),
+            {"paused": paused, "id": owner},
+        )
+
+
+def paused_name(tenant: int) -> str | None:
+    """The tenant's name if it is paused."""
+    with transaction(Asker("app", tenant)) as connection:
+        return connection.execute(
+            text("SELECT name FROM tenant WHERE id = :id AND paused"), {"id": tenant}
+        ).scalar()
+
+
 def add_principal(tenant: str, name: str, groups: Sequence[str] = ()) -> int:
     """Make a principal and the groups it names; its id. An existing principal joins the groups."""
     owner = tenant_id(tenant)

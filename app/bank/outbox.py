@@ -38,7 +38,8 @@ class Encoded:
     sha256: str
 
 
-# Tenants that have work are found by skipping through the index, then each gives its oldest rows.
+# Tenants that have work are found by skipping through the index, then each that is not paused
+# gives its first rows, in the index's order.
 _CLAIM = text(
     """
     WITH RECURSIVE waiting(tenant_id) AS (
@@ -55,19 +56,22 @@ _CLAIM = text(
         SELECT tenant_id, row_number() OVER (ORDER BY random()) AS place,
                count(*) OVER () AS tenants
         FROM waiting WHERE tenant_id IS NOT NULL
+              AND tenant_id NOT IN (SELECT paused_tenants())
     ), picked AS (
         SELECT o.tenant_id, o.id FROM turn CROSS JOIN LATERAL (
             SELECT tenant_id, id FROM outbox
             WHERE tenant_id = turn.tenant_id AND profile_id = :profile AND not_before <= now()
               AND (lease_until IS NULL OR lease_until < now())
-            ORDER BY chunk_id NULLS FIRST, id
+            ORDER BY priority DESC, chunk_id NULLS FIRST, id
             LIMIT greatest(1, :count / turn.tenants)
             FOR UPDATE SKIP LOCKED) o
         WHERE turn.place <= :count
     )
     UPDATE outbox o SET lease_token = :token, attempts = attempts + 1,
         lease_until = now() + make_interval(secs => :seconds)
-    FROM picked p WHERE o.tenant_id = p.tenant_id AND o.id = p.id
+    -- As arrays: a join reads the whole outbox, because the planner cannot know the LIMIT above.
+    WHERE o.tenant_id = ANY(ARRAY(SELECT tenant_id FROM picked))
+          AND o.id = ANY(ARRAY(SELECT id FROM picked))
     RETURNING o.tenant_id, o.id, o.bank_id, o.document_id, o.chunk_id, o.revision, o.attempts
     """
 )
@@ -103,13 +107,14 @@ def renew(work: Sequence[Work], seconds: float) -> None:
 
 
 def waiting_profiles() -> list[str]:
-    """Profiles that have work which nobody holds."""
+    """Profiles that have work which nobody holds, of tenants that are not paused."""
     with transaction(Asker("worker")) as connection:
         return list(
             connection.execute(
                 text(
                     "SELECT DISTINCT profile_id FROM outbox WHERE not_before <= now()"
                     " AND (lease_until IS NULL OR lease_until < now())"
+                    " AND tenant_id NOT IN (SELECT paused_tenants())"
                 )
             ).scalars()
         )
@@ -173,8 +178,9 @@ def take(connection: Connection, work: Work) -> bool:
     return work.id in _take(connection, work.tenant, [work])
 
 
-def fail(work: Work, error: str, max_attempts: int) -> bool:
+def fail(work: Work, error: str, max_attempts: int, traceback: str = "") -> bool:
     """Put work back with a delay that doubles, or bury it in dead_letter; True when buried."""
+    error = _storable(error)
     with transaction(Asker("worker", work.tenant)) as connection:
         if work.attempts < max_attempts:
             connection.execute(
@@ -192,7 +198,8 @@ def fail(work: Work, error: str, max_attempts: int) -> bool:
         connection.execute(
             text(
                 "INSERT INTO dead_letter (tenant_id, bank_id, document_id, chunk_id, attempts,"
-                " error) VALUES (:tenant, :bank, :document, :chunk, :attempts, :error)"
+                " error, traceback) VALUES (:tenant, :bank, :document, :chunk, :attempts, :error,"
+                " :traceback)"
             ),
             {
                 "tenant": work.tenant,
@@ -201,9 +208,16 @@ def fail(work: Work, error: str, max_attempts: int) -> bool:
                 "chunk": work.chunk,
                 "attempts": work.attempts,
                 "error": error,
+                "traceback": _storable(traceback),
             },
         )
         return True
+
+
+def _storable(message: str) -> str:
+    # A library may quote what Postgres holds in no text: then the failure could not be written,
+    # and the work would come back for ever.
+    return message.encode("utf-8", "replace").decode().replace("\x00", "\ufffd")
 
 
 def release(work: Sequence[Work]) -> None:

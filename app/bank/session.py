@@ -83,6 +83,7 @@ def _engine(role: Role, url: str) -> Engine:
         url,
         pool_pre_ping=True,
         pool_size=4,
+        hide_parameters=True,  # they hold texts of documents, and errors are kept
         connect_args={
             "connect_timeout": 5,
             "prepare_threshold": None,

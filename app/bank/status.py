@@ -1,6 +1,7 @@
 """How far the work is: for people, and for those who wait."""
 
 from collections.abc import Sequence
+from datetime import timedelta
 
 from sqlalchemy import text
 
@@ -21,10 +22,10 @@ def queue() -> dict[str, int]:
 
 
 def banks() -> list[dict[str, object]]:
-    """One row per bank: tenant, bank, documents, chunks, memories, pending, failed."""
+    """One row per bank, as the view bank_status has it; staleness in seconds."""
     with transaction(Asker("admin")) as connection:
         rows = connection.execute(text("SELECT * FROM bank_status ORDER BY tenant, bank"))
-        return [dict(row) for row in rows.mappings()]
+        return [dict(row) | {"staleness": _seconds(row["staleness"])} for row in rows.mappings()]
 
 
 def progress(tenant: int, bank: int, documents: Sequence[str]) -> dict[str, int]:
@@ -59,3 +60,7 @@ def failures(tenant: int, bank: int, documents: Sequence[str]) -> list[tuple[str
             {"tenant": tenant, "bank": bank, "ids": list(documents)},
         )
         return [(row.source, row.error) for row in rows]
+
+
+def _seconds(age: timedelta | None) -> float | None:
+    return None if age is None else round(age.total_seconds(), 1)

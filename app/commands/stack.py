@@ -59,8 +59,26 @@ def status(as_json: Json = False) -> None:
         console.say("queue      " + ", ".join(f"{v} {k}" for k, v in now["queue"].items()))
         head = ["tenant", "bank", "documents", "chunks", "memories", "pending", "failed"]
         console.table("banks", head, [[row[name] for name in head] for row in now["banks"]])
+        for row in now["banks"]:
+            if row["pending"] or row["failed"] or row["paused"]:
+                console.say(f"{row['tenant']}/{row['bank']}: {_open_work(row)}")
     elif now["processes"]:
         console.say("the database does not answer: membank up starts what is missing")
+
+
+def _open_work(row: dict[str, Any]) -> str:
+    told = ["paused (membank tenant resume)"] if row["paused"] else []
+    if row["coverage"] is not None:
+        told.append(f"{row['coverage']:.0%} encoded")
+    if row["staleness"] is not None:
+        told.append(f"oldest work is {row['staleness']:.0f} s old")
+    if row["attempts"]:
+        told.append(f"up to {row['attempts']} attempts")
+    if row["attempts"] and row["next_try"]:
+        told.append(f"next try {row['next_try']:%H:%M:%S}")
+    if row["last_error"]:
+        told.append(f"last error: {row['last_error']}")
+    return ", ".join(told)
 
 
 def _status(stack: Any) -> dict[str, Any]:

@@ -19,6 +19,24 @@ def tenant_add(name: str, as_json: Json = False) -> None:
     made({"tenant": name, "id": add_tenant(name)}, f"tenant {name} made", as_json)
 
 
+@tenants.command("pause")
+def tenant_pause(name: str, as_json: Json = False) -> None:
+    """Let workers take none of its work until it is resumed. What it stored is still served."""
+    from app.access.tenants import pause_tenant
+
+    pause_tenant(name, True)
+    made({"tenant": name, "paused": True}, f"tenant {name} paused", as_json)
+
+
+@tenants.command("resume")
+def tenant_resume(name: str, as_json: Json = False) -> None:
+    """Let workers take its work again."""
+    from app.access.tenants import pause_tenant
+
+    pause_tenant(name, False)
+    made({"tenant": name, "paused": False}, f"tenant {name} resumed", as_json)
+
+
 @principals.command("add")
 def principal_add(
     name: str,

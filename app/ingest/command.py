@@ -1,13 +1,21 @@
 """An ingest from the command's side: route to tenants, show progress, sum up."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from app import console
-from app.access.tenants import Bank, add_bank, add_tenant, checked_access, find_bank, tenant_id
+from app.access.tenants import (
+    Bank,
+    add_bank,
+    add_tenant,
+    checked_access,
+    find_bank,
+    paused_name,
+    tenant_id,
+)
 from app.broker import require_broker
 from app.errors import NotFoundError, UnavailableError, UsageError
 from app.ingest.document import Document, Failure
@@ -88,6 +96,8 @@ def run(
             bar.update(task, completed=len(documents) + len(failed))
         bar.update(task, total=len(documents) + len(failed))
     asleep = _asleep() if documents else None
+    if until_encoded:
+        asleep = asleep or _paused({document.tenant for document in documents})
     last = _encoded(documents) if until_encoded and not asleep else next(wait(documents))
     if until_encoded:
         failed.extend(failures(documents))
@@ -130,6 +140,16 @@ class _Routes:
             return find_bank(tenant, self._bank)
         except NotFoundError:
             return add_bank(tenant, self._bank, profile().id, profile().json())
+
+
+def _paused(tenants: Collection[int]) -> str | None:
+    names = [name for tenant in sorted(tenants) if (name := paused_name(tenant))]
+    if not names:
+        return None
+    return (
+        f"tenant {names[0]!r} is paused, so what was stored waits in the outbox:"
+        f" membank tenant resume {names[0]!r}"
+    )
 
 
 def _asleep() -> str | None:

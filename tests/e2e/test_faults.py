@@ -214,6 +214,31 @@ def test_a_worker_killed_in_the_middle_leaves_exactly_one_memory_per_chunk(
     assert one_memory_per_chunk(tenant) == (report.chunks, report.chunks, report.chunks)
 
 
+def test_a_worker_that_gets_sigterm_in_a_batch_holds_nothing_when_it_has_ended(
+    stack: Stack, bank: Reader, tmp_path: Path
+) -> None:
+    def held() -> int:
+        return status.queue()["encoding"]
+
+    file = tmp_path / "log.md"
+    file.write_text("\n\n".join(f"# Entry {i}\n\n{'The log of the day. ' * 30}" for i in range(40)))
+    ingest([file], "fault", "handbook", None, False, False)
+    assert wait_until(lambda: held() > 0, 60)
+    process = stack.processes.get("worker")
+    assert process is not None
+    os.kill(process.pid, signal.SIGTERM)
+    assert wait_until(lambda: stack.processes.get("worker") is None, 120)
+    with transaction(Asker("admin")) as connection:
+        left = connection.execute(
+            text("SELECT count(lease_token), coalesce(max(attempts), 0) FROM outbox")
+        ).one()
+    assert tuple(left) == (0, 0)
+    stack.service("worker")
+    assert settled()
+    assert bank.asker.tenant is not None
+    assert len(set(one_memory_per_chunk(bank.asker.tenant))) == 1
+
+
 def test_a_document_inserted_by_sql_is_split_and_encoded(stack: Stack, bank: Reader) -> None:
     with transaction(Asker("admin")) as connection:
         connection.execute(

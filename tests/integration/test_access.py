@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 OUTBOX_COLUMNS = {
     "tenant_id", "id", "bank_id", "document_id", "chunk_id", "profile_id", "revision",
     "attempts", "not_before", "lease_token", "lease_until", "last_error", "created_at",
+    "priority",
 }  # fmt: skip
 
 # One row per object in `public` that breaks a rule of this schema.

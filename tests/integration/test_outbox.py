@@ -1,6 +1,7 @@
 """Leases on work: who holds what, for how long, and what a worker that comes late may do."""
 
 import threading
+import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,10 +10,12 @@ import pytest
 
 from app.bank import documents, outbox
 from app.bank.outbox import Work
+from app.bank.session import Asker
 from tests.conftest import (
     PROFILE,
     Company,
     administer,
+    ask,
     encoded,
     pieces_of,
     split,
@@ -113,6 +116,67 @@ class TestClaim:
         assert [claim(1, seconds=0.0)[0].attempts for _ in range(3)] == [1, 2, 3]
 
 
+class TestPriority:
+    def test_an_edit_goes_before_a_bulk_load(self, company: Company) -> None:
+        company.store("old", "one\n\ntwo")
+        company.store("also old", "one")
+        work_off()
+        company.store("bulk", body(50))
+        administer("UPDATE document SET text = 'edit' WHERE id = 'old'")
+        company.store("also old", "another")
+        first = claim(2)
+        assert [(w.document, w.chunk is None) for w in first] == [
+            ("old", True),
+            ("also old", False),
+        ]
+        assert split(first[0])
+        assert {w.document for w in claim(1)} == {"old"}, "its chunks too"
+        assert {w.document for w in claim(10)} == {"bulk"}
+
+    def test_a_new_document_waits_in_line_however_it_came(self, company: Company) -> None:
+        company.store("bulk", body(5))
+        administer(
+            "INSERT INTO document (tenant_id, bank_id, id, source, title, text, content_hash)"
+            " VALUES (:tenant, :bank, 'new', 's', 't', 'one', '')",
+            tenant=company.tenant,
+            bank=company.bank.id,
+        )
+        assert split(claim(1)[0])
+        assert ask(Asker("admin"), "SELECT DISTINCT priority FROM outbox") == [(0,)]
+
+    def test_edits_of_a_large_tenant_do_not_hold_up_another_ones_first_document(
+        self, new_company: Callable[[str], Company]
+    ) -> None:
+        large, small = new_company("large"), new_company("small")
+        large.store("d", body(3))
+        large.store("d", body(5000))
+        small.store("d", "one")
+        served = {one.tenant for _ in range(2) for one in claim(64)}
+        assert served == {large.tenant, small.tenant}
+
+    def test_the_index_gives_each_tenants_rows_in_the_order_of_the_claim(
+        self, new_company: Callable[[str], Company], superuser: psycopg.Connection
+    ) -> None:
+        for i in range(3):
+            new_company(f"tenant {i}").store("d", body(2000))
+        superuser.execute("ANALYZE outbox")
+        plan = "\n".join(
+            row[0]
+            for row in ask(
+                Asker("worker"),
+                f"EXPLAIN {outbox._CLAIM.text}",
+                profile=PROFILE,
+                count=64,
+                seconds=60.0,
+                token=str(uuid.uuid4()),
+            )
+        )
+        assert "using outbox_due" in plan
+        assert "Seq Scan on outbox" not in plan
+        sorts = [line for line in plan.splitlines() if "Sort Key" in line]
+        assert all("random()" in line for line in sorts), plan
+
+
 class TestLease:
     def test_an_expired_lease_is_free_and_the_late_worker_writes_nothing(
         self, company: Company, superuser: psycopg.Connection
@@ -202,6 +266,18 @@ class TestFailure:
         assert found.fetchall() == [("d", poison.chunk, 1, "ModelError: it's 100% broken")]
         assert superuser.execute("SELECT status FROM document_status").fetchone() == ("failed",)
         assert work_off() == 1, "the other chunk is not held up"
+
+    def test_an_error_that_quotes_what_postgres_cannot_hold_is_kept_all_the_same(
+        self, company: Company, superuser: psycopg.Connection
+    ) -> None:
+        company.store("d", body(1))
+        [work] = claim()
+        assert not outbox.fail(work, "bad \x00 byte", max_attempts=9)
+        administer("UPDATE outbox SET not_before = now()")
+        [work] = claim()
+        assert outbox.fail(work, "bad \x00 \ud800", max_attempts=1, traceback="at \x00")
+        found = superuser.execute("SELECT error, traceback FROM dead_letter").fetchone()
+        assert found == ("bad \ufffd ?", "at \ufffd")
 
     def test_failing_what_is_gone_raises_nothing(
         self, company: Company, superuser: psycopg.Connection

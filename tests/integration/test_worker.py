@@ -1,9 +1,11 @@
 """The worker's loop with an encoder that fails on purpose: nothing lost, nobody held up."""
 
+import signal
 from collections.abc import Sequence
 from types import ModuleType, SimpleNamespace
 
 import pytest
+from celery.signals import worker_shutting_down
 
 from app.bank import outbox
 from app.bank.outbox import Work
@@ -11,6 +13,7 @@ from app.bank.session import Asker
 from app.errors import UnavailableError
 from app.settings import settings
 from tests.conftest import PROFILE, Company, administer, ask, change, encoded
+from tests.conftest import split as split_one
 
 
 @pytest.fixture
@@ -60,14 +63,19 @@ def test_one_poisonous_chunk_is_buried_with_its_reason_and_the_rest_is_done(
         due_now()
     assert ask(Asker("admin"), "SELECT count(*) FROM memory_blob") == [(10,)]
     assert ask(Asker("admin"), "SELECT count(*) FROM outbox") == [(0,)]
-    ((error, attempts, body),) = ask(
+    ((error, attempts, where, body),) = ask(
         Asker("admin"),
-        "SELECT l.error, l.attempts, c.text FROM dead_letter l JOIN chunk c"
+        "SELECT l.error, l.attempts, l.traceback, c.text FROM dead_letter l JOIN chunk c"
         " ON c.tenant_id = l.tenant_id AND c.id = l.chunk_id",
     )
     assert error == "RuntimeError: the encoder cannot take this"
     assert attempts == settings().max_attempts
     assert body == "poison"
+    assert where.startswith("Traceback (most recent call last):")
+    assert where.endswith(
+        'in encode\n    raise RuntimeError("the encoder cannot take this")\n'
+        "RuntimeError: the encoder cannot take this\n"
+    )
 
 
 def test_everything_but_the_poison_is_done_at_the_first_attempt(
@@ -156,6 +164,46 @@ def test_a_worker_that_is_told_to_stop_takes_nothing_more(
     finally:
         tasks.stopping.clear()
     assert ask(Asker("admin"), "SELECT attempts FROM outbox") == [(0,)]
+
+
+def test_a_worker_that_is_told_to_stop_in_a_batch_finishes_the_step_and_hands_the_rest_back(
+    company: Company, tasks: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two splits, a batch of chunks and one that failed before are held when SIGTERM comes."""
+    company.store("tried", "failed before")
+    [tried] = outbox.claim(PROFILE, 10, 60)
+    outbox.fail(tried, "for now", 9)
+    due_now()
+    company.store("rules", "a rule\n\nanother")
+    for name in ("a", "b"):
+        company.store(name, "old")
+        administer("DELETE FROM outbox WHERE document_id = :id", id=name)
+        administer("UPDATE document SET text = 'new' WHERE id = :id", id=name)
+    begun: list[str] = []
+
+    def split(work: Sequence[Work]) -> int:
+        begun.extend(w.document for w in work)
+        signal.raise_signal(signal.SIGTERM)
+        return sum(split_one(w) for w in work)
+
+    monkeypatch.setattr(tasks, "split", split)
+    before = signal.signal(signal.SIGTERM, lambda *_: worker_shutting_down.send(sender="test"))
+    try:
+        assert tasks.drain() == 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        tasks.stopping.clear()
+    assert begun == ["a"]
+    held = "SELECT count(*) FROM outbox WHERE lease_token IS NOT NULL"
+    assert ask(Asker("admin"), held) == [(0,)]
+    left = "SELECT document_id, chunk_id IS NULL, attempts FROM outbox ORDER BY 1, 3, 2"
+    assert ask(Asker("admin"), left) == [
+        ("a", False, 0),
+        ("b", True, 0),
+        ("rules", False, 0),
+        ("rules", False, 0),
+        ("tried", False, 1),
+    ]
 
 
 def test_leases_are_renewed_while_the_model_runs(

@@ -137,6 +137,45 @@ def test_up_at_head_changes_nothing(database: str) -> None:
         assert connection.execute("SELECT name FROM tenant").fetchall() == [("harbor",)]
 
 
+def test_the_queue_keeps_what_waits_and_what_failed_on_the_way_up_and_down(database: str) -> None:
+    downgrade("0002")
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO tenant (name) VALUES ('harbor');"
+            "INSERT INTO encoder_profile (tenant_id, id, spec) SELECT id, 'p', '{}' FROM tenant;"
+            "INSERT INTO bank (tenant_id, name, profile_id) SELECT id, 'b', 'p' FROM tenant;"
+            "INSERT INTO document (tenant_id, bank_id, id, source, title, text)"
+            " SELECT tenant_id, id, unnest('{new,edited,failed}'::text[]), '', '', 'x' FROM bank;"
+            "UPDATE document SET text = 'y' WHERE id = 'edited';"
+            "DELETE FROM outbox WHERE document_id = 'failed';"
+            "INSERT INTO dead_letter (tenant_id, bank_id, document_id, attempts, error)"
+            " SELECT tenant_id, bank_id, id, 5, 'why' FROM document WHERE id = 'failed'"
+        )
+        rows = "SELECT document_id, revision, attempts FROM outbox ORDER BY 1"
+        before = connection.execute(rows).fetchall()
+        assert [row[0] for row in before] == ["edited", "new"]
+        schema.upgrade(database_url("owner"))
+        assert connection.execute(rows).fetchall() == before
+        job = "SELECT document_id, state, last_error, priority FROM job ORDER BY 1"
+        assert connection.execute(job).fetchall() == [
+            ("edited", "pending", None, 0),
+            ("failed", "failed", "why", None),
+            ("new", "pending", None, 0),
+        ]
+        assert connection.execute("SELECT traceback FROM dead_letter").fetchall() == [("",)]
+        assert connection.execute("SELECT paused FROM tenant").fetchall() == [(False,)]
+        connection.execute("UPDATE document SET text = 'z' WHERE id = 'new'")
+        assert connection.execute(job).fetchall()[-1] == ("new", "pending", None, 1)
+        downgrade("0002")
+        assert connection.execute("SELECT error FROM dead_letter").fetchall() == [("why",)]
+        connection.execute("UPDATE document SET text = text || '.'")
+        assert [row[:2] for row in connection.execute(rows)] == [
+            ("edited", 3),
+            ("failed", 2),
+            ("new", 3),
+        ]
+
+
 def test_two_that_provision_one_database_at_the_same_time_both_succeed(
     template: str, empty_database: str
 ) -> None:
