@@ -40,7 +40,7 @@ def drain() -> int:
     The number of rows done. A server that does not answer ends the task; the relay sends another.
     """
     done, deadline = 0, time.monotonic() + _LONGEST_TASK
-    rows = max(1, _BATCHES * settings().batch_tokens // profile().chunk_tokens)
+    rows = rows_of_a_claim()
     try:
         while not stopping.is_set() and time.monotonic() < deadline:
             work = outbox.claim(profile().id, rows, settings().lease_seconds)
@@ -50,6 +50,11 @@ def drain() -> int:
     except UnavailableError as error:
         log.warning("database away", reason=str(error))
     return done
+
+
+def rows_of_a_claim() -> int:
+    """How many chunks a worker takes at a time."""
+    return max(1, _BATCHES * settings().batch_tokens // profile().chunk_tokens)
 
 
 def _process(work: Sequence[Work]) -> int:

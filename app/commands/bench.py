@@ -172,3 +172,17 @@ def bench_long(
     from benchmarks import long
 
     long.run(file, n, k, tokens, adapter, seed, as_json)
+
+
+@commands.command("queue")
+def bench_queue(
+    paths: Annotated[
+        list[Path] | None, typer.Argument(help="Files to ingest; default the sample handbooks.")
+    ] = None,
+    rows: Annotated[int, typer.Option(help="Rows through the database alone.", min=100)] = 20_000,
+    as_json: Json = False,
+) -> None:
+    """Rows through trigger, relay and claim; a whole pipeline beside the encoder alone."""
+    from benchmarks import queue
+
+    queue.run(rows, paths or [], as_json)

@@ -1,0 +1,134 @@
+"""The queue: rows through trigger, relay and claim, and a whole pipeline beside the bare encoder.
+
+Rows are of a profile that no worker has, so that only the database is measured. The pipeline is a
+real worker woken by a real relay, from the first claim to the last memory; beside it the same
+chunks go through the encoder alone, in this process, with the same threads.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from sqlalchemy import text
+
+from app import console
+from app.access.tenants import Bank, add_bank, add_tenant
+from app.bank import documents, outbox, status
+from app.bank.documents import Draft, Piece
+from app.bank.outbox import Work
+from app.bank.session import Asker, transaction
+from app.demo.sample import HANDBOOKS, temporary_stack
+from app.errors import UsageError
+from app.ingest.command import run as ingest
+from app.ingest.split import chunk_hash
+from app.local.processes import wait_until
+from app.runtime import models, profile
+from app.settings import settings
+
+_CHUNKS_OF_A_DOCUMENT = 100
+_LONGEST = 3600.0
+_NOBODYS = "of no worker"
+"""A profile."""
+
+
+def run(rows: int, paths: Sequence[Path], as_json: bool) -> None:
+    """Measure both. `paths`: what is ingested; the sample handbooks by default."""
+    with temporary_stack(lambda _: None):
+        from workers.tasks import rows_of_a_claim  # it asks for the stack's Valkey
+
+        size = rows_of_a_claim()
+        passed = _rows(rows, size)
+        pipeline = _pipeline(list(paths) or [HANDBOOKS], size)
+    if as_json:
+        console.print_json({"rows": passed, "pipeline": pipeline})
+        return
+    console.table(
+        f"{rows} rows, rows a second", list(passed), [[round(x) for x in passed.values()]]
+    )
+    console.table("chunks a second", list(pipeline), [[round(x, 2) for x in pipeline.values()]])
+
+
+def _rows(count: int, size: int) -> dict[str, float]:
+    """Rows a second of each step, and of all together. Rows of one tenant, as in a bulk load."""
+    add_tenant("rows")
+    bank = add_bank("rows", "rows", _NOBODYS, "{}")
+    spent: dict[str, float] = defaultdict(float)
+    with _timed(spent, "trigger"):
+        for number in range(count // _CHUNKS_OF_A_DOCUMENT):
+            _store(bank, number)
+    with _timed(spent, "relay"):
+        waiting = outbox.waiting_profiles()
+    done = 0
+    while _NOBODYS in waiting:
+        with _timed(spent, "claim"):
+            work = outbox.claim(_NOBODYS, size, settings().lease_seconds)
+        with _timed(spent, "finish"):
+            done += _finished(bank.tenant, work)
+        if not work:
+            break
+    speeds = {name: done / seconds for name, seconds in spent.items()}
+    return speeds | {"all": done / sum(spent.values())}
+
+
+def _finished(tenant: int, work: Sequence[Work]) -> int:
+    """Take rows out of the outbox as a worker does that has nothing to write."""
+    if not work:
+        return 0
+    with transaction(Asker("worker", tenant)) as connection:
+        return connection.execute(
+            text(
+                "DELETE FROM outbox WHERE tenant_id = :tenant AND id = ANY(:ids)"
+                " AND lease_token = :token"
+            ),
+            {"tenant": tenant, "ids": [one.id for one in work], "token": work[0].token},
+        ).rowcount
+
+
+@contextmanager
+def _timed(spent: dict[str, float], step: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    spent[step] += time.perf_counter() - started
+
+
+def _store(bank: Bank, number: int) -> None:
+    pieces = [
+        Piece(f"{number} {i}", "", "", 0, 1, chunk_hash(f"{number} {i}"))
+        for i in range(_CHUNKS_OF_A_DOCUMENT)
+    ]
+    draft = Draft(f"d{number}", "bench", "Rows", f"rows {number}", None, {})
+    documents.store(bank.tenant, bank.id, draft, pieces)
+
+
+def _pipeline(paths: list[Path], size: int) -> dict[str, float]:
+    add_tenant("pipeline")
+    bank = add_bank("pipeline", "pipeline", profile().id, profile().json())
+    started = time.perf_counter()
+    report = ingest(paths, "pipeline", "pipeline", None, False, False)
+    if not report.chunks:
+        raise UsageError("there is nothing to encode under the given paths")
+    if not wait_until(lambda: not any(status.queue().values()), _LONGEST):
+        raise UsageError("the worker does not finish: see membank status and its log")
+    whole = time.perf_counter() - started
+    with transaction(Asker("worker", bank.tenant)) as connection:
+        texts = list(
+            connection.execute(
+                text("SELECT text FROM chunk WHERE tenant_id = :t ORDER BY id"),
+                {"t": bank.tenant},
+            ).scalars()
+        )
+    m = models()
+    chunks = [m.prompt.chunk(one) for one in texts]
+    m.encoder.encode(chunks[:8], settings().batch_tokens)
+    started = time.perf_counter()
+    for start in range(0, len(chunks), size):
+        m.encoder.encode(chunks[start : start + size], settings().batch_tokens)
+    bare = time.perf_counter() - started
+    return {
+        "chunks": float(len(chunks)),
+        "ingest and encode": len(chunks) / whole,
+        "encoder alone": len(chunks) / bare,
+        "ratio": bare / whole,
+    }
