@@ -77,7 +77,7 @@ def _open_work(row: dict[str, Any]) -> str:
     if row["attempts"] and row["next_try"]:
         told.append(f"next try {row['next_try']:%H:%M:%S}")
     if row["last_error"]:
-        told.append(f"last error: {row['last_error']}")
+        told.append(f"last error: {' '.join(row['last_error'].split())}")
     return ", ".join(told)
 
 

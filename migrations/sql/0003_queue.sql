@@ -162,7 +162,7 @@ LANGUAGE sql SET search_path = pg_catalog, public AS $$
     SELECT count(*) FROM gone
 $$;
 COMMENT ON FUNCTION job_discard IS
-    'Deletes what has failed for good: nothing says any more that it is missing. How many.';
+    'Deletes what has failed for good; what it was for stays undone. How many.';
 
 REVOKE ALL ON FUNCTION job_retry, job_cancel, job_discard FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION job_retry, job_cancel, job_discard TO membank_admin;
@@ -173,6 +173,9 @@ CREATE VIEW document_status WITH (security_invoker = true) AS
 SELECT d.tenant_id, d.bank_id, d.id, d.source, d.revision,
        CASE
            WHEN l.failed > 0 THEN 'failed'
+           -- Nobody will do what is missing: it was discarded, or deleted by hand.
+           WHEN o.waiting = 0 AND (d.revision <> d.split_revision OR c.memories < c.chunks)
+               THEN 'failed'
            WHEN o.waiting = 0 THEN 'ready'
            WHEN o.held > 0 THEN 'encoding'
            ELSE 'pending'
@@ -203,7 +206,7 @@ CROSS JOIN LATERAL (
 ) c;
 COMMENT ON VIEW document_status IS 'How far each document is encoded.';
 COMMENT ON COLUMN document_status.status IS
-    'pending: work waits. encoding: a worker holds some. ready: none. failed: some is given up.';
+    'pending: work waits. encoding: a worker holds some. ready: all is done. failed: some is given up.';
 COMMENT ON COLUMN document_status.attempts IS 'Most attempts at one piece of its open work.';
 COMMENT ON COLUMN document_status.next_try IS 'When the first of its waiting work is due.';
 COMMENT ON COLUMN document_status.last_error IS 'Why it failed for good, else last time.';

@@ -137,6 +137,8 @@ class TestChange:
         found = command("jobs", "discard", "--tenant", "harbor", "--bank", "handbook")
         assert found["discarded"] == 1
         assert len(listed()) == 4
+        left = ask(Asker("admin"), STATUS, id="failed")
+        assert left == [("failed", 0, None, 0.0, True, None)], "it is not ready for that"
 
     def test_nothing_of_another_tenant_or_document_is_touched(
         self, three: Company, new_company: Callable[[str], Company]
