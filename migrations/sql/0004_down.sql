@@ -12,5 +12,6 @@ BEGIN
     NEW.updated_at := now();
     RETURN NEW;
 END $$;
+DROP INDEX document_unserved;
 ALTER TABLE document DROP COLUMN text_hash;
 DROP FUNCTION document_load(), chunk_emptied(), next_tenant(bigint), document_hash(text, text);

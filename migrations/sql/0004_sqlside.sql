@@ -11,7 +11,9 @@ ALTER TABLE document ADD COLUMN text_hash text NOT NULL
 COMMENT ON COLUMN document.text_hash IS
     'The same, kept by the table. Differs from content_hash when a change passed by the triggers;'
     ' then none of the document is served, and a reconciliation queues it.';
-CREATE INDEX document_unnoticed ON document (tenant_id) WHERE text_hash <> content_hash;
+-- The few that a search leaves out and a reconciliation looks at.
+CREATE INDEX document_unserved ON document (tenant_id, bank_id, id)
+    WHERE revision <> split_revision OR text_hash <> content_hash;
 
 CREATE OR REPLACE FUNCTION document_revise() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, public AS $$

@@ -34,9 +34,13 @@ def encoded_documents(company: Company) -> Company:
 def load(
     connection: psycopg.Connection, rows: Sequence[Sequence[Any]], columns: str = "id, text"
 ) -> None:
-    with connection.cursor().copy(f"COPY document_load (tenant, bank, {columns}) FROM STDIN") as c:
+    copy(connection, f"tenant, bank, {columns}", [["harbor", "handbook", *row] for row in rows])
+
+
+def copy(connection: psycopg.Connection, columns: str, rows: Sequence[Sequence[Any]]) -> None:
+    with connection.cursor().copy(f"COPY document_load ({columns}) FROM STDIN") as c:
         for row in rows:
-            c.write_row(["harbor", "handbook", *row])
+            c.write_row(row)
 
 
 def queued(connection: psycopg.Connection) -> list[tuple[str, int]]:
@@ -107,12 +111,9 @@ def test_the_last_of_two_rows_for_one_document_counts(admin: psycopg.Connection)
 def test_a_row_that_breaks_a_rule_is_named_and_nothing_is_loaded(
     admin: psycopg.Connection, row: tuple[Any, ...], reason: str, way_out: str
 ) -> None:
-    with (
-        pytest.raises(psycopg.Error, match=reason) as raised,
-        admin.cursor().copy("COPY document_load (tenant, bank, id, text, access) FROM STDIN") as c,
-    ):
-        c.write_row(("harbor", "handbook", "good", "goes with the others", None))
-        c.write_row(row)
+    good = ("harbor", "handbook", "good", "goes with the others", None)
+    with pytest.raises(psycopg.Error, match=reason) as raised:
+        copy(admin, "tenant, bank, id, text, access", [good, row])
     said = raised.value.diag
     assert way_out in (said.message_hint or "")
     assert "line 2" in (said.context or "")
