@@ -5,7 +5,17 @@ import sys
 import typer
 
 from app import console
-from app.commands import bench, documents, jobs, models, questions, stack, tenants, training
+from app.commands import (
+    bench,
+    documents,
+    jobs,
+    models,
+    questions,
+    reconcile,
+    stack,
+    tenants,
+    training,
+)
 from app.errors import MembankError
 
 app = typer.Typer(
@@ -14,7 +24,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for each in (stack, models, documents, questions, training):
+for each in (stack, models, documents, questions, reconcile, training):
     app.add_typer(each.commands)
 app.add_typer(tenants.tenants, name="tenant")
 app.add_typer(tenants.principals, name="principal")

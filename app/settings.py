@@ -105,6 +105,9 @@ class Settings(BaseSettings):
     )
     max_attempts: int = Field(5, ge=1, description="Failures of one chunk before dead_letter.")
     poll_seconds: float = Field(0.5, gt=0, description="How often the relay looks for work.")
+    reconcile_seconds: float = Field(
+        300, gt=0, description="How often the relay looks for changes that no trigger noticed."
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="Least severe log line that worker and relay write."
     )

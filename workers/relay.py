@@ -1,7 +1,11 @@
-"""Look for due work in the outbox and wake workers for it. Keeps nothing of its own."""
+"""Look for due work in the outbox and wake workers for it. Keeps nothing of its own.
+
+Beside that it looks now and then for changes that no trigger noticed, and queues them.
+"""
 
 import signal
 import threading
+from dataclasses import asdict
 
 import redis
 import structlog
@@ -9,6 +13,7 @@ from kombu.exceptions import OperationalError
 
 from app.addresses import redis_url
 from app.bank.outbox import waiting_profiles
+from app.bank.reconcile import reconcile
 from app.errors import MembankError
 from app.log import configure
 from app.settings import settings
@@ -24,6 +29,9 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     log.info("started", poll_seconds=settings().poll_seconds)
+    # In a thread of its own: a look at all banks takes longer than a poll may.
+    reconciler = threading.Thread(target=reconcile_regularly, args=(stop,), name="reconcile")
+    reconciler.start()
     well = True
     while not stop.is_set():
         try:
@@ -36,7 +44,20 @@ def main() -> None:
                 log.warning("cannot relay, work waits in the outbox", reason=str(error))
             well = False
         stop.wait(settings().poll_seconds)
+    reconciler.join()
     log.info("stopped")
+
+
+def reconcile_regularly(stop: threading.Event) -> None:
+    """Queue what no trigger noticed, soon after the start and then at every interval."""
+    while not stop.is_set():
+        try:
+            found = reconcile(stop)
+            if found.any:
+                log.warning("changes that no trigger noticed", **asdict(found))
+        except Exception as error:  # the next look may succeed, so the thread must live
+            log.warning("cannot reconcile", reason=f"{type(error).__name__}: {error}")
+        stop.wait(settings().reconcile_seconds)
 
 
 def wake() -> None:

@@ -64,7 +64,7 @@ def cancel(tenant: int, bank: int | None = None, document: str | None = None) ->
 
 
 def discard(tenant: int, bank: int | None = None, document: str | None = None) -> int:
-    """Delete what has failed for good; how many."""
+    """Take what has failed off the list for good; how many."""
     return _call("job_discard", tenant, bank, document)
 
 

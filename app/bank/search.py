@@ -34,7 +34,7 @@ _NEAREST = text(
             AND k.document_id NOT IN (  -- hashed, however many there are
                 SELECT d.id FROM document d
                 WHERE d.tenant_id = :tenant AND d.bank_id = :bank
-                    AND d.revision <> d.split_revision)
+                    AND (d.revision <> d.split_revision OR d.text_hash <> d.content_hash))
         ORDER BY distance, k.chunk_id LIMIT :k
     )
     SELECT n.chunk_id, n.document_id, n.distance, d.title, d.source, c.text
@@ -71,7 +71,7 @@ _READABLE = text(
     FROM memory_key k
     JOIN document d ON d.tenant_id = :tenant AND d.bank_id = k.bank_id AND d.id = k.document_id
     WHERE k.tenant_id = :tenant AND k.profile_id = :profile AND k.chunk_id = ANY(:chunks)
-        AND d.revision = d.split_revision
+        AND d.revision = d.split_revision AND d.text_hash = d.content_hash
     """
 )
 

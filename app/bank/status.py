@@ -15,7 +15,7 @@ def queue() -> dict[str, int]:
             text(
                 "SELECT count(*) FILTER (WHERE lease_until IS NULL OR lease_until < now()),"
                 " count(*) FILTER (WHERE lease_until >= now()),"
-                " (SELECT count(*) FROM dead_letter) FROM outbox"
+                " (SELECT count(*) FROM dead_letter WHERE NOT discarded) FROM outbox"
             )
         ).one()
     return {"pending": row[0], "encoding": row[1], "failed": row[2]}

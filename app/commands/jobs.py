@@ -76,7 +76,7 @@ def jobs_cancel(
 def jobs_discard(
     tenant: Tenant, bank: _OnlyBank = None, document: _OnlyDocument = None, as_json: Json = False
 ) -> None:
-    """Delete what has failed or was cancelled. Its chunks stay without a memory."""
+    """Take what has failed or was cancelled off the list. Its chunks stay without a memory."""
     from app.bank import jobs
 
     _change("discarded", jobs.discard, tenant, bank, document, as_json)

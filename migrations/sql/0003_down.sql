@@ -1,6 +1,6 @@
 DROP VIEW job, document_status, bank_status;
 DROP FUNCTION job_retry, job_cancel, job_discard, paused_tenants;
-ALTER TABLE dead_letter DROP COLUMN traceback;
+ALTER TABLE dead_letter DROP COLUMN traceback, DROP COLUMN discarded;
 ALTER TABLE tenant DROP COLUMN paused;
 DROP INDEX outbox_due;
 ALTER TABLE outbox DROP COLUMN priority;

@@ -1,5 +1,8 @@
 ALTER TABLE dead_letter ADD COLUMN traceback text NOT NULL DEFAULT '';
 COMMENT ON COLUMN dead_letter.traceback IS 'Where in the program the last attempt failed.';
+ALTER TABLE dead_letter ADD COLUMN discarded boolean NOT NULL DEFAULT false;
+COMMENT ON COLUMN dead_letter.discarded IS
+    'Nobody is to be told of it any more, nor to try it again; an edit of the text makes it new.';
 
 -- Pausing. The worker asks before it has a tenant, so it is told ids and nothing else of a tenant.
 ALTER TABLE tenant ADD COLUMN paused boolean NOT NULL DEFAULT false;
@@ -66,7 +69,7 @@ FROM (
     UNION ALL
     SELECT tenant_id, bank_id, document_id, chunk_id, 'failed', NULL, attempts, NULL, error,
            failed_at
-    FROM dead_letter
+    FROM dead_letter WHERE NOT discarded
 ) j
 JOIN tenant t ON t.id = j.tenant_id
 JOIN bank b ON b.tenant_id = j.tenant_id AND b.id = j.bank_id;
@@ -95,11 +98,12 @@ BEGIN
         SELECT d.bank_id, d.id FROM document d WHERE d.tenant_id = tenant
             AND d.bank_id = coalesce(bank, d.bank_id) AND d.id = coalesce(document, d.id)
             AND EXISTS (SELECT FROM dead_letter l WHERE l.tenant_id = d.tenant_id
-                AND l.bank_id = d.bank_id AND l.document_id = d.id)
+                AND l.bank_id = d.bank_id AND l.document_id = d.id AND NOT l.discarded)
         ORDER BY d.bank_id, d.id FOR NO KEY UPDATE) locked;
     WITH again AS (
         DELETE FROM dead_letter l USING unnest(banks, names) mine(bank_id, id)
         WHERE l.tenant_id = tenant AND l.bank_id = mine.bank_id AND l.document_id = mine.id
+            AND NOT l.discarded
         RETURNING l.*
     ), queued AS (
         INSERT INTO outbox
@@ -154,15 +158,15 @@ CREATE FUNCTION job_discard(tenant bigint, bank bigint DEFAULT NULL, document te
 RETURNS bigint
 LANGUAGE sql SET search_path = pg_catalog, public AS $$
     WITH gone AS (
-        DELETE FROM dead_letter l WHERE l.tenant_id = tenant
+        UPDATE dead_letter l SET discarded = true WHERE l.tenant_id = tenant
             AND l.bank_id = coalesce(bank, l.bank_id)
-            AND l.document_id = coalesce(document, l.document_id)
+            AND l.document_id = coalesce(document, l.document_id) AND NOT l.discarded
         RETURNING 1
     )
     SELECT count(*) FROM gone
 $$;
 COMMENT ON FUNCTION job_discard IS
-    'Deletes what has failed for good; what it was for stays undone. How many.';
+    'Takes what has failed off the list for good; what it was for stays undone. How many.';
 
 REVOKE ALL ON FUNCTION job_retry, job_cancel, job_discard FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION job_retry, job_cancel, job_discard TO membank_admin;
@@ -196,6 +200,7 @@ CROSS JOIN LATERAL (
     SELECT count(*) AS failed, max(attempts) AS attempts,
            (array_agg(error ORDER BY id DESC))[1] AS last_error
     FROM dead_letter WHERE tenant_id = d.tenant_id AND bank_id = d.bank_id AND document_id = d.id
+        AND NOT discarded
 ) l
 CROSS JOIN LATERAL (
     SELECT count(*) AS chunks, count(k.chunk_id) AS memories
@@ -240,12 +245,12 @@ CROSS JOIN LATERAL (
 CROSS JOIN LATERAL (
     SELECT count(*) AS failed, max(attempts) AS attempts,
            (array_agg(error ORDER BY id DESC))[1] AS last_error
-    FROM dead_letter WHERE tenant_id = b.tenant_id AND bank_id = b.id
+    FROM dead_letter WHERE tenant_id = b.tenant_id AND bank_id = b.id AND NOT discarded
 ) l;
 COMMENT ON VIEW bank_status IS 'How far each bank is encoded.';
 COMMENT ON COLUMN bank_status.memories IS 'Chunks encoded under the bank''s profile.';
 COMMENT ON COLUMN bank_status.pending IS 'Rows of the outbox, held by a worker or not.';
-COMMENT ON COLUMN bank_status.failed IS 'Rows of dead_letter.';
+COMMENT ON COLUMN bank_status.failed IS 'Rows of dead_letter that are not discarded.';
 COMMENT ON COLUMN bank_status.paused IS 'Whether workers leave the tenant''s work alone.';
 COMMENT ON COLUMN bank_status.attempts IS 'Most attempts at one piece of its open work.';
 COMMENT ON COLUMN bank_status.next_try IS 'When the first of its waiting work is due.';

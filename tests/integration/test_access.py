@@ -191,7 +191,10 @@ class TestTenants:
         self, pair: Pair, superuser: psycopg.Connection
     ) -> None:
         for relation in relations(superuser, "rpvmf"):
-            others = f"{owner_column(relation)} <> {pair.ours.tenant}"
+            # The one relation that names tenants instead, and never holds a row.
+            others = "true"
+            if relation != "document_load":
+                others = f"{owner_column(relation)} <> {pair.ours.tenant}"
             assert visible(pair.hana, relation, others) == 0, relation
         seen = {t for t in tables(superuser) if visible(pair.hana, t)}
         assert seen == set(tables(superuser)) - {"outbox", "dead_letter"}
@@ -273,7 +276,7 @@ def insertable(superuser: psycopg.Connection, table: str) -> str:
     """Columns of a table that an INSERT may give."""
     found = superuser.execute(
         "SELECT attname FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0"
-        " AND NOT attisdropped AND attidentity = '' ORDER BY attnum",
+        " AND NOT attisdropped AND attidentity = '' AND attgenerated = '' ORDER BY attnum",
         [table],
     )
     return ", ".join(row[0] for row in found)

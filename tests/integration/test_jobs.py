@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from app.access.tenants import pause_tenant
 from app.bank import jobs, outbox, status
+from app.bank.reconcile import reconcile
 from app.bank.session import Asker
 from app.cli import app as membank
 from app.commands.stack import _open_work
@@ -136,6 +137,9 @@ class TestChange:
         assert jobs.discard(three.tenant, document="waits") == 0
         found = command("jobs", "discard", "--tenant", "harbor", "--bank", "handbook")
         assert found["discarded"] == 1
+        assert jobs.discard(three.tenant) == 0
+        assert jobs.retry(three.tenant) == 0
+        assert not reconcile().any  # nor does that bring it back
         assert len(listed()) == 4
         left = ask(Asker("admin"), STATUS, id="failed")
         assert left == [("failed", 0, None, 0.0, True, None)], "it is not ready for that"
