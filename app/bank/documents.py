@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 
+from app.bank import profiles
 from app.bank.session import Asker, transaction
 from app.errors import NotFoundError
 
@@ -99,6 +100,8 @@ def store(tenant: int, bank: int, draft: Draft, pieces: Sequence[Piece] | None) 
         "with_pieces": pieces is not None,
     }
     with transaction(Asker("worker", tenant)) as connection:
+        if pieces is not None:
+            profiles.hold(connection, tenant, [bank])
         row = connection.execute(_UPSERT, values).one()
         if pieces is None:
             return Stored("unchanged", 0)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pgvector import HalfVector
 from sqlalchemy import Connection, text
 
+from app.bank import profiles
 from app.bank.session import Asker, transaction
 
 
@@ -257,7 +258,10 @@ _LOCK_DOCUMENTS = (
 def _take(connection: Connection, tenant: int, work: Sequence[Work]) -> set[int]:
     # A deletion locks the document before its rows here. So does this, or both could wait for
     # each other. Edits may go on beside the writing of memories, but not beside a split.
-    lock = "UPDATE" if any(w.chunk is None for w in work) else "KEY SHARE"
+    lock = "KEY SHARE"
+    if splits := {w.bank for w in work if w.chunk is None}:
+        profiles.hold(connection, tenant, splits)
+        lock = "UPDATE"
     connection.execute(
         text(_LOCK_DOCUMENTS + lock),
         {

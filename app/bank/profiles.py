@@ -5,6 +5,7 @@ next profile, and bank_switch makes it the bank's in one transaction when all of
 """
 
 import threading
+from collections.abc import Collection
 
 from sqlalchemy import Connection, TextClause, text
 from sqlalchemy.exc import IntegrityError
@@ -59,6 +60,19 @@ def _set_next(connection: Connection, tenant: int, bank: int, profile: str | Non
         raise ConflictError(f"{told.message_primary}: {told.message_hint}") from None
 
 
+def hold(connection: Connection, tenant: int, banks: Collection[int]) -> None:
+    """Let nobody change the banks' profiles until the transaction ends.
+
+    Before documents are locked: a change holds the bank and then looks at its documents.
+    """
+    connection.execute(_HOLD, {"tenant": tenant, "banks": list(banks)})
+
+
+_HOLD = text(
+    "SELECT FROM bank WHERE tenant_id = :tenant AND id = ANY(:banks) ORDER BY id FOR SHARE"
+)
+
+
 def switch() -> list[tuple[int, int]]:
     """Switch each bank whose next profile is ready, as a worker: tenant and bank of each."""
     with transaction(Asker("worker")) as connection:
@@ -95,12 +109,11 @@ def _held(tenant: int, bank: int, statement: TextClause) -> int:
     """A change back to a former profile waits until this is done, and sees what is gone."""
     values = {"tenant": tenant, "bank": bank, "page": _PAGE, "grace": _GRACE_SECONDS}
     with transaction(Asker("worker", tenant)) as connection:
-        connection.execute(_HOLD, values)
+        hold(connection, tenant, [bank])
         return connection.execute(statement, values).rowcount
 
 
 _BANKS = text("SELECT id FROM bank WHERE tenant_id = :tenant ORDER BY id")
-_HOLD = text("SELECT FROM bank WHERE tenant_id = :tenant AND id = :bank FOR SHARE")
 _TIDY = text("SELECT bank_tidy(:tenant, :bank)")
 _FORMER = text(
     """

@@ -44,7 +44,9 @@ REVOKE ALL ON FUNCTION changing_banks() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION changing_banks() TO membank_worker, membank_admin;
 
 -- Whoever changes a bank's profiles holds the bank against those that add chunks or splits to it,
--- and waits for nobody from then on: what others hold (SKIP LOCKED) is left to the next look.
+-- and waits for nobody from then on: what others hold (SKIP LOCKED) is left to the next look. Where
+-- a row was changed since the statement began, Postgres waits all the same; so the program holds
+-- the bank before it locks a document.
 CREATE FUNCTION bank_fill(tenant bigint, bank bigint) RETURNS bigint
 LANGUAGE sql SET search_path = pg_catalog, public AS $$
     WITH lacking AS (
@@ -152,7 +154,7 @@ BEGIN
     UPDATE bank b SET profile_id = b.next_profile_id, next_profile_id = NULL
     WHERE b.tenant_id = tenant AND b.id = bank;
     RETURN true;
-EXCEPTION WHEN lock_not_available THEN
+EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
     RETURN false;  -- someone adds documents in a long transaction; there is another time
 END $$;
 COMMENT ON FUNCTION bank_switch IS
