@@ -11,6 +11,7 @@ from dataclasses import asdict
 import redis
 import structlog
 from kombu.exceptions import OperationalError
+from sqlalchemy.exc import DBAPIError
 
 from app.addresses import redis_url
 from app.bank import profiles
@@ -42,7 +43,7 @@ def main() -> None:
             if not well:
                 log.info("servers are back")
             well = True
-        except (MembankError, OperationalError, redis.RedisError, OSError) as error:
+        except (MembankError, DBAPIError, OperationalError, redis.RedisError, OSError) as error:
             if well:
                 log.warning("cannot relay, work waits in the outbox", reason=str(error))
             well = False

@@ -21,6 +21,7 @@ from app.commands.stack import _change
 from app.errors import ConflictError, ProfileError
 from app.local.processes import wait_until
 from app.memory.profile import Profile
+from app.settings import settings
 from tests.conftest import (
     NORTH,
     PROFILE,
@@ -133,6 +134,30 @@ class TestChange:
         administer("UPDATE bank SET next_profile_id = :p", p=NEXT)
         assert work_off(profile=NEXT) == 4
         assert len(profiles.switch()) == 1
+
+    def test_sql_may_switch_before_all_is_there(self, whole: Company) -> None:
+        begin(whole)
+        [first, *rest] = outbox.claim(NEXT, 100, 60.0)
+        text = outbox.chunk_texts(first.tenant, [first])[first.chunk or 0].text
+        memory = encoded(first, payload=b"kv of " + text.encode())
+        outbox.finish_encoding(whole.tenant, NEXT, [memory])
+        outbox.release(rest)
+        administer("UPDATE bank SET profile_id = next_profile_id, next_profile_id = NULL")
+        assert served(whole) == [text]
+        assert work_off(profile=NEXT) == 3
+        assert served(whole) == ["four", "one", "three", "two"]
+
+    def test_the_relay_switches(self, whole: Company, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("MEMBANK_REDIS_URL", "redis://127.0.0.1:1/0")
+        settings.cache_clear()
+        from workers import relay
+
+        begin(whole)
+        relay.switch()
+        assert profile_of(whole) == (PROFILE, NEXT)
+        work_off(profile=NEXT)
+        relay.switch()
+        assert profile_of(whole) == (NEXT, None)
 
     def test_a_bank_without_chunks_is_switched_at_once(self, company: Company) -> None:
         begin(company)
