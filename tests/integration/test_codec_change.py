@@ -38,9 +38,11 @@ def process(monkeypatch: pytest.MonkeyPatch, **chosen: str) -> Iterator[None]:
             patch.setenv(f"MEMBANK_{name.upper()}", value)
         for one in cached:
             one.cache_clear()
-        yield
-    for one in cached:
-        one.cache_clear()
+        try:
+            yield
+        finally:
+            for one in cached:
+                one.cache_clear()
 
 
 def work_off() -> int:
