@@ -112,7 +112,7 @@ def _pipeline(paths: list[Path], size: int) -> dict[str, float]:
     add_tenant("pipeline")
     bank = add_bank("pipeline", "pipeline", profile().id, profile().json())
     documents.store(  # the worker loads its model for this one
-        bank.tenant, bank.id, Draft("first", "bench", "First", "A first text.", None, {})
+        bank.tenant, bank.id, Draft("first", "bench", "First", "A first text.", None, {}), None
     )
     _encoded()
     started = time.perf_counter()

@@ -212,3 +212,17 @@ def test_alembic_upgrades_by_command_with_the_settings_of_the_environment(databa
     finish(start(database, "-m", "alembic", "upgrade", "head"))
     assert objects(database) == whole
     assert "(head)" in finish(start(database, "-m", "alembic", "current"))
+
+
+def test_alembic_check_finds_nothing_to_do_and_finds_what_was_changed_by_hand(
+    database: str,
+) -> None:
+    assert "No new upgrade operations" in finish(start(database, "-m", "alembic", "check"))
+    with psycopg.connect(database) as connection:
+        connection.execute("DROP INDEX chunk_document")
+        connection.execute("ALTER TABLE bank ADD COLUMN colour text")
+    check = start(database, "-m", "alembic", "check")
+    output, _ = check.communicate(timeout=60)
+    assert check.returncode
+    assert "chunk_document" in output
+    assert "colour" in output
