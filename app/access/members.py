@@ -20,7 +20,7 @@ def grant(bank: Bank, entry: str, role: Role, by: Asker | None = None) -> None:
         by,
         "INSERT INTO bank_member (tenant_id, bank_id, grantee, role)"
         " VALUES (:tenant, :bank, :entry, :role)"
-        " ON CONFLICT (tenant_id, bank_id, grantee) DO UPDATE SET role = excluded.role",
+        " ON CONFLICT (tenant_id, grantee, bank_id) DO UPDATE SET role = excluded.role",
         entry=entry,
         role=role.value,
     )

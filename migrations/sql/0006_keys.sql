@@ -25,9 +25,10 @@ CREATE TABLE bank_member (
     bank_id   bigint NOT NULL,
     grantee   text NOT NULL CHECK (grantee ~ '^(everyone|(principal|group):.+)$'),
     role      text NOT NULL CHECK (role IN ('reader', 'writer', 'admin')),
-    PRIMARY KEY (tenant_id, bank_id, grantee),
+    PRIMARY KEY (tenant_id, grantee, bank_id),  -- as current_banks() asks
     FOREIGN KEY (tenant_id, bank_id) REFERENCES bank (tenant_id, id) ON DELETE CASCADE
 );
+CREATE INDEX bank_member_bank ON bank_member (tenant_id, bank_id);
 COMMENT ON TABLE bank_member IS
     'What a bank lets whom do. A bank without members is closed. Counts from the next question.';
 COMMENT ON COLUMN bank_member.grantee IS 'everyone, principal:NAME or group:NAME, as in a list.';
