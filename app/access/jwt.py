@@ -61,7 +61,7 @@ def verify(token: str) -> Claims:
             audience=audience,
             issuer=issuer,
             leeway=_LEEWAY,
-            options={"require": ["exp", "iss", "aud"]},
+            options={"require": ["exp", "iss", "aud"], "enforce_minimum_key_length": True},
         )
     except jwt.ExpiredSignatureError:
         raise UnauthorizedError("the token has expired: get a new one from its issuer") from None
@@ -151,7 +151,8 @@ def _public_keys(document: dict[str, Any]) -> list[PyJWK]:
             key = PyJWK(each)
         except (jwt.PyJWTError, AttributeError):
             continue
-        if key.algorithm_name in ALGORITHMS and key.public_key_use in (None, "sig"):
+        private = "d" in each
+        if key.algorithm_name in ALGORITHMS and key.public_key_use in (None, "sig") and not private:
             found.append(key)
     return found
 
