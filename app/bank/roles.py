@@ -21,8 +21,8 @@ class Role(StrEnum):
 _RANK = {role: rank for rank, role in enumerate(Role)}
 _ROLES = text(
     "SELECT b.name, m.role FROM bank b LEFT JOIN bank_member m ON m.tenant_id = b.tenant_id"
-    " AND m.bank_id = b.id AND m.grantee = ANY (current_readers())"
-    " WHERE b.tenant_id = current_tenant() AND b.id = :bank"
+    " AND m.bank_id = b.id AND m.grantee = ANY ((SELECT current_readers())::text[])"
+    " WHERE b.tenant_id = (SELECT current_tenant()) AND b.id = :bank"
 )
 _READERS = text("SELECT current_readers()")
 
