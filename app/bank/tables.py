@@ -275,3 +275,31 @@ Table(
     Index("dead_letter_document", *_DOCUMENT),
     Index("dead_letter_chunk", "tenant_id", "chunk_id"),
 )
+Table(
+    "api_key",
+    metadata,
+    _tenant(),
+    _id(),
+    _whole("principal_id"),
+    _text("name"),
+    Column("hash", LargeBinary, nullable=False),
+    Column("scopes", ARRAY(Text), nullable=False),
+    _time("created_at"),
+    _time("expires_at"),
+    Column("revoked_at", _TIME),
+    Column("last_used_at", _TIME),
+    PrimaryKeyConstraint("tenant_id", "id"),
+    _reference(("tenant_id", "principal_id"), "principal", ("tenant_id", "id")),
+    Index("api_key_principal", "tenant_id", "principal_id"),
+)
+Table(
+    "bank_member",
+    metadata,
+    _tenant(),
+    _whole("bank_id"),
+    _text("grantee"),
+    _text("role"),
+    PrimaryKeyConstraint("tenant_id", "grantee", "bank_id"),
+    _reference(("tenant_id", "bank_id"), "bank", ("tenant_id", "id")),
+    Index("bank_member_bank", "tenant_id", "bank_id"),
+)
