@@ -14,7 +14,7 @@ commands = typer.Typer()
 
 @commands.command()
 def ingest(
-    paths: Annotated[list[Path], typer.Argument(help="Files, folders, .jsonl or .jsonl.gz.")],
+    paths: Annotated[list[Path], typer.Argument(help="Files, folders or archives.")],
     bank: Bank,
     tenant: Annotated[
         str | None,
@@ -32,6 +32,10 @@ def ingest(
     as_json: Json = False,
 ) -> None:
     """Store documents; workers encode them. One file's failure holds no other up.
+
+    Read are .md .markdown .txt .html .htm .pdf .docx .jsonl, each also gzipped (.jsonl.gz), and
+    .zip .tar .tar.gz .tgz .tar.bz2 .tar.xz as if they were folders. docs/how-to/ingest.md has the
+    limits and the errors.
 
     The four handbooks of a JSONL file with a `tenant` field in one call:
     membank ingest handbooks.jsonl.gz --bank handbook --create --wait

@@ -166,7 +166,7 @@ def test_an_unreadable_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("app.ingest.text.open", refuse, raising=False)
+    monkeypatch.setattr("app.ingest.source.open", refuse, raising=False)
     assert failure(path).startswith("cannot be read (Permission denied); check that it is there")
 
 
