@@ -50,17 +50,17 @@ def _check_docx(file: IO[bytes], max_bytes: int) -> None:
     )
     if size > 4 * max_bytes + 1_000_000:
         too_large(size, max_bytes)
-    elements = sum(_elements(packed, part, part in xml) for part in parts)
+    elements = sum(_elements(packed, part) for part in parts)
     if elements > _MOST_ELEMENTS:
         raise IngestError(
             f"has {elements:,} XML elements, more than the limit of {_MOST_ELEMENTS:,}; split it"
         )
 
 
-def _elements(packed: zipfile.ZipFile, part: zipfile.ZipInfo, is_xml: bool) -> int:
+def _elements(packed: zipfile.ZipFile, part: zipfile.ZipInfo) -> int:
     """How many elements a part has; its name is no sign, the parser follows references.
 
-    Raises IngestError at the first that cannot be parsed, if it `is_xml` by its name.
+    Raises IngestError at the first of the body that cannot be parsed. Others may not be needed.
     """
     seen: Counter[str] = Counter()
     parser = expat.ParserCreate(namespace_separator=" ")
@@ -69,10 +69,9 @@ def _elements(packed: zipfile.ZipFile, part: zipfile.ZipInfo, is_xml: bool) -> i
         with packed.open(part) as file:
             parser.ParseFile(file)
     except Exception as error:  # of the zip archive, or of the XML
-        if is_xml:
-            place = f"paragraph {seen[_WORD + 'p']}, table {seen[_WORD + 'tbl']}"
-            place = place if part.filename == _BODY else part.filename
+        if part.filename == _BODY:
             raise IngestError(
-                f"cannot be parsed as DOCX ({place}: {unparsable(error)}); open and save it again"
+                f"cannot be parsed as DOCX (paragraph {seen[_WORD + 'p']}, table"
+                f" {seen[_WORD + 'tbl']}: {unparsable(error)}); open and save it again"
             ) from None
     return seen.total()

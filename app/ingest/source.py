@@ -134,7 +134,7 @@ class Source:
         """
         if self.rewinds:
             return self.open()
-        kept = tempfile.SpooledTemporaryFile(_KEPT_IN_MEMORY)  # noqa: SIM115 - returned
+        kept = _Kept(_KEPT_IN_MEMORY)
         with self.open() as file:
             while piece := file.read(1 << 20):
                 kept.write(piece)
@@ -146,6 +146,10 @@ class Source:
                     )
         kept.seek(0)
         return kept
+
+
+class _Kept(tempfile.SpooledTemporaryFile[bytes]):
+    name = None  # it is a number, which mammoth would take for a path
 
 
 def is_gzipped(name: str) -> bool:
