@@ -41,7 +41,7 @@ _ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:[/\\]")
 
 @dataclass(frozen=True)
 class _Entry:
-    """A file as an archive lists it; `problem` says why it cannot be one."""
+    """What an archive lists; `problem` says why it is no file."""
 
     name: str
     size: int
@@ -123,16 +123,20 @@ def _zip_entry(packed: zipfile.ZipFile, info: zipfile.ZipInfo, budget: Budget) -
     problem = ""
     if stat.S_ISLNK(info.external_attr >> 16):
         problem = "is a link and is skipped; put the file itself into the archive"
-    elif info.flag_bits & 1:
-        problem = "has a password; make the archive without one"
+    if info.flag_bits & 1:
+        return _Entry(info.filename, info.file_size, _locked, problem)
     opener = partial(unpacked, lambda: packed.open(info), "zip", budget)
     return _Entry(info.filename, info.file_size, opener, problem)
+
+
+def _locked() -> IO[bytes]:
+    raise IngestError("has a password; make the archive without one")
 
 
 def _tar_entries(archive: Source) -> Iterator[_Entry]:
     ending = next(end for end in _OPENERS if archive.base.lower().endswith(end))
     last = ""
-    file = archive.opener()
+    file = archive.open_packed()
     with unpacked(lambda: _OPENERS[ending](file), ending[1:], archive.budget, file) as stream:
         try:
             with tarfile.open(

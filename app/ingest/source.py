@@ -118,13 +118,17 @@ class Source:
 
     def open(self) -> IO[bytes]:
         """The bytes, unpacked. The caller closes the stream."""
-        try:
-            file = self.opener()
-        except OSError as error:
-            raise IngestError(unreadable(error)) from None
+        file = self.open_packed()
         if not is_gzipped(self.base):
             return file
         return unpacked(lambda: gzip.GzipFile(fileobj=file), "gzip", self.budget, file)
+
+    def open_packed(self) -> IO[bytes]:
+        """The bytes as they are. The caller closes the stream."""
+        try:
+            return self.opener()
+        except OSError as error:
+            raise IngestError(unreadable(error)) from None
 
     def open_rewindable(self, max_bytes: int) -> IO[bytes]:
         """The same as a stream that can go back. The caller closes it.

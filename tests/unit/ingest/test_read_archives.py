@@ -261,14 +261,36 @@ def test_links_and_devices_are_skipped_and_named(tmp_path: Path) -> None:
 
 
 def test_an_encrypted_member_says_so(tmp_path: Path) -> None:
-    data = bytearray(zipped([("a.md", b"text"), ("b.md", b"text")]))
-    data[data.index(b"PK\x01\x02") + 8] |= 1
+    data = bytearray(zipped([("a.md", b"text"), ("b.png", b"x"), ("c.md", b"text")]))
+    first = data.index(b"PK\x01\x02")
+    data[first + 8] |= 1
+    data[data.index(b"PK\x01\x02", first + 4) + 8] |= 1
     path = tmp_path / "a.zip"
     path.write_bytes(data)
     assert list(found(path).values()) == [
         "has a password; make the archive without one",
         "text",
     ]
+
+
+@every_archive
+def test_an_unreadable_archive_is_named_and_the_rest_is_read(
+    tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make(tmp_path, ending, [("a.md", b"text")])
+    good = tmp_path / "good.md"
+    good.write_text("text")
+
+    def open_or_refuse(name: str, mode: str) -> object:
+        if name == str(path):
+            raise PermissionError(13, "Permission denied")
+        return open(name, mode)
+
+    monkeypatch.setattr("app.ingest.source.open", open_or_refuse, raising=False)
+    problem, document = read([path, good], LIMIT)
+    assert isinstance(problem, Failure)
+    assert problem.error.startswith(f"{path}: cannot be read (Permission denied)")
+    assert isinstance(document, Document)
 
 
 @tar_or_zip
