@@ -33,9 +33,9 @@ def ingest(
 ) -> None:
     """Store documents; workers encode them. One file's failure holds no other up.
 
-    Read are .md .markdown .txt .html .htm .pdf .docx .jsonl, each also gzipped (.jsonl.gz), and
-    .zip .tar .tar.gz .tgz .tar.bz2 .tar.xz as if they were folders. docs/how-to/ingest.md has the
-    limits and the errors.
+    .md .markdown .txt .html .htm .pdf .docx .jsonl, also gzipped (.jsonl.gz);
+    .zip .tar .tar.gz .tgz .tar.bz2 .tar.xz are read as folders are.
+    Limits and errors: docs/how-to/ingest.md
 
     The four handbooks of a JSONL file with a `tenant` field in one call:
     membank ingest handbooks.jsonl.gz --bank handbook --create --wait

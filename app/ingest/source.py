@@ -54,8 +54,7 @@ class Budget:
 
     def __init__(self, packed: int) -> None:
         """`packed`: size of the packed data in bytes."""
-        self._ratio = max(_HARMLESS_BYTES, _MOST_RATIO * packed)
-        self._most = min(_MOST_BYTES, self._ratio)
+        self._most = min(_MOST_BYTES, max(_HARMLESS_BYTES, _MOST_RATIO * packed))
         self._left = self._most
 
     @property
@@ -66,9 +65,8 @@ class Budget:
         """Raises IngestError when more was unpacked than is allowed."""
         self._left -= size
         if self.is_spent:
-            why = f", {_MOST_RATIO} times its size" if self._most == self._ratio else ""
             raise IngestError(
-                f"unpacks to more than the limit of {self._most:,} bytes{why};"
+                f"unpacks to more than the limit of {self._most:,} bytes for its size;"
                 " nothing more of it is read; if you trust it, unpack it and ingest the folder"
             )
 
