@@ -15,7 +15,7 @@ commands = typer.Typer()
 
 @commands.command()
 def ingest(
-    paths: Annotated[list[Path], typer.Argument(help="Files, folders, .jsonl or .jsonl.gz.")],
+    paths: Annotated[list[Path], typer.Argument(help="Files, folders or archives.")],
     bank: Bank,
     tenant: Annotated[
         str | None,
@@ -33,6 +33,10 @@ def ingest(
     as_json: Json = False,
 ) -> None:
     """Store documents; workers encode them. One file's failure holds no other up.
+
+    .md .markdown .txt .html .htm .pdf .docx .jsonl, also gzipped (.jsonl.gz);
+    .zip .tar .tar.gz .tgz .tar.bz2 .tar.xz are read as folders are.
+    Limits and errors: docs/how-to/ingest.md
 
     The four handbooks of a JSONL file with a `tenant` field in one call:
     membank ingest handbooks.jsonl.gz --bank handbook --create --wait
