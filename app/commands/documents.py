@@ -1,4 +1,4 @@
-"""Documents in and out: ingest, forget."""
+"""Documents in and out, and who may read them: ingest, allow, forget."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -7,14 +7,15 @@ from typing import Annotated
 import typer
 
 from app import console
-from app.commands.options import Bank, Json, Tenant
+from app.commands.options import Bank, Json, Tenant, made
+from app.errors import UsageError
 
 commands = typer.Typer()
 
 
 @commands.command()
 def ingest(
-    paths: Annotated[list[Path], typer.Argument(help="Files, folders, .jsonl or .jsonl.gz.")],
+    paths: Annotated[list[Path], typer.Argument(help="Files, folders or archives.")],
     bank: Bank,
     tenant: Annotated[
         str | None,
@@ -33,6 +34,10 @@ def ingest(
 ) -> None:
     """Store documents; workers encode them. One file's failure holds no other up.
 
+    .md .markdown .txt .html .htm .pdf .docx .jsonl, also gzipped (.jsonl.gz);
+    .zip .tar .tar.gz .tgz .tar.bz2 .tar.xz are read as folders are.
+    Limits and errors: docs/how-to/ingest.md
+
     The four handbooks of a JSONL file with a `tenant` field in one call:
     membank ingest handbooks.jsonl.gz --bank handbook --create --wait
     """
@@ -50,6 +55,34 @@ def ingest(
         console.complain(f"membank: {report.asleep}")
     if report.failed or report.asleep:
         raise typer.Exit(1)
+
+
+@commands.command()
+def allow(
+    document_id: str,
+    tenant: Tenant,
+    bank: Bank,
+    to: Annotated[
+        list[str] | None,
+        typer.Option(help="Who may read: principal:P, group:G or everyone. Repeatable."),
+    ] = None,
+    nobody: Annotated[bool, typer.Option("--nobody", help="Let nobody read it.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say who may read a document, in place of its list. Counts from the next question on."""
+    from app.access.tenants import checked_access, find_bank
+    from app.bank.documents import set_access
+
+    if bool(to) is nobody:
+        raise UsageError("give --to, once for each who may read it, or --nobody")
+    found = find_bank(tenant, bank)
+    access = checked_access(found, to or [])
+    set_access(found.tenant, found.id, document_id, access)
+    made(
+        {"document_id": document_id, "access": access},
+        f"{document_id} may be read by {', '.join(access) or 'nobody'}",
+        as_json,
+    )
 
 
 @commands.command()

@@ -1,44 +1,77 @@
 """DOCX files -> documents, by way of HTML."""
 
 import zipfile
+from collections import Counter
 from typing import IO
+from xml.parsers import expat
 
 from app.errors import IngestError
+from app.ingest.blocks import first_heading
 from app.ingest.document import Results, unparsable
 from app.ingest.html import html_text
-from app.ingest.split import first_heading
+from app.ingest.source import Source
 from app.ingest.text import file_document, too_large
 
+_WORD = "http://schemas.openxmlformats.org/wordprocessingml/2006/main "
+_BODY = "word/document.xml"
+_MOST_ELEMENTS = 1_000_000
 
-def read_docx(path: str, max_bytes: int) -> Results:
+
+def read_docx(source: Source, max_bytes: int) -> Results:
     """The document of a DOCX file, as Markdown."""
     import mammoth  # type: ignore[import-untyped]
 
-    with open(path, "rb") as file:
+    with source.open_rewindable(10 * max_bytes) as file:
         _check_docx(file, max_bytes)
-        try:
-            html = mammoth.convert_to_html(
-                file,
-                style_map="p[style-name='Title'] => h1:fresh",
-                convert_image=mammoth.images.img_element(lambda _: {}),
-            ).value
-        except Exception as error:  # a parser's own errors are of any kind
-            raise IngestError(
-                f"cannot be parsed as DOCX ({unparsable(error)}); open and save it again"
-            ) from None
+        file.seek(0)
+        html = mammoth.convert_to_html(
+            file,
+            style_map="p[style-name='Title'] => h1:fresh",
+            convert_image=mammoth.images.img_element(lambda _: {}),
+        ).value
     title, text = html_text(html)
-    yield file_document(path, first_heading(text) or title, text, max_bytes)
+    yield file_document(source, first_heading(text) or title, text, max_bytes)
 
 
 def _check_docx(file: IO[bytes], max_bytes: int) -> None:
-    """Refuse what would fill the memory before the text could be measured."""
+    """Refuse what would fill the memory, and name the place of what cannot be parsed."""
+    packed_size = file.seek(0, 2)
     try:
-        parts = zipfile.ZipFile(file).infolist()
+        packed = zipfile.ZipFile(file)
     except (zipfile.BadZipFile, ValueError, NotImplementedError):
         raise IngestError(
             "is not a DOCX file, or has a password; save it as DOCX without one"
         ) from None
-    size = sum(part.file_size for part in parts if part.filename.lower().endswith(".xml"))
+    parts = packed.infolist()
+    xml = [p for p in parts if p.filename.lower().endswith((".xml", ".rels"))]
+    # Images do not grow when they are unpacked; what grows is text, whatever it is called.
+    size = max(
+        sum(part.file_size for part in xml), sum(part.file_size for part in parts) - packed_size
+    )
     if size > 4 * max_bytes + 1_000_000:
         too_large(size, max_bytes)
-    file.seek(0)
+    elements = sum(_elements(packed, part) for part in parts)
+    if elements > _MOST_ELEMENTS:
+        raise IngestError(
+            f"has {elements:,} XML elements, more than the limit of {_MOST_ELEMENTS:,}; split it"
+        )
+
+
+def _elements(packed: zipfile.ZipFile, part: zipfile.ZipInfo) -> int:
+    """How many elements a part has; its name is no sign, the parser follows references.
+
+    Raises IngestError at the first of the body that cannot be parsed. Others may not be needed.
+    """
+    seen: Counter[str] = Counter()
+    parser = expat.ParserCreate(namespace_separator=" ")
+    parser.StartElementHandler = lambda name, _: seen.update((name,))
+    try:
+        with packed.open(part) as file:
+            parser.ParseFile(file)
+    except Exception as error:  # of the zip archive, or of the XML
+        if part.filename == _BODY:
+            raise IngestError(
+                f"cannot be parsed as DOCX (paragraph {seen[_WORD + 'p']}, table"
+                f" {seen[_WORD + 'tbl']}: {unparsable(error)}); open and save it again"
+            ) from None
+    return seen.total()

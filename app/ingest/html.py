@@ -4,8 +4,9 @@ import re
 from typing import Any
 
 from app.errors import IngestError
-from app.ingest.document import Results, unparsable
-from app.ingest.split import first_heading
+from app.ingest.blocks import first_heading
+from app.ingest.document import Results
+from app.ingest.source import Source
 from app.ingest.text import check_characters, file_document, load
 
 # fmt: off
@@ -24,10 +25,10 @@ _HEADINGS = frozenset(f"h{level}" for level in range(1, 7))
 _LAYOUT = ("table", "ul", "ol", "pre", *sorted(_HEADINGS))
 
 
-def read_html(path: str, max_bytes: int) -> Results:
+def read_html(source: Source, max_bytes: int) -> Results:
     """The document of a page, as Markdown."""
-    title, text = html_text(load(path, max_bytes))
-    yield file_document(path, first_heading(text) or title, text, max_bytes)
+    title, text = html_text(load(source, max_bytes))
+    yield file_document(source, first_heading(text) or title, text, max_bytes)
 
 
 def html_text(html: str) -> tuple[str, str]:
@@ -41,10 +42,14 @@ def html_text(html: str) -> tuple[str, str]:
     except etree.XMLSyntaxError as error:
         if not html or html.isspace() or "empty" in str(error):
             return "", ""
-        raise IngestError(f"cannot be parsed as HTML ({unparsable(error)})") from None
+        raise
     # Past its limit of depth the parser drops the rest and reports it here only.
-    if any("depth" in entry.message for entry in parser.error_log):
-        raise IngestError("the HTML is nested too deeply; simplify it or save it as text")
+    for entry in parser.error_log:
+        if "depth" in entry.message:
+            raise IngestError(
+                f"the HTML is nested too deeply on line {entry.line};"
+                " simplify it or save it as text"
+            )
     if root is None:
         return "", ""
     title = root.find(".//head/title")

@@ -1,6 +1,7 @@
-"""Files -> documents: Markdown, text, HTML, PDF, DOCX and JSONL, one at a time.
+"""Files -> documents: Markdown, text, HTML, PDF, DOCX, JSONL, also gzipped and in archives.
 
-Whatever is wrong with one file, page or line becomes a Failure that names it; the rest goes on.
+Whatever is wrong with one file, member, page or line becomes a Failure that names it; the rest
+goes on.
 """
 
 import os
@@ -9,14 +10,16 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from app.errors import IngestError
-from app.ingest.document import Failure, Results, failure
+from app.ingest import archive
+from app.ingest.document import Failure, Results, failure, unparsable
 from app.ingest.docx import read_docx
 from app.ingest.html import read_html
 from app.ingest.pdf import read_pdf
 from app.ingest.rows import read_rows
+from app.ingest.source import Source, unreadable, without_gzip
 from app.ingest.text import read_markdown, read_plain
 
-_READERS: dict[str, Callable[[str, int], Results]] = {
+_READERS: dict[str, Callable[[Source, int], Results]] = {
     ".md": read_markdown,
     ".markdown": read_markdown,
     ".txt": read_plain,
@@ -25,13 +28,15 @@ _READERS: dict[str, Callable[[str, int], Results]] = {
     ".pdf": read_pdf,
     ".docx": read_docx,
     ".jsonl": read_rows,
-    ".jsonl.gz": read_rows,
 }
-_ENDINGS = " ".join(_READERS)
+_ENDINGS = (
+    f"{' '.join(_READERS)}, archives ({' '.join(archive.ENDINGS)}),"
+    " and the first with .gz behind, such as .jsonl.gz"
+)
 
 
 def read(paths: Iterable[Path], max_bytes: int) -> Results:
-    """Stream the documents of files and folders; each file once, however often it is named.
+    """Stream the documents of files, folders and archives; each file once, however often named.
 
     A text of more than `max_bytes` in UTF-8 is a Failure. Nothing is raised for bad input.
     """
@@ -51,11 +56,11 @@ def _files(path: str) -> Iterator[str | Failure]:
     except FileNotFoundError:
         yield failure(path, "no such file or folder; check the spelling")
     except (OSError, ValueError) as error:
-        yield failure(path, _unreadable(error))
+        yield failure(path, unreadable(error))
     else:
         if stat.S_ISDIR(mode):
             yield from _walk(path)
-        elif _reader(path) is None:
+        elif not _is_read(path):
             yield failure(path, f"this ending is not read; the endings that are: {_ENDINGS}")
         else:
             yield path
@@ -70,12 +75,12 @@ def _walk(root: str) -> Iterator[str | Failure]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             path = os.path.join(folder, name)
-            if name.startswith(".") or _reader(name) is None or _leaves(path, real_root):
+            if name.startswith(".") or not _is_read(name) or _leaves(path, real_root):
                 continue
             count += 1
             yield path
     for problem in problems:
-        yield failure(str(problem.filename or root), _unreadable(problem))
+        yield failure(str(problem.filename or root), unreadable(problem))
     if not count and not problems:
         yield failure(root, f"no file in this folder has an ending that is read: {_ENDINGS}")
 
@@ -84,32 +89,59 @@ def _leaves(path: str, real_root: Path) -> bool:
     return os.path.islink(path) and not Path(os.path.realpath(path)).is_relative_to(real_root)
 
 
-def _reader(name: str) -> Callable[[str, int], Results] | None:
-    lower = os.path.basename(name).lower()
-    return next((reader for end, reader in _READERS.items() if lower[1:].endswith(end)), None)
+def _is_read(name: str) -> bool:
+    return _ending(name) is not None or archive.is_archive(os.path.basename(name))
+
+
+def _ending(name: str) -> str | None:
+    """The ending that says how a file is read."""
+    lower = without_gzip(os.path.basename(name)).lower()
+    return next((ending for ending in _READERS if lower[1:].endswith(ending)), None)
 
 
 def _read_file(path: str, max_bytes: int) -> Results:
-    reader = _reader(path)
-    assert reader is not None, path  # noqa: S101 - _files yields no other
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise IngestError("is not a regular file; save its content as one")
-        _check_name(path)
-        yield from reader(path, max_bytes)
+        source = Source.file(path)
+        if archive.is_archive(source.base):
+            yield from _read_archive(source, max_bytes)
+        else:
+            yield from _read_source(source, max_bytes)
     except IngestError as error:
         yield failure(path, str(error))
-    except OSError as error:
-        yield failure(path, _unreadable(error))
 
 
-def _check_name(path: str) -> None:
+def _read_archive(source: Source, max_bytes: int) -> Results:
+    """Raises IngestError where the archive cannot be read any further."""
+    _check_name(source)
+    found = False
+    for member in archive.members(source, lambda name: _ending(name) is not None):
+        found = True
+        if isinstance(member, Failure):
+            yield member
+        else:
+            yield from _read_source(member, max_bytes)
+    if not found:
+        raise IngestError(f"no member of this archive has an ending that is read: {_ENDINGS}")
+
+
+def _read_source(source: Source, max_bytes: int) -> Results:
+    ending = _ending(source.base)
+    assert ending is not None, source  # noqa: S101 - nobody asks for another
     try:
-        path.encode("utf-8")
+        _check_name(source)
+        yield from _READERS[ending](source, max_bytes)
+    except IngestError as error:
+        yield failure(source.name, str(error))
+    except Exception as error:  # a parser's own errors are of any kind
+        kind = ending[1:].upper()
+        problem = f"cannot be parsed as {kind} ({unparsable(error)}); open and save it again"
+        yield failure(source.name, problem)
+
+
+def _check_name(source: Source) -> None:
+    try:
+        source.name.encode("utf-8")
     except UnicodeEncodeError:
         raise IngestError("the name is not UTF-8 text; rename the file") from None
-
-
-def _unreadable(error: OSError | ValueError) -> str:
-    reason = error.strerror if isinstance(error, OSError) else None
-    return f"cannot be read ({reason or error}); check that it is there and that you may read it"
+    if "\0" in source.name:
+        raise IngestError("the name has a NUL; rename the file")

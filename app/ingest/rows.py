@@ -1,24 +1,22 @@
 """JSONL files -> documents, one a line, with what a row states: access, tenant, metadata."""
 
-import gzip
-import io
 import json
 import math
 import unicodedata
-import zlib
 from collections.abc import Iterator, Mapping
-from typing import NoReturn
+from typing import IO, NoReturn
 
 from app.errors import IngestError
 from app.ingest.document import Document, Results, failure, unparsable
+from app.ingest.source import Damage, Source
 from app.ingest.text import check_characters, decode, normal, one_line, refuse_utf16
 
 
-def read_rows(path: str, max_bytes: int) -> Results:
-    """A document or a Failure for each row of a JSONL file, also of a gzipped one."""
+def read_rows(source: Source, max_bytes: int) -> Results:
+    """A document or a Failure for each row of a JSONL file."""
     lines_of_ids: dict[str, int] = {}
     empty = True
-    with gzip.open(path) if path.lower().endswith(".gz") else open(path, "rb") as file:
+    with source.open() as file:
         for number, line in enumerate(_bounded_lines(file, 2 * max_bytes), 1):
             if number == 1 and line is not None:
                 refuse_utf16(line)
@@ -26,18 +24,18 @@ def read_rows(path: str, max_bytes: int) -> Results:
                 continue
             empty = False
             try:
-                document = _row(path, line, max_bytes)
+                document = _row(source.name, line, max_bytes)
                 first = lines_of_ids.setdefault(document.id, number)
                 if first != number:
                     raise IngestError(f"id {document.id} was already on line {first}; rename it")
                 yield document
             except IngestError as error:
-                yield failure(f"{path}:{number}", str(error))
+                yield failure(f"{source.name}:{number}", str(error))
     if empty:
         raise IngestError("is empty; there is no row in it")
 
 
-def _bounded_lines(file: io.BufferedIOBase, limit: int) -> Iterator[bytes | None]:
+def _bounded_lines(file: IO[bytes], limit: int) -> Iterator[bytes | None]:
     """The lines; None for one longer than `limit` bytes, which is skipped piece by piece."""
     number = 0
     try:
@@ -49,13 +47,11 @@ def _bounded_lines(file: io.BufferedIOBase, limit: int) -> Iterator[bytes | None
             while line and not line.endswith(b"\n"):
                 line = file.readline(1 << 20)
             yield None
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise IngestError(
-            f"the gzip data is damaged or cut off after line {number} ({error}); compress it again"
-        ) from None
+    except Damage as damage:
+        raise damage.after(f"line {number}") from None
 
 
-def _row(path: str, line: bytes | None, max_bytes: int) -> Document:
+def _row(name: str, line: bytes | None, max_bytes: int) -> Document:
     if line is None:
         raise IngestError(f"the line is longer than {2 * max_bytes:,} bytes; split the text")
     row = _json_object(line)
@@ -65,7 +61,7 @@ def _row(path: str, line: bytes | None, max_bytes: int) -> Document:
         raise IngestError('"text" is missing; each row needs "id" and "text"')
     return Document(
         id=row_id,
-        source=f"{path}#{row_id}",
+        source=f"{name}#{row_id}",
         title=one_line(_string(row, "title") or "") or row_id,
         text=normal(text, max_bytes),
         allow=_allow(row.get("allow")),

@@ -1,11 +1,12 @@
-"""Text -> chunks: pieces of a document that follow its structure and fit a token limit."""
+"""Blocks -> chunks: pieces of a document that follow its structure and fit a token limit."""
 
 import bisect
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from enum import Enum, auto
+
+from app.ingest.blocks import Block, sections
 
 CountTokens = Callable[[str], int]
 
@@ -13,14 +14,7 @@ CountTokens = Callable[[str], int]
 # Longer stretches are cut without being counted, so that no count ever sees more than one
 # chunk could hold.
 _MAX_CHARS_PER_TOKEN = 32
-# A longer line that begins with `#` is a paragraph: a context line could not carry it.
-_MAX_HEADING_CHARS = 300
 _MIN_TOKENS = 16
-
-_BLANK_LINES = re.compile(r"\s*\n")
-_FENCE = re.compile(r"(`{3,})[^`]*$|(~{3,})")
-_ATX = re.compile(r" {0,3}(#{1,6})[ \t]+(\S.*)")
-_ITEM = re.compile(r"(?:[-*+]|\d{1,9}[.)])\s")
 
 # Where a stretch that does not fit is cut: behind each match. Every pattern is linear on any
 # text, also on one without a single match.
@@ -34,6 +28,10 @@ _Cuts = tuple[re.Pattern[str], ...]
 _INSIDE_WORDS: _Cuts = (_PHRASES, _WORDS, _STRETCHES, _CHARACTERS)
 _PROSE_CUTS: _Cuts = (_SENTENCES, _LINES, *_INSIDE_WORDS)
 _ROW_CUTS: _Cuts = (_LINES, _SENTENCES, *_INSIDE_WORDS)
+
+
+def _cuts(block: Block) -> _Cuts:
+    return _ROW_CUTS if block.has_rows else _PROSE_CUTS
 
 
 @dataclass(frozen=True)
@@ -55,11 +53,6 @@ def chunk_hash(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
-def first_heading(text: str) -> str | None:
-    """The first heading of level 1 that stands outside of code, or None."""
-    return next((_heading(text, block) for block in _blocks(text) if block.level == 1), None)
-
-
 def split(title: str, text: str, count: CountTokens, max_tokens: int = 128) -> list[Chunk]:
     """Cut a Markdown or plain text into chunks, in the order of the text.
 
@@ -73,158 +66,9 @@ def split(title: str, text: str, count: CountTokens, max_tokens: int = 128) -> l
     if max_tokens < _MIN_TOKENS:
         raise ValueError(f"max_tokens is {max_tokens}, at least {_MIN_TOKENS} are needed")
     packer = _Packer(title, text, count, max_tokens)
-    for path, blocks in _sections(text):
+    for path, blocks in sections(text):
         packer.add(path, blocks)
     return packer.chunks
-
-
-class _Kind(Enum):
-    BLANK = auto()
-    PROSE = auto()
-    ITEM = auto()
-    ROW = auto()
-    FENCE = auto()
-    CODE = auto()
-    HEADING = auto()
-    UNDERLINE = auto()
-
-
-@dataclass(slots=True)
-class _Block:
-    """Lines that belong together; `level` is 1 to 6 for a heading and 0 for all others."""
-
-    start: int
-    end: int
-    kind: _Kind
-    level: int = 0
-    lines: int = 1
-    is_leaf: bool = False
-
-    @property
-    def cuts(self) -> _Cuts:
-        return _ROW_CUTS if self.kind in (_Kind.ROW, _Kind.FENCE) else _PROSE_CUTS
-
-    def takes(self, line: "_Block") -> bool:
-        if line.kind is _Kind.CODE:
-            return True
-        if line.kind is _Kind.ROW:
-            return self.kind is _Kind.ROW
-        if line.kind in (_Kind.PROSE, _Kind.UNDERLINE):
-            return self.kind in (_Kind.PROSE, _Kind.ITEM)
-        return False
-
-    def is_title_of(self, line: "_Block") -> bool:
-        return (
-            line.kind is _Kind.UNDERLINE
-            and self.kind is _Kind.PROSE
-            and self.lines == 1
-            and self.end - self.start <= _MAX_HEADING_CHARS
-        )
-
-
-def _sections(text: str) -> Iterator[tuple[list[str], list[_Block]]]:
-    """The blocks between two headings, each with the path of the headings above them."""
-    path: list[tuple[int, str]] = []
-    blocks: list[_Block] = []
-    for block in _outline(text):
-        if blocks and block.level and (not block.is_leaf or (path and path[-1][0] >= block.level)):
-            yield [name for _, name in path], blocks
-            blocks = []
-        while block.level and path and path[-1][0] >= block.level:
-            path.pop()
-        if block.level and not block.is_leaf:
-            path.append((block.level, _heading(text, block)))
-        else:
-            blocks.append(block)
-    if blocks:
-        yield [name for _, name in path], blocks
-
-
-def _outline(text: str) -> Iterator[_Block]:
-    """The blocks, with `is_leaf` set for the headings that have nothing below them."""
-    previous: _Block | None = None
-    for block in _blocks(text):
-        if previous is not None:
-            previous.is_leaf = 0 < block.level <= previous.level
-            yield previous
-        previous = block
-    if previous is not None:
-        previous.is_leaf = previous.level > 0
-        yield previous
-
-
-def _heading(text: str, block: _Block) -> str:
-    line = text[block.start : block.end].strip()
-    match = _ATX.match(line)
-    line = line.split("\n", 1)[0] if match is None else re.sub(r"\s#+$", "", match[2])
-    return " ".join(line.split())
-
-
-def _blocks(text: str) -> Iterator[_Block]:
-    current: _Block | None = None
-    for line in _lines(text):
-        if current is not None and current.is_title_of(line):
-            yield _Block(current.start, line.end, _Kind.HEADING, line.level)
-            current = None
-        elif current is not None and current.takes(line):
-            current.end = line.end
-            current.lines += 1
-        else:
-            if current is not None:
-                yield current
-            current = None if line.kind is _Kind.BLANK else line
-            if line.kind is not _Kind.HEADING:
-                line.level = 0
-    if current is not None:
-        yield current
-
-
-def _lines(text: str) -> Iterator[_Block]:
-    """Each line as a block of its own, with what it is in Markdown."""
-    fence = ""
-    start = 0
-    while start < len(text):
-        blank = _BLANK_LINES.match(text, start)
-        if blank is not None:
-            yield _Block(start, blank.end() - 1, _Kind.CODE if fence else _Kind.BLANK)
-            start = blank.end()
-            continue
-        end = text.find("\n", start)
-        end = len(text) if end < 0 else end
-        line = text[start:end]
-        body = line.strip()
-        if fence:
-            yield _Block(start, end, _Kind.CODE)
-            if body.startswith(fence) and not body.strip(fence[0]):
-                fence = ""
-        else:
-            kind, level = _kind(line, body)
-            yield _Block(start, end, kind, level)
-            match = _FENCE.match(body) if kind is _Kind.FENCE else None
-            fence = (match[1] or match[2]) if match else ""
-        start = end + 1
-
-
-def _kind(line: str, body: str) -> tuple[_Kind, int]:
-    if not body:
-        return _Kind.BLANK, 0
-    first = body[0]
-    if first in "`~" and _FENCE.match(body):
-        return _Kind.FENCE, 0
-    if first == "#":
-        return _hash_kind(line)
-    if first == "|":
-        return _Kind.ROW, 0
-    if first in "=-" and len(body) >= 3 and not body.strip(first):
-        return _Kind.UNDERLINE, 1 if first == "=" else 2
-    return (_Kind.ITEM if _ITEM.match(body) else _Kind.PROSE), 0
-
-
-def _hash_kind(line: str) -> tuple[_Kind, int]:
-    match = _ATX.match(line)
-    if match is None or len(line) > _MAX_HEADING_CHARS or not match[2].strip("# \t"):
-        return _Kind.PROSE, 0
-    return _Kind.HEADING, len(match[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +103,7 @@ class _Packer:
         self._max_chars = limit * _MAX_CHARS_PER_TOKEN
         self._contexts = _Contexts(title, count, limit // 3)
 
-    def add(self, path: list[str], blocks: list[_Block]) -> None:
+    def add(self, path: list[str], blocks: list[Block]) -> None:
         """Append the chunks of one section."""
         context = self._contexts.of(path)
         room = self._limit - context.cost - 1
@@ -268,7 +112,7 @@ class _Packer:
             (
                 piece
                 for block in blocks
-                for piece in self._pieces(block.start, block.end, room, block.cuts)
+                for piece in self._pieces(block.start, block.end, room, _cuts(block))
             ),
         )
 

@@ -2,29 +2,28 @@
 
 import codecs
 import hashlib
-import os
 import re
 import unicodedata
-from pathlib import Path
 from typing import NoReturn
 
 from app.errors import IngestError
+from app.ingest.blocks import first_heading
 from app.ingest.document import Document, Results
-from app.ingest.split import first_heading
+from app.ingest.source import Source
 
 _YAML_KEY = re.compile(r"[\w.-]+[ \t]*:(?:\s|$)")
 _YAML_TITLE = re.compile(r"title[ \t]*:[ \t]+(?![>|&*!{\[])(\S.*)")
 
 
-def read_plain(path: str, max_bytes: int) -> Results:
+def read_plain(source: Source, max_bytes: int) -> Results:
     """The document of a text file; its title is the name of the file."""
-    yield file_document(path, "", load(path, max_bytes), max_bytes)
+    yield file_document(source, "", load(source, max_bytes), max_bytes)
 
 
-def read_markdown(path: str, max_bytes: int) -> Results:
+def read_markdown(source: Source, max_bytes: int) -> Results:
     """The document of a Markdown file; its title is in front matter or the first heading."""
-    title, text = _front_matter(normal(load(path, max_bytes), max_bytes))
-    yield file_document(path, title or first_heading(text) or "", text, max_bytes)
+    title, text = _front_matter(normal(load(source, max_bytes), max_bytes))
+    yield file_document(source, title or first_heading(text) or "", text, max_bytes)
 
 
 def _front_matter(text: str) -> tuple[str, str]:
@@ -54,13 +53,15 @@ def _yaml_scalar(value: str) -> str:
     return re.sub(r"(?:^|\s)#.*", "", value)
 
 
-def load(path: str, max_bytes: int) -> str:
-    """The text of a UTF-8 file, refused by its size before it is read."""
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > max_bytes + len(codecs.BOM_UTF8):
-            too_large(size, max_bytes)
-        data = file.read(max_bytes + len(codecs.BOM_UTF8) + 1)
+def load(source: Source, max_bytes: int) -> str:
+    """The text of UTF-8 bytes, refused by their number before they are decoded."""
+    most = max_bytes + len(codecs.BOM_UTF8)
+    if source.size is not None and source.size > most:
+        too_large(source.size, max_bytes)
+    with source.open() as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        too_large(len(data), max_bytes)
     return decode(data)
 
 
@@ -98,7 +99,10 @@ def check_characters(text: str, what: str) -> None:
     """Refuse what Postgres cannot store."""
     at = text.find("\0")
     if at >= 0:
-        raise IngestError(f"{what} has a NUL at character {at}; remove it (is it a text file?)")
+        line = text.count("\n", 0, at) + 1
+        raise IngestError(
+            f"{what} has a NUL at character {at} (line {line}); remove it (is it a text file?)"
+        )
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -107,12 +111,11 @@ def check_characters(text: str, what: str) -> None:
         ) from None
 
 
-def file_document(path: str, title: str, text: str, max_bytes: int) -> Document:
-    """The document of a whole file: the id follows its real path, the title may be empty."""
-    real = Path(os.path.realpath(path)).as_posix()
-    digest = hashlib.sha1(real.encode("utf-8"), usedforsecurity=False).hexdigest()
-    title = one_line(title) or one_line(Path(path).stem)
-    return Document(f"f_{digest[:20]}", path, title, normal(text, max_bytes))
+def file_document(source: Source, title: str, text: str, max_bytes: int) -> Document:
+    """The document of a whole file: the id follows the source's key, the title may be empty."""
+    digest = hashlib.sha1(source.key.encode("utf-8"), usedforsecurity=False).hexdigest()
+    title = one_line(title) or one_line(source.stem)
+    return Document(f"f_{digest[:20]}", source.name, title, normal(text, max_bytes))
 
 
 def one_line(text: str) -> str:

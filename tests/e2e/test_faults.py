@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,31 @@ def test_bad_files_are_named_and_hold_no_other_up(
         assert name in told + " ".join(f["source"] for f in report["failed"])
     assert "Traceback" not in done.stderr
     assert settled()
+
+
+def test_a_good_member_of_an_archive_answers_beside_a_bad_and_a_hidden_one(
+    stack: Stack, bank: Reader, membank: Run, tmp_path: Path
+) -> None:
+    with zipfile.ZipFile(tmp_path / "rules.zip", "w") as made:
+        made.writestr("house/lift.md", "# Lift\n\nThe lift of the house is purple.\n")
+        made.writestr("house/latin.txt", b"caf\xe9")
+        made.writestr("house/.draft.md", "The lift is brown.")
+    file = tmp_path / "rules.zip"
+    done = membank("ingest", str(file), *WHERE, "--json", "--wait")
+    assert done.returncode == 1
+    report = json.loads(done.stdout)
+    told = [(d["source"], d["status"]) for d in report["documents"]]
+    assert told == [(f"{file}!house/lift.md", "new")]
+    assert report["memories"] == 1
+    (failure,) = report["failed"]
+    assert failure["source"] == f"{file}!house/latin.txt"
+    assert failure["error"].startswith(f"{file}!house/latin.txt: byte 3 (0xe9) is not UTF-8")
+    assert "Traceback" not in done.stderr
+    assert "purple" in ask(bank, "What colour is the lift of the house?").answer
+    again = json.loads(membank("ingest", str(file), *WHERE, "--json").stdout)
+    assert [(d["id"], d["status"]) for d in again["documents"]] == [
+        (report["documents"][0]["id"], "unchanged")
+    ]
 
 
 @pytest.mark.parametrize(

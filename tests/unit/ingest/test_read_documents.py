@@ -121,7 +121,7 @@ def test_a_file_has_one_id_however_it_is_named(
         ("a.txt", "x".encode("utf-16"), "is UTF-16 or UTF-32 text; save it as UTF-8"),
         ("a.jsonl", "{}".encode("utf-16"), "is UTF-16 or UTF-32 text"),
         ("a.txt", b"a\0b", "the text has a NUL at character 1"),
-        ("a.html", b"<p>a\0b", "the page has a NUL at character 4"),
+        ("a.html", b"<p>\na\0b", "the page has a NUL at character 5 (line 2)"),
         ("a.txt", b"x" * 100_001, "100,001 bytes of text are more than the limit of 100,000"),
         ("a.exe", b"x", "this ending is not read; the endings that are: .md .markdown .txt"),
         ("noending", b"x", "this ending is not read"),
@@ -130,7 +130,7 @@ def test_a_file_has_one_id_however_it_is_named(
         ("a.pdf", b"", "cannot be parsed as PDF ("),
         ("a.docx", b"not a zip", "is not a DOCX file, or has a password"),
         ("a.docx", b"", "is not a DOCX file, or has a password"),
-        ("a.html", b"<div>" * 10_000 + b"x", "the HTML is nested too deeply"),
+        ("a.html", b"<div>" * 10_000 + b"x", "the HTML is nested too deeply on line 1"),
     ],
 )
 def test_a_bad_file_is_named_with_its_problem(
@@ -166,7 +166,7 @@ def test_an_unreadable_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("app.ingest.text.open", refuse, raising=False)
+    monkeypatch.setattr("app.ingest.source.open", refuse, raising=False)
     assert failure(path).startswith("cannot be read (Permission denied); check that it is there")
 
 
@@ -306,6 +306,28 @@ def test_a_damaged_or_swollen_docx_is_named(tmp_path: Path) -> None:
     assert failure(path).startswith("is not a DOCX file")
 
 
+def test_the_paragraph_that_cannot_be_parsed_is_named(tmp_path: Path) -> None:
+    word = 'xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"'
+    body = f"<w:document {word}><w:body>" + "<w:p/>" * 2 + "<w:tbl><w:p>&nothing;"
+    problem = failure(write(tmp_path / "a.docx", docx_bytes(body.encode())))
+    assert problem.startswith("cannot be parsed as DOCX (paragraph 3, table 1: ExpatError: undef")
+
+
+@pytest.mark.parametrize("name", ["word/document.xml", "_rels/.rels", "word/media/image1.png"])
+def test_a_docx_that_grows_is_refused_whatever_the_part_is_called(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with zipfile.ZipFile(out := io.BytesIO(), "w", zipfile.ZIP_DEFLATED) as made:
+        made.writestr(name, b" " * 2_000_000)
+    path = write(tmp_path / "a.docx", out.getvalue())
+    assert "bytes of text are more than the limit of 100,000" in failure(path)
+    monkeypatch.setattr("app.ingest.docx._MOST_ELEMENTS", 1_000)
+    with zipfile.ZipFile(out := io.BytesIO(), "w", zipfile.ZIP_DEFLATED) as made:
+        made.writestr(name, b"<a>" + b"<b/>" * 1_000 + b"</a>")
+    write(path, out.getvalue())
+    assert failure(path).startswith("has 1,001 XML elements, more than the limit of 1,000")
+
+
 # --- PDF
 
 
@@ -355,6 +377,29 @@ def test_a_bad_page_is_named_and_the_others_are_kept(tmp_path: Path) -> None:
     assert problem.error.startswith(f"{path}: page 2 cannot be parsed (")
     assert isinstance(document, Document)
     assert document.text == "First page.\n\nThird page."
+
+
+def test_a_page_that_is_not_there_is_named_and_the_next_file_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pypdf import PdfReader
+
+    class Pages:
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, number: int) -> object:
+            raise RecursionError("too deep") if number else KeyError("/Kids")
+
+    monkeypatch.setattr(PdfReader, "pages", Pages())
+    path = write(tmp_path / "a.pdf", pdf_bytes([b"First page."]))
+    good = write(tmp_path / "b.md", "text")
+    first, second, last = read([path, good], LIMIT)
+    assert isinstance(first, Failure)
+    assert first.error == f"{path}: page 1 cannot be parsed (KeyError: '/Kids')"
+    assert isinstance(second, Failure)
+    assert second.error == f"{path}: page 2 cannot be parsed (RecursionError: too deep)"
+    assert isinstance(last, Document)
 
 
 def test_a_pdf_without_text_says_what_it_needs(tmp_path: Path) -> None:

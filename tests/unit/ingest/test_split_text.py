@@ -9,9 +9,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from app.ingest.blocks import first_heading
 from app.ingest.document import Document
 from app.ingest.read import read
-from app.ingest.split import Chunk, CountTokens, chunk_hash, first_heading, split
+from app.ingest.split import Chunk, CountTokens, chunk_hash, split
 from tests.work import calls
 
 
