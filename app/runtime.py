@@ -1,15 +1,17 @@
 """The models of this process, loaded once, as the settings name them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from app.access.tenants import Bank
 from app.errors import ModelError, ProfileError, UsageError
-from app.memory.codec import Codec, codec_for
+from app.memory.codec import Codec, codec_for, codec_named
 from app.memory.fingerprint import fingerprint
 from app.memory.packaged import embedder_folder, language_model_folder
-from app.memory.profile import Profile
+from app.memory.profile import READING, SETTINGS, SPLITTING, Profile
 from app.memory.prompt import Prompt
 from app.memory.transform import Transform
 from app.settings import settings
@@ -104,15 +106,40 @@ def _fingerprint(folder: str) -> str:
     return fingerprint(folder, settings().models.expanduser() / "fingerprints.json")
 
 
-def require_profile(bank: str, of_bank: str) -> None:
-    """Raises ProfileError when a bank was encoded under another profile than this process has."""
-    if of_bank != profile().id:
-        raise ProfileError(
-            f"bank {bank!r} is encoded under profile {of_bank}, this process has {profile().id}"
-            f" (model {settings().model}): set MEMBANK_MODEL, MEMBANK_EMBEDDER, MEMBANK_CODEC,"
-            " MEMBANK_COMPACTION and MEMBANK_CONTEXT as they were when the bank was made, or make a"
-            " new bank and ingest again"
-        )
+def codec_of(bank: Bank) -> Codec:
+    """What a bank's memories are decoded with. Raises ProfileError when they cannot be read here.
+
+    Codec, selection and context may be others than this process's: a blob says how it is packed.
+    """
+    _require(bank, READING)
+    return _codec_named(str(bank.spec["codec"]))
+
+
+@lru_cache(maxsize=8)
+def _codec_named(name: str) -> Codec:
+    return codec_named(name, codec(), codebooks())
+
+
+def require_splitting(bank: Bank) -> None:
+    """Raises ProfileError when a bank's documents are split otherwise than by this process."""
+    _require(bank, SPLITTING)
+
+
+def _require(bank: Bank, fields: Sequence[str]) -> None:
+    strange = profile().strange(bank.spec, fields)
+    if not strange:
+        return
+    told = f"bank {bank.name!r} is encoded under profile {bank.profile}"
+    if bank.switched_at:
+        told += f" since {bank.switched_at:%Y-%m-%d %H:%M:%S%z}"
+    if bank.next_profile:
+        told += f" and is being encoded anew under {bank.next_profile}"
+    names = " and ".join(dict.fromkeys(SETTINGS.get(field, field) for field in strange))
+    raise ProfileError(
+        f"{told}; this process has {profile().id} (model {settings().model}), with another"
+        f" {', '.join(strange)}: set {names} as the bank's profile has it, let the bank be encoded"
+        " anew (membank bank reencode), or make a new bank and ingest again"
+    )
 
 
 @lru_cache(maxsize=1)

@@ -192,13 +192,13 @@ def encoded(work: Work, embedding: Sequence[float] = NORTH, payload: bytes = b"k
     return Encoded(work, embedding, payload, hashlib.sha256(payload).hexdigest())
 
 
-def work_off(vectors: Mapping[str, Sequence[float]] | None = None) -> int:
+def work_off(vectors: Mapping[str, Sequence[float]] | None = None, profile: str = PROFILE) -> int:
     """Do what is due as a worker does, with the embedding that `vectors` has for a chunk's text.
 
     A chunk's payload is "kv of " and its text. Returns how many memories were written.
     """
     written = 0
-    while work := outbox.claim(PROFILE, 1000, 60.0):
+    while work := outbox.claim(profile, 1000, 60.0):
         for one in work:
             if one.chunk is None:
                 split(one)
@@ -208,7 +208,7 @@ def work_off(vectors: Mapping[str, Sequence[float]] | None = None) -> int:
                 continue
             body = chunk.text
             memory = encoded(one, (vectors or {}).get(body, NORTH), b"kv of " + body.encode())
-            written += outbox.finish_encoding(one.tenant, PROFILE, [memory])
+            written += outbox.finish_encoding(one.tenant, profile, [memory])
     return written
 
 

@@ -45,7 +45,8 @@ def _encode(chunks: Sequence[ChunkText]) -> list[tuple[list[float], bytes]]:
     m, size, context = models(), settings().batch_tokens, settings().context
     tokens = [m.prompt.chunk(chunk.text) for chunk in chunks]
     # What stands there is whole chunks, of which the last tokens are seen.
-    before = [m.prompt.chunk(c.before)[-context:] if c.before else [] for c in chunks]
+    # A bank that is to see less than it did keeps more there.
+    before = [m.prompt.chunk(c.before)[-context:] if c.before and context else [] for c in chunks]
     dense = m.encoder.encode(tokens, size, before)
     memories = compactor().compact(m.encoder, tokens, dense, size)
     keys = m.embedder.embed([chunk.text for chunk in chunks]).tolist()

@@ -1,6 +1,7 @@
 """Look for due work in the outbox and wake workers for it. Keeps nothing of its own.
 
-Beside that it looks now and then for changes that no trigger noticed, and queues them.
+Beside that it switches banks to the profile that they were encoded anew under, and looks now and
+then for changes that no trigger noticed, and queues them.
 """
 
 import signal
@@ -10,8 +11,10 @@ from dataclasses import asdict
 import redis
 import structlog
 from kombu.exceptions import OperationalError
+from sqlalchemy.exc import DBAPIError
 
 from app.addresses import redis_url
+from app.bank import profiles
 from app.bank.outbox import waiting_profiles
 from app.bank.reconcile import reconcile
 from app.errors import MembankError
@@ -36,10 +39,11 @@ def main() -> None:
     while not stop.is_set():
         try:
             wake()
+            switch()
             if not well:
                 log.info("servers are back")
             well = True
-        except (MembankError, OperationalError, redis.RedisError, OSError) as error:
+        except (MembankError, DBAPIError, OperationalError, redis.RedisError, OSError) as error:
             if well:
                 log.warning("cannot relay, work waits in the outbox", reason=str(error))
             well = False
@@ -55,9 +59,17 @@ def reconcile_regularly(stop: threading.Event) -> None:
             found = reconcile(stop)
             if found.any:
                 log.warning("changes that no trigger noticed", **asdict(found))
+            elif found.former_memories:
+                log.info("memories of former profiles removed", memories=found.former_memories)
         except Exception as error:  # the next look may succeed, so the thread must live
             log.warning("cannot reconcile", reason=f"{type(error).__name__}: {error}")
         stop.wait(settings().reconcile_seconds)
+
+
+def switch() -> None:
+    """Switch the banks whose next profile is ready."""
+    for tenant, bank in profiles.switch():
+        log.info("a bank was switched to its next profile", tenant=tenant, bank=bank)
 
 
 def wake() -> None:

@@ -1,23 +1,34 @@
 """Tenants, principals, groups and banks: made by an administrator, looked up by name."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
 
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DataError, IntegrityError
 
+from app.bank import profiles
 from app.bank.session import Asker, transaction
 from app.errors import ConflictError, NotFoundError, UsageError
 
 
 @dataclass(frozen=True)
 class Bank:
-    """A tenant's bank and the profile that it is encoded under."""
+    """A tenant's bank, the profile that it is encoded under, and what that profile says.
+
+    next_profile: the one that it is being encoded under, to be switched to; switched_at: when it
+    last was.
+    """
 
     tenant: int
     id: int
     name: str
     profile: str
+    spec: Mapping[str, Any]
+    next_profile: str | None = None
+    switched_at: datetime | None = None
 
 
 def add_tenant(name: str) -> int:
@@ -95,13 +106,7 @@ def add_bank(tenant: str, name: str, profile: str, spec: str, closed: bool = Fal
     """
     owner = tenant_id(tenant)
     with transaction(Asker("admin", owner)) as connection:
-        connection.execute(
-            text(
-                "INSERT INTO encoder_profile (tenant_id, id, spec)"
-                " VALUES (:tenant, :id, cast(:spec AS jsonb)) ON CONFLICT DO NOTHING"
-            ),
-            {"tenant": owner, "id": profile, "spec": spec},
-        )
+        profiles.keep(connection, owner, profile, spec)
         bank = _insert(
             connection,
             f"bank {name!r} of tenant {tenant!r}",
@@ -119,7 +124,7 @@ def add_bank(tenant: str, name: str, profile: str, spec: str, closed: bool = Fal
                 ),
                 {"tenant": owner, "bank": bank},
             )
-    return Bank(owner, bank, name, profile)
+    return Bank(owner, bank, name, profile, json.loads(spec))
 
 
 def tenant_id(name: str) -> int:
@@ -135,18 +140,35 @@ def tenant_id(name: str) -> int:
 
 def find_bank(tenant: str, name: str) -> Bank:
     """Raises NotFoundError that says how to make the tenant or the bank."""
-    owner = tenant_id(tenant)
-    with transaction(Asker("app", owner)) as connection:
-        row = connection.execute(
-            text("SELECT id, profile_id FROM bank WHERE tenant_id = :tenant AND name = :name"),
-            {"tenant": owner, "name": _storable(name)},
-        ).one_or_none()
-    if row is None:
+    found = _bank(tenant_id(tenant), "b.name = :which", _storable(name))
+    if found is None:
         raise NotFoundError(
             f"bank {name!r} of tenant {tenant!r} does not exist:"
             f" membank bank add {name!r} --tenant {tenant!r}"
         )
-    return Bank(owner, row.id, name, row.profile_id)
+    return found
+
+
+def bank_now(tenant: int, bank: int) -> Bank:
+    """A bank by its id, as it is now. Raises NotFoundError when it was deleted."""
+    found = _bank(tenant, "b.id = :which", bank)
+    if found is None:
+        raise NotFoundError(f"bank {bank} of tenant {tenant} was deleted: ask another one")
+    return found
+
+
+def _bank(tenant: int, which: str, value: str | int) -> Bank | None:
+    with transaction(Asker("app", tenant)) as connection:
+        row = connection.execute(
+            text(
+                "SELECT b.tenant_id, b.id, b.name, b.profile_id, p.spec, b.next_profile_id,"  # noqa: S608 (words of ours)
+                " b.switched_at FROM bank b JOIN encoder_profile p"
+                " ON p.tenant_id = b.tenant_id AND p.id = b.profile_id"
+                f" WHERE b.tenant_id = :tenant AND {which}"
+            ),
+            {"tenant": tenant, "which": value},
+        ).one_or_none()
+    return None if row is None else Bank(*row)
 
 
 def find_principal(tenant: str, name: str) -> Asker:

@@ -2,17 +2,17 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from app.access.tenants import find_bank, find_principal
+from app.access.tenants import bank_now, find_bank, find_principal
 from app.bank.search import Passage, load_blobs, search
 from app.bank.session import Asker
 from app.errors import BlobError, UsageError
-from app.memory.codec import check, decode
+from app.memory.codec import Codec, check, decode
 from app.memory.kv import KV
-from app.runtime import codec, models, require_profile
+from app.runtime import codec_of, models
 from app.settings import settings
 
 _LONGEST_QUESTION = 8_000
@@ -28,19 +28,29 @@ class Found:
 
 @dataclass(frozen=True)
 class Reader:
-    """Who asks which bank: looked up once, used for any number of questions."""
+    """Who asks which bank: looked up once, used for any number of questions.
+
+    profile and codec: those that the bank has for one question.
+    """
 
     asker: Asker
     bank: int
     profile: str
+    codec: Codec
 
     @classmethod
     def of(cls, tenant: str, bank: str, principal: str) -> "Reader":
         """Raises NotFoundError for an unknown name, ProfileError for a foreign bank."""
         found = find_bank(tenant, bank)
-        asker = find_principal(tenant, principal)
-        require_profile(bank, found.profile)
-        return cls(asker, found.id, found.profile)
+        return cls(find_principal(tenant, principal), found.id, found.profile, codec_of(found))
+
+    def now(self) -> "Reader":
+        """The same for a new question: the bank may have been switched to another profile.
+
+        Raises ProfileError when that is one that this process cannot read.
+        """
+        found = bank_now(self.asker.tenant or 0, self.bank)
+        return replace(self, profile=found.profile, codec=codec_of(found))
 
 
 def find(reader: Reader, question: str, k: int | None = None) -> Found:
@@ -48,11 +58,11 @@ def find(reader: Reader, question: str, k: int | None = None) -> Found:
 
     Raises UsageError for a question that is empty or too long, or k out of range.
     """
-    return nearest(reader, checked(question), k)
+    return nearest(reader.now(), checked(question), k)
 
 
 def nearest(reader: Reader, words: str, k: int | None = None) -> Found:
-    """The same for any text. Raises UsageError for k out of range."""
+    """The same for any text, under the reader's profile. Raises UsageError for k out of range."""
     k = _checked_k(k)
     started = time.perf_counter()
     vector = models().embedder.embed([words])[0]
@@ -73,12 +83,12 @@ def load(reader: Reader, passages: Sequence[Passage], dtype: torch.dtype) -> lis
         if passage.id not in payloads:
             raise BlobError(f"memory {passage.id} of {passage.document_id} is gone: ask again")
         try:
-            checked.append(check(payloads[passage.id], reader.profile, codec()))
+            checked.append(check(payloads[passage.id], reader.profile, reader.codec))
         except BlobError as error:
             raise BlobError(
                 f"memory {passage.id} of document {passage.document_id!r}: {error}"
             ) from error
-    return decode(checked, codec(), dtype)
+    return decode(checked, reader.codec, dtype)
 
 
 def checked(question: str) -> str:

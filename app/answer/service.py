@@ -6,7 +6,7 @@ from typing import Any
 
 from app.answer.generate import Generation, Refresh
 from app.answer.recall import Recall, Source
-from app.answer.retrieval import Found, Reader, checked, find, ms
+from app.answer.retrieval import Found, Reader, checked, ms, nearest
 from app.bank.search import Passage
 from app.errors import UsageError
 from app.memory.compose import compose
@@ -71,7 +71,8 @@ def ask(
     started = time.perf_counter()
     if mode == "closed":
         return _closed(m, text, max_tokens, started)
-    found = find(reader, text, k)
+    reader = reader.now()  # and so to the answer's end, also when the bank is switched meanwhile
+    found = nearest(reader, text, k)
     least = settings().min_score if min_score is None else min_score
     passages = [p for p in found.passages if p.score >= least]
     if not passages:

@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 
+from app.bank import profiles
 from app.bank.roles import Role, on_list, require
 from app.bank.session import Asker, transaction
 from app.errors import ForbiddenError, NotFoundError
@@ -109,6 +110,8 @@ def store(
         "with_pieces": pieces is not None,
     }
     with transaction(Asker("worker", tenant, by)) as connection:
+        if pieces is not None:
+            profiles.hold(connection, tenant, [bank])
         if by is not None:
             _require_writer(connection, values)
         row = connection.execute(_UPSERT, values).one()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pgvector import HalfVector
 from sqlalchemy import Connection, text
 
+from app.bank import profiles
 from app.bank.session import Asker, transaction
 
 
@@ -23,6 +24,7 @@ class Work:
     bank: int
     document: str
     chunk: int | None
+    profile: str
     revision: int
     attempts: int
     token: uuid.UUID
@@ -38,30 +40,37 @@ class Encoded:
     sha256: str
 
 
-# Tenants that have work are found by skipping through the index, then each that is not paused
-# gives its first rows, in the index's order.
-_CLAIM = text(
-    """
-    WITH RECURSIVE waiting(tenant_id) AS (
-        (SELECT tenant_id FROM outbox WHERE profile_id = :profile AND not_before <= now()
-              AND (lease_until IS NULL OR lease_until < now())
-         ORDER BY tenant_id LIMIT 1)
+_DUE = "not_before <= now() AND (lease_until IS NULL OR lease_until < now())"
+# Tenants and their profiles are found by skipping through the index from one to the next, whatever
+# number of rows each has; then those that are not paused and have due work are kept. LATERAL with
+# LIMIT, because an EXISTS may be turned into a join that reads the whole outbox.
+_WAITING = f"""
+    WITH RECURSIVE pair AS (
+        (SELECT tenant_id, profile_id FROM outbox ORDER BY tenant_id, profile_id LIMIT 1)
         UNION ALL
-        SELECT (SELECT o.tenant_id FROM outbox o
-                WHERE o.tenant_id > w.tenant_id AND profile_id = :profile AND not_before <= now()
-              AND (lease_until IS NULL OR lease_until < now())
-                ORDER BY o.tenant_id LIMIT 1)
-        FROM waiting w WHERE w.tenant_id IS NOT NULL
-    ), turn AS (
+        SELECT o.tenant_id, o.profile_id FROM pair p CROSS JOIN LATERAL (
+            SELECT tenant_id, profile_id FROM outbox
+            WHERE (tenant_id, profile_id) > (p.tenant_id, p.profile_id)
+            ORDER BY tenant_id, profile_id LIMIT 1) o
+    ), waiting AS (
+        SELECT p.tenant_id, p.profile_id FROM pair p CROSS JOIN LATERAL (
+            SELECT FROM outbox
+            WHERE tenant_id = p.tenant_id AND profile_id = p.profile_id AND {_DUE}
+            ORDER BY priority DESC, chunk_id NULLS FIRST, id LIMIT 1) o
+        WHERE p.profile_id = coalesce(cast(:profile AS text), p.profile_id)
+            AND p.tenant_id NOT IN (SELECT paused_tenants())
+    )"""  # noqa: S608 (words of ours)
+_PROFILES = text(f"{_WAITING} SELECT DISTINCT profile_id FROM waiting")  # noqa: S608
+# Each tenant gives its first rows, in the index's order.
+_CLAIM = text(
+    f"""{_WAITING}, turn AS (
         SELECT tenant_id, row_number() OVER (ORDER BY random()) AS place,
                count(*) OVER () AS tenants
-        FROM waiting WHERE tenant_id IS NOT NULL
-              AND tenant_id NOT IN (SELECT paused_tenants())
+        FROM waiting
     ), picked AS (
         SELECT o.tenant_id, o.id FROM turn CROSS JOIN LATERAL (
             SELECT tenant_id, id FROM outbox
-            WHERE tenant_id = turn.tenant_id AND profile_id = :profile AND not_before <= now()
-              AND (lease_until IS NULL OR lease_until < now())
+            WHERE tenant_id = turn.tenant_id AND profile_id = :profile AND {_DUE}
             ORDER BY priority DESC, chunk_id NULLS FIRST, id
             LIMIT greatest(1, :count / turn.tenants)
             FOR UPDATE SKIP LOCKED) o
@@ -73,7 +82,7 @@ _CLAIM = text(
     WHERE o.tenant_id = ANY(ARRAY(SELECT tenant_id FROM picked))
           AND o.id = ANY(ARRAY(SELECT id FROM picked))
     RETURNING o.tenant_id, o.id, o.bank_id, o.document_id, o.chunk_id, o.revision, o.attempts
-    """
+    """  # noqa: S608 (words of ours)
 )
 
 
@@ -85,7 +94,17 @@ def claim(profile: str, count: int, seconds: float) -> list[Work]:
             _CLAIM, {"profile": profile, "count": count, "seconds": seconds, "token": token}
         ).all()
     return [
-        Work(r.tenant_id, r.id, r.bank_id, r.document_id, r.chunk_id, r.revision, r.attempts, token)
+        Work(
+            r.tenant_id,
+            r.id,
+            r.bank_id,
+            r.document_id,
+            r.chunk_id,
+            profile,
+            r.revision,
+            r.attempts,
+            token,
+        )
         for r in rows
     ]
 
@@ -109,15 +128,7 @@ def renew(work: Sequence[Work], seconds: float) -> None:
 def waiting_profiles() -> list[str]:
     """Profiles that have work which nobody holds, of tenants that are not paused."""
     with transaction(Asker("worker")) as connection:
-        return list(
-            connection.execute(
-                text(
-                    "SELECT DISTINCT profile_id FROM outbox WHERE not_before <= now()"
-                    " AND (lease_until IS NULL OR lease_until < now())"
-                    " AND tenant_id NOT IN (SELECT paused_tenants())"
-                )
-            ).scalars()
-        )
+        return list(connection.execute(_PROFILES, {"profile": None}).scalars())
 
 
 @dataclass(frozen=True)
@@ -197,15 +208,16 @@ def fail(work: Work, error: str, max_attempts: int, traceback: str = "") -> bool
             return False
         connection.execute(
             text(
-                "INSERT INTO dead_letter (tenant_id, bank_id, document_id, chunk_id, attempts,"
-                " error, traceback) VALUES (:tenant, :bank, :document, :chunk, :attempts, :error,"
-                " :traceback)"
+                "INSERT INTO dead_letter (tenant_id, bank_id, document_id, chunk_id, profile_id,"
+                " attempts, error, traceback) VALUES (:tenant, :bank, :document, :chunk, :profile,"
+                " :attempts, :error, :traceback)"
             ),
             {
                 "tenant": work.tenant,
                 "bank": work.bank,
                 "document": work.document,
                 "chunk": work.chunk,
+                "profile": None if work.chunk is None else work.profile,
                 "attempts": work.attempts,
                 "error": error,
                 "traceback": _storable(traceback),
@@ -246,7 +258,10 @@ _LOCK_DOCUMENTS = (
 def _take(connection: Connection, tenant: int, work: Sequence[Work]) -> set[int]:
     # A deletion locks the document before its rows here. So does this, or both could wait for
     # each other. Edits may go on beside the writing of memories, but not beside a split.
-    lock = "UPDATE" if any(w.chunk is None for w in work) else "KEY SHARE"
+    lock = "KEY SHARE"
+    if splits := {w.bank for w in work if w.chunk is None}:
+        profiles.hold(connection, tenant, splits)
+        lock = "UPDATE"
     connection.execute(
         text(_LOCK_DOCUMENTS + lock),
         {

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 
 from sqlalchemy import TextClause, text
 
+from app.bank import profiles
 from app.bank.session import Asker, transaction
 
 _PAGE = 1000
@@ -21,17 +22,23 @@ _LAST = 2**63 - 1
 
 @dataclass(frozen=True)
 class Found:
-    """What was repaired: documents with another text, work that was not queued, orphans removed."""
+    """What was repaired: documents with another text, work that was not queued, orphans removed.
+
+    former_memories were removed because their bank has been switched to another profile.
+    """
 
     tenants: int
     changed_documents: int
     queued_documents: int
     queued_chunks: int
     orphans: int
+    former_memories: int = 0
 
     @property
     def any(self) -> bool:
-        return any(getattr(self, f.name) for f in fields(self) if f.name != "tenants")
+        """Whether there was anything that triggers should have noticed."""
+        silent = ("tenants", "former_memories")
+        return any(getattr(self, f.name) for f in fields(self) if f.name not in silent)
 
 
 def reconcile(stop: threading.Event | None = None) -> Found:
@@ -45,6 +52,7 @@ def reconcile(stop: threading.Event | None = None) -> Found:
         found["tenants"] += 1
         _documents(tenant, found)
         _chunks(tenant, found, stop)
+        found["former_memories"] += profiles.remove_former(tenant, stop)
         tenant = _next_tenant(tenant)
     return Found(**{f.name: found[f.name] for f in fields(Found)})
 
@@ -109,18 +117,22 @@ _UPTO = text(
 _WITHOUT_MEMORY = text(
     """
     WITH lost AS (
-        SELECT d.bank_id, d.id AS document_id, c.id, b.profile_id
+        SELECT d.bank_id, d.id AS document_id, c.id, p.id AS profile_id, p.priority
         FROM chunk c JOIN bank b ON b.tenant_id = :tenant AND b.id = c.bank_id
         JOIN document d ON d.tenant_id = :tenant AND d.bank_id = c.bank_id AND d.id = c.document_id
-        WHERE c.tenant_id = :tenant AND c.id > :after AND c.id <= :upto
+        CROSS JOIN LATERAL (VALUES (b.profile_id, 0), (b.next_profile_id, -1)) p (id, priority)
+        WHERE c.tenant_id = :tenant AND c.id > :after AND c.id <= :upto AND p.id IS NOT NULL
             AND NOT EXISTS (SELECT FROM memory_blob m WHERE m.tenant_id = :tenant
-                AND m.chunk_id = c.id AND m.profile_id = b.profile_id)
-            AND NOT EXISTS (SELECT FROM outbox o WHERE o.tenant_id = :tenant AND o.chunk_id = c.id)
+                AND m.chunk_id = c.id AND m.profile_id = p.id)
+            AND NOT EXISTS (SELECT FROM outbox o WHERE o.tenant_id = :tenant AND o.chunk_id = c.id
+                AND o.profile_id = p.id)
             AND NOT EXISTS (SELECT FROM dead_letter l WHERE l.tenant_id = :tenant
-                AND l.chunk_id = c.id)
+                AND l.chunk_id = c.id AND l.profile_id = p.id)
+        ORDER BY c.id  -- as bank_fill does, or both could wait for each other
         FOR NO KEY UPDATE OF d SKIP LOCKED FOR KEY SHARE OF c SKIP LOCKED)
-    INSERT INTO outbox (tenant_id, bank_id, document_id, chunk_id, profile_id, revision)
-    SELECT :tenant, bank_id, document_id, id, profile_id, 0 FROM lost
+    INSERT INTO outbox
+        (tenant_id, bank_id, document_id, chunk_id, profile_id, revision, priority)
+    SELECT :tenant, bank_id, document_id, id, profile_id, 0, priority FROM lost
     ON CONFLICT DO NOTHING
     """
 )

@@ -22,29 +22,59 @@ def queue() -> dict[str, int]:
 
 
 def banks() -> list[dict[str, object]]:
-    """One row per bank, as the view bank_status has it; staleness in seconds."""
+    """One row per bank, as the view bank_status has it; staleness in seconds.
+
+    `next_changes`: what the next profile has other than the present one, field -> [present, next].
+    """
     with transaction(Asker("admin")) as connection:
-        rows = connection.execute(text("SELECT * FROM bank_status ORDER BY tenant, bank"))
-        return [dict(row) | {"staleness": _seconds(row["staleness"])} for row in rows.mappings()]
+        rows = [dict(row) for row in connection.execute(_BANKS).mappings()]
+    for row in rows:
+        for name in ("staleness", "staleness_next"):
+            row[name] = _seconds(row[name])
+        present, future = row.pop("spec"), row.pop("next_spec") or {}
+        row["next_changes"] = {
+            field: [present.get(field), value]
+            for field, value in future.items()
+            if present.get(field) != value
+        }
+    return rows
+
+
+_BANKS = text(
+    "SELECT s.*, p.spec, n.spec AS next_spec FROM bank_status s"
+    " JOIN encoder_profile p ON p.tenant_id = s.tenant_id AND p.id = s.profile_id"
+    " LEFT JOIN encoder_profile n ON n.tenant_id = s.tenant_id AND n.id = s.next_profile_id"
+    " ORDER BY s.tenant, s.bank"
+)
 
 
 def progress(tenant: int, bank: int, documents: Sequence[str]) -> dict[str, int]:
-    """Chunks and memories of some documents, and how many of them still wait or have failed."""
+    """Chunks and memories of some documents, and how many of them still wait or have failed.
+
+    Under the bank's profile, which is what is read.
+    """
     with transaction(Asker("worker", tenant)) as connection:
         row = connection.execute(
-            text(
-                "SELECT (SELECT count(*) FROM chunk WHERE tenant_id = :tenant AND bank_id = :bank"
-                " AND document_id = ANY(:ids)) AS chunks,"
-                " (SELECT count(*) FROM memory_key WHERE tenant_id = :tenant AND bank_id = :bank"
-                " AND document_id = ANY(:ids)) AS memories,"
-                " (SELECT count(*) FROM outbox WHERE tenant_id = :tenant AND bank_id = :bank"
-                " AND document_id = ANY(:ids)) AS pending,"
-                " (SELECT count(*) FROM dead_letter WHERE tenant_id = :tenant"
-                " AND bank_id = :bank AND document_id = ANY(:ids)) AS failed"
-            ),
-            {"tenant": tenant, "bank": bank, "ids": list(documents)},
+            _PROGRESS, {"tenant": tenant, "bank": bank, "ids": list(documents)}
         ).one()
     return dict(row._mapping)
+
+
+_PROGRESS = text(
+    """
+    SELECT (SELECT count(*) FROM chunk WHERE tenant_id = :tenant AND bank_id = :bank
+                AND document_id = ANY(:ids)) AS chunks,
+           (SELECT count(*) FROM memory_key WHERE tenant_id = :tenant AND bank_id = :bank
+                AND document_id = ANY(:ids) AND profile_id = b.profile_id) AS memories,
+           (SELECT count(*) FROM outbox WHERE tenant_id = :tenant AND bank_id = :bank
+                AND document_id = ANY(:ids)
+                AND (chunk_id IS NULL OR profile_id = b.profile_id)) AS pending,
+           (SELECT count(*) FROM dead_letter WHERE tenant_id = :tenant AND bank_id = :bank
+                AND document_id = ANY(:ids)
+                AND (chunk_id IS NULL OR profile_id = b.profile_id)) AS failed
+    FROM bank b WHERE b.tenant_id = :tenant AND b.id = :bank
+    """
+)
 
 
 def failures(tenant: int, bank: int, documents: Sequence[str]) -> list[tuple[str, str]]:
@@ -54,8 +84,10 @@ def failures(tenant: int, bank: int, documents: Sequence[str]) -> list[tuple[str
             text(
                 "SELECT d.source, l.error FROM dead_letter l"
                 " JOIN document d ON d.tenant_id = l.tenant_id AND d.bank_id = l.bank_id"
-                " AND d.id = l.document_id WHERE l.tenant_id = :tenant AND l.bank_id = :bank"
-                " AND l.document_id = ANY(:ids) ORDER BY l.id"
+                " AND d.id = l.document_id"
+                " JOIN bank b ON b.tenant_id = l.tenant_id AND b.id = l.bank_id"
+                " WHERE l.tenant_id = :tenant AND l.bank_id = :bank AND l.document_id = ANY(:ids)"
+                " AND (l.chunk_id IS NULL OR l.profile_id = b.profile_id) ORDER BY l.id"
             ),
             {"tenant": tenant, "bank": bank, "ids": list(documents)},
         )

@@ -145,10 +145,19 @@ Table(
     _text("name"),
     _text("profile_id"),
     _time("created_at"),
+    Column("next_profile_id", Text),
+    Column("switched_at", _TIME),
     PrimaryKeyConstraint("tenant_id", "id"),
     UniqueConstraint("tenant_id", "name"),
     _reference(("tenant_id", "profile_id"), "encoder_profile", ("tenant_id", "id"), None),
+    _reference(("tenant_id", "next_profile_id"), "encoder_profile", ("tenant_id", "id"), None),
     Index("bank_profile", "tenant_id", "profile_id"),
+    Index(
+        "bank_next_profile",
+        "tenant_id",
+        "next_profile_id",
+        postgresql_where=text("next_profile_id IS NOT NULL"),
+    ),
 )
 Table(
     "document",
@@ -243,7 +252,7 @@ Table(
     _time("created_at"),
     Column("priority", SmallInteger, nullable=False),
     PrimaryKeyConstraint("tenant_id", "id"),
-    UniqueConstraint(*_DOCUMENT, "chunk_id", postgresql_nulls_not_distinct=True),
+    UniqueConstraint(*_DOCUMENT, "chunk_id", "profile_id", name="outbox_once"),
     _document(),
     _chunk(),
     Index(
@@ -255,6 +264,7 @@ Table(
         "id",
     ),
     Index("outbox_chunk", "tenant_id", "chunk_id"),
+    Index("outbox_split", *_DOCUMENT, unique=True, postgresql_where=text("chunk_id IS NULL")),
 )
 Table(
     "dead_letter",
@@ -269,6 +279,7 @@ Table(
     _time("failed_at"),
     _text("traceback"),
     Column("discarded", Boolean, nullable=False),
+    Column("profile_id", Text),
     PrimaryKeyConstraint("tenant_id", "id"),
     _document(),
     _chunk(),

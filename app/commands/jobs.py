@@ -45,6 +45,7 @@ def jobs_list(
             f"{row['state']:<9} {row['tenant']}/{row['bank']}/{row['document_id']} {chunk},"
             f" {row['attempts']} attempts"
         )
+        line += f", profile {str(row['profile_id'])[:12]}" if row["profile_id"] else ""
         line += f", next try {row['next_try']:%Y-%m-%d %H:%M:%S%z}" if row["next_try"] else ""
         error = " ".join(str(row["last_error"] or "").split())
         console.say(line + (f", {error}" if error else ""))

@@ -21,7 +21,7 @@ def reconcile(as_json: Json = False) -> None:
     found = find()
     if as_json:
         console.print_json(asdict(found))
-    elif found.any:
+    elif found.any or found.former_memories:
         console.say("reconciled: " + ", ".join(f"{v} {k}" for k, v in asdict(found).items() if v))
     else:
         console.say(f"nothing to reconcile in {found.tenants} tenants")

@@ -8,6 +8,7 @@ import typer
 from app import console
 from app.commands.options import Json
 from app.errors import MembankError
+from app.memory.profile import SETTINGS
 
 commands = typer.Typer()
 
@@ -62,6 +63,8 @@ def status(as_json: Json = False) -> None:
         for row in now["banks"]:
             if row["pending"] or row["failed"] or row["paused"]:
                 console.say(f"{row['tenant']}/{row['bank']}: {_open_work(row)}")
+            if row["next_profile_id"]:
+                console.say(f"{row['tenant']}/{row['bank']}: {_change(row)}")
     elif now["processes"]:
         console.say("the database does not answer: membank up starts what is missing")
 
@@ -79,6 +82,28 @@ def _open_work(row: dict[str, Any]) -> str:
     if row["last_error"]:
         told.append(f"last error: {' '.join(row['last_error'].split())}")
     return ", ".join(told)
+
+
+def _change(row: dict[str, Any]) -> str:
+    told = [f"{row['memories_next']} of {row['chunks']} chunks"]
+    if row["pending_next"]:
+        told.append(f"{row['pending_next']} wait for workers of that profile")
+        told.append(f"oldest work is {row['staleness_next']:.0f} s old")
+    if row["failed_next"]:
+        told.append(f"{row['failed_next']} failed and hold up the switch (membank jobs)")
+    settings = [
+        f"{SETTINGS.get(field, field)}: {_short(old)} -> {_short(new)}"
+        for field, (old, new) in row["next_changes"].items()
+    ]
+    return (
+        f"from profile {row['profile_id'][:12]} to {row['next_profile_id'][:12]}:"
+        f" {', '.join(told)} ({'; '.join(settings)})"
+    )
+
+
+def _short(value: object) -> str:
+    """A fingerprint by its beginning, a prefix on one line."""
+    return " ".join(str(value).split())[:40]
 
 
 def _status(stack: Any) -> dict[str, Any]:

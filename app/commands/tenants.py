@@ -7,6 +7,7 @@ import typer
 from app import console
 from app.bank.roles import Role
 from app.commands.options import Json, Tenant, made
+from app.errors import ConflictError
 
 tenants = typer.Typer(help="Companies.", no_args_is_help=True)
 principals = typer.Typer(help="Users and services of a tenant.", no_args_is_help=True)
@@ -92,6 +93,36 @@ def bank_add(
 
     bank = add_bank(tenant, name, profile().id, profile().json(), closed)
     made({"bank": name, "id": bank.id, "profile": bank.profile}, f"bank {name} made", as_json)
+
+
+@banks.command("reencode")
+def bank_reencode(
+    name: str,
+    tenant: Tenant,
+    cancel: Annotated[bool, typer.Option("--cancel", help="Drop the change under way.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Encode a bank anew under the profile of the settings, while the present one serves.
+
+    A worker with these settings does it, and one with the present ones must go on beside it. The
+    bank is switched when all is encoded: membank status.
+    """
+    from app.access.tenants import find_bank
+    from app.bank import profiles
+    from app.runtime import profile
+
+    bank = find_bank(tenant, name)
+    if cancel:
+        if bank.next_profile is None:
+            raise ConflictError(f"bank {name!r} is not being encoded anew: nothing to cancel")
+        profiles.drop(bank.tenant, bank.id)
+        value = {"bank": name, "profile": bank.profile, "next_profile": None}
+        made(value, f"bank {name} keeps profile {bank.profile}", as_json)
+        return
+    new = profile()
+    profiles.begin(bank.tenant, bank.id, new.id, new.json())
+    value = {"bank": name, "profile": bank.profile, "next_profile": new.id}
+    made(value, f"bank {name} is being encoded anew under profile {new.id}", as_json)
 
 
 @banks.command("grant")

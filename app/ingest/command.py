@@ -21,7 +21,7 @@ from app.errors import NotFoundError, UnavailableError, UsageError
 from app.ingest.document import Document, Failure
 from app.ingest.service import Ingested, ingest
 from app.ingest.wait import Progress, failures, wait
-from app.runtime import count_tokens, profile, require_profile
+from app.runtime import count_tokens, profile, require_splitting
 from app.settings import settings
 
 _SILENCE = 60.0
@@ -127,7 +127,7 @@ class _Routes:
     def _find(self, tenant: str) -> Bank:
         if tenant not in self._known:
             bank = self._made(tenant) if self._create else find_bank(tenant, self._bank)
-            require_profile(self._bank, bank.profile)  # it decides how documents are split
+            require_splitting(bank)
             self._known[tenant] = bank
         return self._known[tenant]
 

@@ -73,6 +73,25 @@ def codec_for(name: str, model: str, folder: Path) -> Codec:
     return Transform(codebook)
 
 
+def codec_named(name: str, known: Codec, folder: Path) -> Codec:
+    """The codec that a profile names, to read what it packed: `known` or one of this machine.
+
+    folder: where this machine keeps codebooks, beside those that come with the program.
+    Raises ProfileError for one that is not here.
+    """
+    for codec in (known, *_CODECS):
+        if codec.name == name:
+            return codec
+    for file in (file for place in (folder, SHIPPED) for file in place.glob("*.safetensors")):
+        codec = Transform(Codebook.load(file))
+        if codec.name == name:
+            return codec
+    raise ProfileError(
+        f"codec {name} is not on this machine: put its codebook into {folder}, or its path into"
+        " MEMBANK_CODEC"
+    )
+
+
 def _fitted(model: str, folder: Path) -> Codec | None:
     for place in (folder, SHIPPED):
         file = place / f"{model[:16]}.safetensors"

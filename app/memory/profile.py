@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -29,3 +31,23 @@ class Profile:
 
     def json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)
+
+    def strange(self, spec: Mapping[str, Any], fields: Sequence[str]) -> list[str]:
+        """Those of `fields` in which another profile, as its JSON says, is not this one."""
+        mine = asdict(self)
+        return [field for field in fields if spec.get(field) != mine[field]]
+
+
+READING = ("model", "embedder", "prefix", "layers")
+"""Fields in which a reader must be like a bank; how memories are packed, a bank's profile says."""
+SPLITTING = ("model", "chunk_tokens", "context")
+"""Fields in which one who splits documents must be like the bank."""
+SETTINGS = {
+    "model": "MEMBANK_MODEL",
+    "embedder": "MEMBANK_EMBEDDER",
+    "prefix": "MEMBANK_MODEL",
+    "codec": "MEMBANK_CODEC",
+    "selection": "MEMBANK_COMPACTION",
+    "context": "MEMBANK_CONTEXT",
+}
+"""Field -> the setting that it follows from."""

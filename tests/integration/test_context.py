@@ -5,10 +5,11 @@ import torch
 from sqlalchemy.exc import DatabaseError
 
 from app.bank import outbox
+from app.bank.documents import Piece
 from app.bank.session import Asker
 from app.errors import UsageError
 from app.ingest.service import pieces_of
-from app.memory.codec import unpack
+from app.memory.codec import pack, unpack
 from app.runtime import codec, compactor, count_tokens, models, profile
 from app.settings import settings
 from tests.conftest import PROFILE, Company, administer, ask
@@ -70,6 +71,21 @@ def test_the_profile_names_context_and_compaction(monkeypatch: pytest.MonkeyPatc
         one.cache_clear()
     with pytest.raises(UsageError, match="MEMBANK_COMPACTION=layers:0-9 drops layers"):
         profile()
+
+
+def test_a_profile_without_context_sees_nothing_of_what_a_chunk_keeps_before_it(
+    company: Company, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a change to a smaller context."""
+    piece = Piece("The gate opens at seven.", "Visitors wear a badge.\n\n", "", 0, 24, "h")
+    monkeypatch.setattr("tests.conftest.pieces_of", lambda body: [piece])
+    company.store("rules", piece.text)
+    assert encoding.encode(outbox.claim(PROFILE, 100, 60.0)) == 1
+    m = models()
+    chunk = m.prompt.chunk(piece.text)
+    (alone,) = compactor().compact(m.encoder, [chunk], m.encoder.encode([chunk]))
+    [(payload,)] = ask(Asker("admin"), "SELECT payload FROM memory_blob")
+    assert payload == pack(alone, m.profile.id, m.codec)
 
 
 def test_what_stands_before_a_chunk_never_changes(company: Company) -> None:

@@ -187,6 +187,7 @@ def test_the_command_tells_what_it_found(whole: Company, superuser: psycopg.Conn
         "queued_documents": 0,
         "queued_chunks": 4,
         "orphans": 0,
+        "former_memories": 0,
     }
     assert "nothing to reconcile" in CliRunner().invoke(cli.app, ["reconcile"]).stdout
 

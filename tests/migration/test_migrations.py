@@ -214,6 +214,59 @@ def test_alembic_upgrades_by_command_with_the_settings_of_the_environment(databa
     assert "(head)" in finish(start(database, "-m", "alembic", "current"))
 
 
+def test_a_change_of_profile_goes_down_to_the_profile_that_serves(database: str) -> None:
+    with psycopg.connect(database, autocommit=True) as connection:
+        downgrade("0004")
+        connection.execute(
+            "INSERT INTO tenant (name) VALUES ('harbor');"
+            "INSERT INTO encoder_profile (tenant_id, id, spec)"
+            " SELECT id, unnest('{p,next}'::text[]), '{}' FROM tenant;"
+            "INSERT INTO bank (tenant_id, name, profile_id) SELECT id, 'b', 'p' FROM tenant;"
+            "INSERT INTO document (tenant_id, bank_id, id, source, title, text, split_revision)"
+            " SELECT tenant_id, id, 'd', '', '', 'x', 1 FROM bank;"
+            "INSERT INTO document (tenant_id, bank_id, id, source, title, text)"
+            " SELECT tenant_id, id, 'split', '', '', 'x' FROM bank;"
+            "INSERT INTO chunk (tenant_id, bank_id, document_id, ordinal, text, heading, start_at,"
+            " end_at, hash) SELECT tenant_id, bank_id, id, n, 'x', '', 0, 1, n FROM document,"
+            " generate_series(1, 2) n WHERE id = 'd';"
+            "DELETE FROM outbox WHERE chunk_id = (SELECT max(id) FROM chunk);"
+            "INSERT INTO dead_letter (tenant_id, bank_id, document_id, chunk_id, attempts, error)"
+            " SELECT tenant_id, bank_id, document_id, id, 5, 'why' FROM chunk ORDER BY id DESC"
+            " LIMIT 1;"
+            "INSERT INTO dead_letter (tenant_id, bank_id, document_id, attempts, error)"
+            " SELECT tenant_id, id, 'split', 5, 'split' FROM bank"
+        )
+        work = "SELECT document_id, chunk_id IS NULL, profile_id FROM outbox ORDER BY 1, 2, 3"
+        failures = "SELECT chunk_id IS NULL, error FROM dead_letter ORDER BY 2"
+        before = connection.execute(work).fetchall(), connection.execute(failures).fetchall()
+        assert before == (
+            [("d", False, "p"), ("split", True, "p")],
+            [(True, "split"), (False, "why")],
+        )
+        schema.upgrade(database_url("owner"))
+        assert connection.execute(
+            "SELECT profile_id FROM dead_letter ORDER BY error"
+        ).fetchall() == [(None,), ("p",)]
+        connection.execute("UPDATE bank SET next_profile_id = 'next'")
+        connection.execute(
+            "WITH taken AS (DELETE FROM outbox WHERE id = (SELECT max(id) FROM outbox"
+            " WHERE profile_id = 'next') RETURNING *)"
+            "INSERT INTO dead_letter (tenant_id, bank_id, document_id, chunk_id, profile_id,"
+            " attempts, error) SELECT tenant_id, bank_id, document_id, chunk_id, 'next', 5, 'next'"
+            " FROM taken"
+        )
+        assert len(connection.execute(work).fetchall()) == 3
+        downgrade("0004")
+        assert (
+            connection.execute(work).fetchall(),
+            connection.execute(failures).fetchall(),
+        ) == before
+        connection.execute("UPDATE document SET text = 'y' WHERE id = 'd'")
+        assert ("d", True, "p") in connection.execute(work).fetchall()
+        schema.upgrade(database_url("owner"))
+        assert connection.execute("SELECT next_profile_id FROM bank").fetchall() == [(None,)]
+
+
 def test_alembic_check_finds_nothing_to_do_and_finds_what_was_changed_by_hand(
     database: str,
 ) -> None:
