@@ -22,14 +22,14 @@ def queue() -> dict[str, int]:
 
 
 def banks() -> list[dict[str, object]]:
-    """One row per bank, as the view bank_status has it; staleness in seconds.
+    """One row per bank, as the view bank_status has it; ages and times in seconds.
 
     `next_changes`: what the next profile has other than the present one, field -> [present, next].
     """
     with transaction(Asker("admin")) as connection:
         rows = [dict(row) for row in connection.execute(_BANKS).mappings()]
     for row in rows:
-        for name in ("staleness", "staleness_next"):
+        for name in ("staleness", "staleness_next", "time_left"):
             row[name] = _seconds(row[name])
         present, future = row.pop("spec"), row.pop("next_spec") or {}
         row["next_changes"] = {

@@ -1,6 +1,7 @@
 """The local stack: up, down, status, its schema and its checks."""
 
 from dataclasses import asdict
+from datetime import timedelta
 from typing import Any
 
 import typer
@@ -73,6 +74,9 @@ def _open_work(row: dict[str, Any]) -> str:
     told = ["paused (membank tenant resume)"] if row["paused"] else []
     if row["coverage"] is not None:
         told.append(f"{row['coverage']:.0%} encoded")
+    if row["time_left"] is not None:
+        left = timedelta(seconds=round(row["time_left"]))
+        told.append(f"{row['throughput']:.1f} memories a second, {left} left")
     if row["staleness"] is not None:
         told.append(f"oldest work is {row['staleness']:.0f} s old")
     if row["attempts"]:

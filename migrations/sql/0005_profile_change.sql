@@ -392,7 +392,8 @@ SELECT b.tenant_id, t.name AS tenant, b.id AS bank_id, b.name AS bank, b.profile
        coalesce(l.last_error, o.last_error) AS last_error, now() - o.since AS staleness,
        k.memories / nullif(c.chunks, 0)::float8 AS coverage,
        b.next_profile_id, k.memories_next, o.pending_next, l.failed_next,
-       now() - o.since_next AS staleness_next, b.switched_at
+       now() - o.since_next AS staleness_next, b.switched_at, k.throughput,
+       make_interval(secs => (o.pending + o.pending_next) / nullif(k.throughput, 0)) AS time_left
 FROM bank b
 JOIN tenant t ON t.id = b.tenant_id
 CROSS JOIN LATERAL (
@@ -400,7 +401,9 @@ CROSS JOIN LATERAL (
 ) c
 CROSS JOIN LATERAL (
     SELECT count(*) FILTER (WHERE profile_id = b.profile_id) AS memories,
-           count(*) FILTER (WHERE profile_id = b.next_profile_id) AS memories_next
+           count(*) FILTER (WHERE profile_id = b.next_profile_id) AS memories_next,
+           count(*) FILTER (WHERE encoded_at > now() - interval '1 minute') / 60.0::float8
+               AS throughput
     FROM memory_key WHERE tenant_id = b.tenant_id AND bank_id = b.id
         AND profile_id IN (b.profile_id, b.next_profile_id)
 ) k
@@ -435,3 +438,6 @@ COMMENT ON COLUMN bank_status.failed_next IS
     'Rows of dead_letter for the next profile. While there are any, the bank is not switched.';
 COMMENT ON COLUMN bank_status.staleness_next IS 'Age of its oldest work for the next profile.';
 COMMENT ON COLUMN bank_status.switched_at IS 'When its profile last changed. Null: never.';
+COMMENT ON COLUMN bank_status.throughput IS 'Memories a second, over the last minute.';
+COMMENT ON COLUMN bank_status.time_left IS
+    'Until all that waits is encoded, at that throughput. Null while nothing is encoded.';

@@ -229,6 +229,7 @@ class TestStatus:
         work_off()
         [row] = status.banks()
         assert (row["coverage"], row["staleness"], row["next_try"]) == (1.0, None, None)
+        assert (row["throughput"], row["time_left"]) == (row["memories"] / 60, 0.0)
 
     def test_every_column_of_the_views_that_is_no_plain_name_has_a_comment(
         self, superuser: psycopg.Connection
