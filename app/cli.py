@@ -7,6 +7,7 @@ import typer
 from app import console
 from app.commands import (
     bench,
+    context,
     documents,
     jobs,
     models,
@@ -30,6 +31,7 @@ app.add_typer(tenants.tenants, name="tenant")
 app.add_typer(tenants.principals, name="principal")
 app.add_typer(tenants.banks, name="bank")
 app.add_typer(jobs.commands, name="jobs")
+app.add_typer(context.commands, name="context")
 app.add_typer(bench.commands, name="bench")
 
 
