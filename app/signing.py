@@ -17,7 +17,7 @@ _LEAST = 32  # characters of a secret
 
 @dataclass(frozen=True)
 class Key:
-    """A secret as HMAC-SHA256 uses it: its two first blocks, and a name that tells nothing of it."""
+    """A secret as HMAC-SHA256 uses it, and a name that tells nothing of it."""
 
     id: str
     inner: bytes = field(repr=False)
@@ -40,9 +40,9 @@ class Key:
 
     def sign(self, tenant: int, principal: int | None, process: int) -> str:
         """The context of a tenant's principal for one process of the server."""
-        said = f"{self.id} {tenant} {principal or 0}"
-        within = hashlib.sha256(self.inner + f"{said} {process}".encode()).digest()
-        return f"{said} {hashlib.sha256(self.outer + within).hexdigest()}"
+        said = f"{self.id} {tenant} {principal or 0} "
+        within = hashlib.sha256(self.inner + f"{said}{process}".encode()).digest()
+        return said + hashlib.sha256(self.outer + within).hexdigest()
 
 
 def context_key() -> Key:

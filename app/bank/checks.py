@@ -1,4 +1,4 @@
-"""What must be true of the database so that one tenant's rows stay its own, read from the catalogue."""
+"""What must be true of the database so that one tenant's rows stay its own."""
 
 from dataclasses import dataclass
 

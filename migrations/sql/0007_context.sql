@@ -14,24 +14,27 @@ ALTER TABLE context_key ENABLE ROW LEVEL SECURITY;
 ALTER TABLE context_key FORCE ROW LEVEL SECURITY;
 REVOKE ALL ON context_key FROM PUBLIC;
 CREATE POLICY of_the_owner ON context_key TO membank_owner USING (true) WITH CHECK (true);
+CREATE POLICY tenant_floor ON context_key AS RESTRICTIVE
+    TO membank_app, membank_worker, membank_tenant USING (false);
 
 -- {tenant, principal} of a signed context, null without one. Signed for this server process, so
 -- that what was seen elsewhere is of no use here. An error when it is not signed by a valid key.
 CREATE FUNCTION signed_context() RETURNS bigint[]
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, public AS $$
 DECLARE
-    said text[] := string_to_array(nullif(current_setting('membank.context', true), ''), ' ');
-    signature text;
+    said text := nullif(current_setting('membank.context', true), '');
 BEGIN
     IF said IS NULL THEN
         RETURN NULL;
     END IF;
-    SELECT encode(sha256(outer_pad || sha256(inner_pad || convert_to(
-        concat_ws(' ', said[1], said[2], said[3], pg_backend_pid()), 'UTF8'))), 'hex')
-    INTO signature FROM context_key WHERE id = said[1] AND valid_until > now();
-    -- Hashes are compared, so that the time it takes tells nothing of the right one.
-    IF sha256(convert_to(signature, 'UTF8')) = sha256(convert_to(said[4], 'UTF8')) THEN
-        RETURN ARRAY[said[2]::bigint, nullif(said[3]::bigint, 0)];
+    -- Hashes are compared, so that the time it takes tells nothing of the right signature.
+    IF EXISTS (
+        SELECT FROM context_key WHERE id = left(said, 16) AND valid_until > now()
+            AND sha256(convert_to(right(said, 64), 'UTF8')) = sha256(convert_to(encode(sha256(
+                outer_pad || sha256(inner_pad || convert_to(
+                    left(said, -64) || pg_backend_pid(), 'UTF8'))), 'hex'), 'UTF8')))
+    THEN
+        RETURN ARRAY[split_part(said, ' ', 2)::bigint, nullif(split_part(said, ' ', 3)::bigint, 0)];
     END IF;
     RAISE EXCEPTION 'who is asking is not signed with a key of this database'
         USING ERRCODE = 'insufficient_privilege';
