@@ -115,11 +115,18 @@ def _powers(connection: Connection, name: str) -> list[str]:
     rows = connection.execute(_POWERS, {"name": name}).all()
     if not rows:
         return ["does not exist"]
-    return [
-        fault if row.itself else f"is member of {row.role}, which {fault}"
-        for row in rows
-        for fault in row.powers
-    ]
+    faults = []
+    for row in rows:
+        if row.itself:
+            faults += row.powers
+        elif row.powers or row.role != TENANT_GROUP:
+            # Policies for a role hold for its members too: no other may be taken on.
+            faults.append(
+                f"is member of {row.role}, which {' and '.join(row.powers)}"
+                if row.powers
+                else f"is member of {row.role}"
+            )
+    return faults
 
 
 # Without a floor a table shows every row that a permissive policy lets pass. The worker takes
