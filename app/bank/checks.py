@@ -191,7 +191,8 @@ _LOOSE = text(
     UNION ALL
     SELECT proname || ' looks names up where its caller says' FROM pg_proc p
     WHERE pronamespace = 'public'::regnamespace
-        AND NOT EXISTS (SELECT FROM unnest(proconfig) s WHERE s LIKE 'search_path=pg_catalog%')
+        AND NOT EXISTS (SELECT FROM unnest(proconfig) s
+            WHERE s LIKE 'search_path=pg_catalog%, pg_temp')
         AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = p.oid AND d.deptype = 'e')
     ORDER BY 1
     """

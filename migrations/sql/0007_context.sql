@@ -20,7 +20,7 @@ CREATE POLICY tenant_floor ON context_key AS RESTRICTIVE
 -- {tenant, principal} of a signed context, null without one. Signed for this server process, so
 -- that what was seen elsewhere is of no use here. An error when it is not signed by a valid key.
 CREATE FUNCTION signed_context() RETURNS bigint[]
-LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, public AS $$
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
 DECLARE
     said text := nullif(current_setting('membank.context', true), '');
 BEGIN
@@ -43,13 +43,13 @@ REVOKE ALL ON FUNCTION signed_context() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION signed_context() TO membank_app, membank_worker, membank_admin;
 
 CREATE OR REPLACE FUNCTION current_tenant() RETURNS bigint
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, public AS $$
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, public, pg_temp AS $$
 BEGIN
     RETURN (signed_context())[1];
 END $$;
 
 CREATE OR REPLACE FUNCTION current_principal() RETURNS bigint
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, public AS $$
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, public, pg_temp AS $$
 BEGIN
     RETURN (signed_context())[2];
 END $$;
@@ -70,7 +70,7 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON tenant_role TO membank_admin;
 CREATE POLICY looked_up ON tenant_role FOR SELECT TO membank_owner USING (role = session_user);
 
 CREATE FUNCTION role_tenant() RETURNS bigint
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, public AS $$
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
     SELECT tenant_id FROM tenant_role WHERE role = session_user
 $$;
 REVOKE ALL ON FUNCTION role_tenant() FROM PUBLIC;
@@ -128,3 +128,19 @@ CREATE POLICY of_triggers ON outbox TO membank_owner
     USING ((SELECT pg_trigger_depth()) > 0) WITH CHECK ((SELECT pg_trigger_depth()) > 0);
 CREATE POLICY of_triggers ON dead_letter TO membank_owner
     USING ((SELECT pg_trigger_depth()) > 0);
+
+-- Temporary tables are looked up first unless they are named last: one called context_key or
+-- group_member must not stand in for the real one.
+DO $$
+DECLARE
+    f record;
+BEGIN
+    FOR f IN SELECT p.oid::regprocedure AS name, substr(s, length('search_path=') + 1) AS path
+        FROM pg_proc p, unnest(proconfig) s
+        WHERE pronamespace = 'public'::regnamespace AND s LIKE 'search_path=%'
+            AND s NOT LIKE '%pg_temp'
+            AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = p.oid AND d.deptype = 'e')
+    LOOP
+        EXECUTE format('ALTER FUNCTION %s SET search_path = %s, pg_temp', f.name, f.path);
+    END LOOP;
+END $$;

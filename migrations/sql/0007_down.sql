@@ -2,10 +2,19 @@
 DO $$
 DECLARE
     f regprocedure;
+    p record;
     definition text;
     triggers text[];
     t record;
 BEGIN
+    FOR p IN SELECT pg_proc.oid::regprocedure AS name,
+            substr(s, length('search_path=') + 1) AS path
+        FROM pg_proc, unnest(proconfig) s
+        WHERE pronamespace = 'public'::regnamespace AND s LIKE 'search_path=%, pg_temp'
+    LOOP
+        EXECUTE format('ALTER FUNCTION %s SET search_path = %s', p.name,
+            left(p.path, -length(', pg_temp')));
+    END LOOP;
     FOREACH f IN ARRAY ARRAY['document_queue()', 'chunk_queue()']::regprocedure[] LOOP
         EXECUTE format('ALTER FUNCTION %s SECURITY INVOKER', f);
         definition := pg_get_functiondef(f);

@@ -71,7 +71,7 @@ WHERE NOT tgisinternal AND tgenabled <> 'A'
 UNION ALL
 SELECT proname || ': function without a fixed search_path' FROM pg_proc p
 WHERE pronamespace = 'public'::regnamespace AND NOT EXISTS (SELECT FROM unnest(proconfig) s
-    WHERE s LIKE 'search_path=pg_catalog%')
+    WHERE s LIKE 'search_path=pg_catalog%, pg_temp')
     AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = p.oid AND d.deptype = 'e')
 UNION ALL
 SELECT proname || ': SECURITY DEFINER for PUBLIC' FROM pg_proc p
@@ -325,6 +325,10 @@ class TestCatalogue:
             ("CREATE VIEW leak AS SELECT * FROM document", "leak: view is not"),
             ("CREATE MATERIALIZED VIEW leak AS SELECT 1", "leak: not a kind"),
             ("CREATE FUNCTION leak() RETURNS int LANGUAGE sql AS 'SELECT 1'", "leak: function"),
+            (
+                "ALTER FUNCTION find_tenant SET search_path = pg_catalog, public",
+                "find_tenant: func",
+            ),
             ("ALTER TABLE document ENABLE TRIGGER document_revise", "document_revise: trigger"),
             ("ALTER TABLE chunk DISABLE TRIGGER chunk_queue", "chunk_queue: trigger"),
             (

@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from app.access.tenants import find_bank
+from app.addresses import database_url
 from app.bank import context, schema
 from app.bank.session import Asker
 from app.errors import MembankError, UsageError
@@ -143,3 +144,38 @@ def test_a_database_of_an_older_version_is_named(
     )
     with pytest.raises(MembankError, match=r"older version.*membank migrate"):
         documents(company)
+
+
+def test_a_temporary_table_does_not_stand_in_for_keys_or_groups(
+    company: Company, superuser: psycopg.Connection
+) -> None:
+    """Roles may make none; if they could, it would help them nothing."""
+    company.store("pay", "for hr", access=["group:hr"])
+    company.reader("hana", "hr")
+    ann = company.reader("ann")
+    superuser.execute(f"GRANT TEMPORARY ON DATABASE {superuser.info.dbname} TO PUBLIC")
+    url = database_url("app").set(drivername="postgresql").render_as_string(False)
+    forged = Key.of(OTHER)
+    with psycopg.connect(url, autocommit=True) as connection:
+
+        def seen(key: Key) -> int:
+            signed = key.sign(company.tenant, ann.principal, connection.info.backend_pid)
+            with connection.transaction():
+                connection.execute("SELECT set_config('membank.context', %s, true)", [signed])
+                found = connection.execute("SELECT count(*) FROM public.document").fetchone()
+            return found[0] if found else -1
+
+        connection.execute("CREATE TEMPORARY TABLE group_member AS TABLE public.group_member")
+        connection.execute(
+            "INSERT INTO pg_temp.group_member SELECT %s, g, %s FROM generate_series(1, 1000) g",
+            [company.tenant, ann.principal],
+        )
+        assert seen(context_key()) == 0
+        connection.execute(
+            "CREATE TEMPORARY TABLE context_key AS SELECT %s AS id, %s AS inner_pad,"
+            " %s AS outer_pad, now() AS created_at, 'infinity'::timestamptz AS valid_until",
+            [forged.id, forged.inner, forged.outer],
+        )
+        connection.execute("GRANT SELECT ON pg_temp.context_key TO PUBLIC")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="not signed"):
+            seen(forged)
