@@ -13,7 +13,7 @@ import psycopg
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from app.access.roles import add_role
+from app.access.logins import add_login
 from app.access.tenants import pause_tenant
 from app.addresses import Role, database_url
 from app.bank import outbox
@@ -123,8 +123,8 @@ def build(superuser: psycopg.Connection, new_company: Callable[[str], Company]) 
         superuser.execute("SELECT setval(%s, %s)", [name, THEIRS])
     theirs = _filled(new_company(MARK), MARK)
     pause_tenant(ours.name, False)
-    login = add_role(ours.name)
-    add_role(theirs.name)
+    login = add_login(ours.name)
+    add_login(theirs.name)
     world = World(
         superuser,
         ours,

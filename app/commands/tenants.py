@@ -47,13 +47,13 @@ def tenant_role(
 
     Its password is shown once: psql's \\password changes it.
     """
-    from app.access.roles import add_role, drop_role
+    from app.access.logins import add_login, drop_login
 
     if drop:
-        gone = drop_role(name)
+        gone = drop_login(name)
         made({"tenant": name, "dropped": gone}, f"role {gone} of tenant {name} dropped", as_json)
         return
-    login = add_role(name)
+    login = add_login(name)
     made(
         {"tenant": name, "role": login.role, "password": login.password, "url": login.url},
         f"role {login.role} of tenant {name} made; shown only now:\npsql {login.url}",

@@ -6,7 +6,7 @@ import psycopg
 import pytest
 from sqlalchemy import text
 
-from app.access.roles import drop_role
+from app.access.logins import drop_login
 from app.access.tenants import add_bank, add_tenant
 from app.bank.session import Asker, transaction
 from app.local.postgres import EmbeddedPostgres
@@ -37,7 +37,7 @@ def world(postgres: EmbeddedPostgres, template: str) -> Iterator[World]:
     ):
         yield build(superuser, new_company)
         for company in ("harbor", MARK):
-            drop_role(company)
+            drop_login(company)
 
 
 @pytest.fixture(scope="module")

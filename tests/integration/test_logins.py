@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import psycopg
 import pytest
 
-from app.access.roles import Login, add_role, drop_role
+from app.access.logins import Login, add_login, drop_login
 from app.addresses import database_url, role_name
 from app.bank import schema
 from app.errors import ConflictError, NotFoundError, UsageError
@@ -26,8 +26,8 @@ def login(company: Company, other: Company) -> Iterator[Login]:
     company.store("rules", "one\n\ntwo")
     company.store("pay", "for hr", access=["group:hr"])
     work_off()
-    yield add_role(company.name)
-    drop_role(company.name)
+    yield add_login(company.name)
+    drop_login(company.name)
 
 
 @pytest.fixture
@@ -159,18 +159,18 @@ def test_a_tenant_has_one_and_it_can_be_dropped_and_made_again(
     company: Company, superuser: psycopg.Connection
 ) -> None:
     with pytest.raises(NotFoundError, match="has no role"):
-        drop_role(company.name)
-    first = add_role(company.name)
+        drop_login(company.name)
+    first = add_login(company.name)
     with pytest.raises(ConflictError, match="--drop"):
-        add_role(company.name)
+        add_login(company.name)
     with psycopg.connect(first.url, autocommit=True) as open_session:
         open_session.execute("SELECT lo_create(0)")
-        assert drop_role(company.name) == first.role
+        assert drop_login(company.name) == first.role
         with pytest.raises(psycopg.OperationalError):
             open_session.execute("SELECT 1")
-    second = add_role(company.name)
+    second = add_login(company.name)
     assert second.role != first.role
-    assert drop_role(company.name) == second.role
+    assert drop_login(company.name) == second.role
     left = superuser.execute(
         "SELECT count(*) FROM pg_roles WHERE rolname = ANY(%s)", [[first.role, second.role]]
     )
@@ -199,4 +199,4 @@ def test_the_programs_own_login_makes_no_roles(
     monkeypatch.setenv("MEMBANK_DATABASE_URL", url)
     settings.cache_clear()
     with pytest.raises(UsageError, match=f"{role_name('app')}, which cannot make roles"):
-        add_role(company.name)
+        add_login(company.name)

@@ -25,7 +25,7 @@ class Login:
     url: str = field(repr=False)
 
 
-def add_role(tenant: str) -> Login:
+def add_login(tenant: str) -> Login:
     """Make the tenant's login. Raises ConflictError when it has one."""
     owner = tenant_id(tenant)
     # Roles can be listed by everyone on the server, and belong to all its databases. So the name
@@ -61,7 +61,7 @@ def add_role(tenant: str) -> Login:
     return Login(role, password, url.render_as_string(hide_password=False))
 
 
-def drop_role(tenant: str) -> str:
+def drop_login(tenant: str) -> str:
     """Remove the tenant's login, sessions and all; its name. Raises NotFoundError."""
     owner = tenant_id(tenant)
     with _administrator() as connection:
