@@ -10,6 +10,7 @@ from app.commands import (
     context,
     documents,
     jobs,
+    keys,
     models,
     questions,
     reconcile,
@@ -29,7 +30,9 @@ for each in (stack, models, documents, questions, reconcile, training):
     app.add_typer(each.commands)
 app.add_typer(tenants.tenants, name="tenant")
 app.add_typer(tenants.principals, name="principal")
+app.add_typer(tenants.groups, name="group")
 app.add_typer(tenants.banks, name="bank")
+app.add_typer(keys.commands, name="key")
 app.add_typer(jobs.commands, name="jobs")
 app.add_typer(context.commands, name="context")
 app.add_typer(bench.commands, name="bench")

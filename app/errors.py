@@ -17,6 +17,14 @@ class NotFoundError(MembankError):
     """A tenant, principal, bank or document that is not there, or not for the one who asks."""
 
 
+class UnauthorizedError(MembankError):
+    """A key or token that is missing, wrong, expired or revoked: nobody knows who asks."""
+
+
+class ForbiddenError(MembankError):
+    """Who asks is known, and may not do this."""
+
+
 class ConflictError(MembankError):
     """Something of that name exists already."""
 

@@ -45,6 +45,25 @@ class Settings(BaseSettings):
     redis_url: str | None = Field(
         None, description="Redis or Valkey to use instead of the embedded one."
     )
+    oidc_issuer: str | None = Field(
+        None,
+        description="Issuer of tokens (OpenID Connect) that are taken beside API keys, as its"
+        " tokens name it in iss.",
+    )
+    oidc_audience: str | None = Field(
+        None, description="What tokens for this service name in aud; needed with an issuer."
+    )
+    oidc_keys: str | None = Field(
+        None,
+        description="The issuer's public keys (JWK set): a file or an https address. Without it,"
+        " what the issuer's discovery document names.",
+    )
+    oidc_tenant_claim: str = Field(
+        "tenant", description="Claim of a token that holds the name of the tenant."
+    )
+    oidc_principal_claim: str = Field(
+        "sub", description="Claim of a token that holds the name of the principal."
+    )
     model: str = Field(
         "smollm2-135m-instruct",
         description="Language model: the packaged default, a folder, or a hub name.",

@@ -8,6 +8,7 @@ from alembic import context
 from sqlalchemy import Connection, create_engine, pool, text
 
 from app.addresses import database_url
+from app.bank.tables import metadata
 
 # Waiting DDL blocks every later reader of its table, so it gives up soon; two upgrades at a time
 # would both find the old revision, so they take turns.
@@ -17,7 +18,12 @@ _LIMITS = "SELECT pg_advisory_lock(727266); SET lock_timeout = '5s'"
 def run(connection: Connection) -> None:
     connection.execute(text(_LIMITS))
     connection.commit()
-    context.configure(connection=connection, transaction_per_migration=True)
+    context.configure(
+        connection=connection,
+        transaction_per_migration=True,
+        target_metadata=metadata,
+        autogenerate_plugins=["alembic.autogenerate.*", "~alembic.autogenerate.comments"],
+    )
     with context.begin_transaction():
         context.run_migrations()
     connection.commit()

@@ -61,22 +61,38 @@ def add_principal(tenant: str, name: str, groups: Sequence[str] = ()) -> int:
             {"tenant": owner, "name": _named(name, "principal")},
         ).scalar_one()
         for group in groups:
-            connection.execute(
-                text(
-                    "WITH g AS (INSERT INTO principal_group (tenant_id, name)"
-                    " VALUES (:tenant, :name)"
-                    " ON CONFLICT (tenant_id, name) DO UPDATE SET name = excluded.name"
-                    " RETURNING id)"
-                    " INSERT INTO group_member (tenant_id, group_id, principal_id)"
-                    " SELECT :tenant, id, :principal FROM g ON CONFLICT DO NOTHING"
-                ),
-                {"tenant": owner, "name": _named(group, "group"), "principal": principal},
-            )
+            _join(connection, owner, group, principal)
         return int(principal)
 
 
-def add_bank(tenant: str, name: str, profile: str, spec: str) -> Bank:
-    """Make a bank under an encoder profile. Raises ConflictError when the name is taken."""
+def join_group(tenant: str, group: str, principal: str) -> None:
+    """Let a principal be in a group, which is made if it is new. Raises NotFoundError."""
+    member = find_principal(tenant, principal)
+    with transaction(Asker("admin", member.tenant)) as connection:
+        _join(connection, member.tenant, group, member.principal)
+
+
+def leave_group(tenant: str, group: str, principal: str) -> None:
+    """Take a principal out of a group, from the next question on. Raises NotFoundError."""
+    member = find_principal(tenant, principal)
+    with transaction(Asker("admin", member.tenant)) as connection:
+        left = connection.execute(
+            text(
+                "DELETE FROM group_member m USING principal_group g"
+                " WHERE m.tenant_id = :tenant AND m.principal_id = :principal"
+                " AND g.tenant_id = m.tenant_id AND g.id = m.group_id AND g.name = :name"
+            ),
+            {"tenant": member.tenant, "principal": member.principal, "name": _storable(group)},
+        ).rowcount
+    if not left:
+        raise NotFoundError(f"principal {principal!r} is not in group {group!r}: nothing to remove")
+
+
+def add_bank(tenant: str, name: str, profile: str, spec: str, closed: bool = False) -> Bank:
+    """Make a bank under an encoder profile, whose reader everyone of the tenant is, or nobody yet.
+
+    Raises ConflictError when the name is taken.
+    """
     owner = tenant_id(tenant)
     with transaction(Asker("admin", owner)) as connection:
         connection.execute(
@@ -95,6 +111,14 @@ def add_bank(tenant: str, name: str, profile: str, spec: str) -> Bank:
             name=_named(name, "bank"),
             profile=profile,
         )
+        if not closed:
+            connection.execute(
+                text(
+                    "INSERT INTO bank_member (tenant_id, bank_id, grantee, role)"
+                    " VALUES (:tenant, :bank, 'everyone', 'reader')"
+                ),
+                {"tenant": owner, "bank": bank},
+            )
     return Bank(owner, bank, name, profile)
 
 
@@ -170,6 +194,18 @@ def checked_access(bank: Bank, entries: Sequence[str]) -> list[str]:
             " membank principal add NAME --tenant T [--group G]"
         )
     return sorted(set(entries))
+
+
+def _join(connection: Connection, tenant: int | None, group: str, principal: int | None) -> None:
+    connection.execute(
+        text(
+            "WITH g AS (INSERT INTO principal_group (tenant_id, name) VALUES (:tenant, :name)"
+            " ON CONFLICT (tenant_id, name) DO UPDATE SET name = excluded.name RETURNING id)"
+            " INSERT INTO group_member (tenant_id, group_id, principal_id)"
+            " SELECT :tenant, id, :principal FROM g ON CONFLICT DO NOTHING"
+        ),
+        {"tenant": tenant, "name": _named(group, "group"), "principal": principal},
+    )
 
 
 def _insert(connection: Connection, what: str, statement: str, **values: object) -> int:

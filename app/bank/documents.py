@@ -7,8 +7,9 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 
+from app.bank.roles import Role, on_list, require
 from app.bank.session import Asker, transaction
-from app.errors import NotFoundError
+from app.errors import ForbiddenError, NotFoundError
 
 
 @dataclass(frozen=True)
@@ -81,11 +82,20 @@ _UPSERT = text(
 ).bindparams(bindparam("metadata", type_=JSONB))
 
 
-def store(tenant: int, bank: int, draft: Draft, pieces: Sequence[Piece] | None) -> Stored:
+def store(
+    tenant: int,
+    bank: int,
+    draft: Draft,
+    pieces: Sequence[Piece] | None,
+    by: int | None = None,
+) -> Stored:
     """Write a document and its chunks in one transaction; triggers queue what is to be encoded.
 
     `pieces` None says that title and text are those already stored: only list, source and
     metadata change, and nothing is queued. If they are others by now, a worker splits them.
+    `by` is the principal who stores it, None an operator. Raises ForbiddenError where the
+    principal is no writer of the bank, cannot read what it would change, or is no admin of the
+    bank and would change a list.
     """
     values = {
         "tenant": tenant,
@@ -98,7 +108,9 @@ def store(tenant: int, bank: int, draft: Draft, pieces: Sequence[Piece] | None) 
         "metadata": draft.metadata,
         "with_pieces": pieces is not None,
     }
-    with transaction(Asker("worker", tenant)) as connection:
+    with transaction(Asker("worker", tenant, by)) as connection:
+        if by is not None:
+            _require_writer(connection, values)
         row = connection.execute(_UPSERT, values).one()
         if pieces is None:
             return Stored("unchanged", 0)
@@ -157,11 +169,42 @@ def apply_split(
     return True
 
 
-def forget(tenant: int, document: str, bank: int | None = None) -> Receipt:
-    """Delete a document and all that was made of it. Raises NotFoundError."""
+def set_access(
+    tenant: int, bank: int, document: str, access: Sequence[str], by: int | None = None
+) -> None:
+    """Change who may read a document; nobody where the list is empty. Nothing is encoded again.
+
+    `by` is the principal who does it, None an operator. Raises NotFoundError, and ForbiddenError
+    where the principal is no admin of the bank.
+    """
+    with transaction(Asker("worker", tenant, by)) as connection:
+        if by is not None:
+            require(connection, bank, Role.ADMIN)
+        if not connection.execute(
+            text(
+                "UPDATE document SET access = :access"
+                " WHERE tenant_id = :tenant AND bank_id = :bank AND id = :id"
+            ),
+            {"tenant": tenant, "bank": bank, "id": document, "access": list(access)},
+        ).rowcount:
+            raise NotFoundError(f"document {document!r} does not exist in this bank")
+
+
+def forget(tenant: int, document: str, bank: int | None = None, by: int | None = None) -> Receipt:
+    """Delete a document and all that was made of it.
+
+    `by` is the principal who forgets it, None an operator. Raises NotFoundError, also for what the
+    principal may not read, and ForbiddenError where it is no writer of a bank that has it.
+    """
     whose = {"tenant": tenant, "id": document, "bank": bank}
-    with transaction(Asker("worker", tenant)) as connection:
-        banks = connection.execute(_LOCK, whose).scalars().all()
+    with transaction(Asker("worker", tenant, by)) as connection:
+        banks = [
+            row.bank_id
+            for row in connection.execute(_LOCK, whose).all()
+            if by is None or on_list(connection, row.access)
+        ]
+        for each in banks if by is not None else ():
+            require(connection, each, Role.WRITER)
         if not banks:
             raise NotFoundError(f"document {document!r} does not exist in this tenant")
         counts = connection.execute(_MADE_OF, whose | {"banks": banks}).one()
@@ -176,7 +219,7 @@ def forget(tenant: int, document: str, bank: int | None = None) -> Receipt:
 
 
 _LOCK = text(
-    "SELECT bank_id FROM document WHERE tenant_id = :tenant AND id = :id"
+    "SELECT bank_id, access FROM document WHERE tenant_id = :tenant AND id = :id"
     " AND bank_id = coalesce(cast(:bank AS bigint), bank_id) FOR UPDATE"
 )
 _MADE_OF = text(
@@ -192,6 +235,27 @@ _MADE_OF = text(
                 AND o.bank_id = ANY(:banks))
     """
 )
+
+
+def _require_writer(connection: Connection, values: dict[str, Any]) -> None:
+    """What a principal needs to write a document as `values` have it (see store)."""
+    role = require(connection, values["bank"], Role.WRITER)
+    known: list[str] | None = connection.execute(
+        text(
+            "SELECT access FROM document WHERE tenant_id = :tenant AND bank_id = :bank"
+            " AND id = :id FOR UPDATE"
+        ),
+        values,
+    ).scalar()
+    if known is None or role is Role.ADMIN:
+        return
+    if not on_list(connection, known):
+        raise ForbiddenError(f"document {values['id']!r} is not yours to change: take another id")
+    if values["access"] is not None and set(values["access"]) != set(known):
+        raise ForbiddenError(
+            f"the list of document {values['id']!r} is for admins of the bank to change:"
+            " leave it as it is"
+        )
 
 
 def _replace_chunks(

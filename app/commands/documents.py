@@ -1,4 +1,4 @@
-"""Documents in and out: ingest, forget."""
+"""Documents in and out, and who may read them: ingest, allow, forget."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from app import console
-from app.commands.options import Bank, Json, Tenant
+from app.commands.options import Bank, Json, Tenant, made
+from app.errors import UsageError
 
 commands = typer.Typer()
 
@@ -50,6 +51,34 @@ def ingest(
         console.complain(f"membank: {report.asleep}")
     if report.failed or report.asleep:
         raise typer.Exit(1)
+
+
+@commands.command()
+def allow(
+    document_id: str,
+    tenant: Tenant,
+    bank: Bank,
+    to: Annotated[
+        list[str] | None,
+        typer.Option(help="Who may read: principal:P, group:G or everyone. Repeatable."),
+    ] = None,
+    nobody: Annotated[bool, typer.Option("--nobody", help="Let nobody read it.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say who may read a document, in place of its list. Counts from the next question on."""
+    from app.access.tenants import checked_access, find_bank
+    from app.bank.documents import set_access
+
+    if bool(to) is nobody:
+        raise UsageError("give --to, once for each who may read it, or --nobody")
+    found = find_bank(tenant, bank)
+    access = checked_access(found, to or [])
+    set_access(found.tenant, found.id, document_id, access)
+    made(
+        {"document_id": document_id, "access": access},
+        f"{document_id} may be read by {', '.join(access) or 'nobody'}",
+        as_json,
+    )
 
 
 @commands.command()

@@ -4,11 +4,17 @@ from typing import Annotated
 
 import typer
 
+from app import console
+from app.bank.roles import Role
 from app.commands.options import Json, Tenant, made
 
 tenants = typer.Typer(help="Companies.", no_args_is_help=True)
 principals = typer.Typer(help="Users and services of a tenant.", no_args_is_help=True)
+groups = typer.Typer(help="Sets of principals.", no_args_is_help=True)
 banks = typer.Typer(help="Collections of documents.", no_args_is_help=True)
+
+_Principal = Annotated[str, typer.Option("--principal", help="Name of the principal.")]
+_To = Annotated[str, typer.Option("--to", help="principal:P, group:G or everyone.")]
 
 
 @tenants.command("add")
@@ -77,11 +83,78 @@ def principal_add(
     )
 
 
+@groups.command("add")
+def group_add(name: str, tenant: Tenant, principal: _Principal, as_json: Json = False) -> None:
+    """Let a principal be in a group, which is made if it is new."""
+    from app.access.tenants import join_group
+
+    join_group(tenant, name, principal)
+    made({"group": name, "principal": principal}, f"{principal} is in group {name}", as_json)
+
+
+@groups.command("remove")
+def group_remove(name: str, tenant: Tenant, principal: _Principal, as_json: Json = False) -> None:
+    """Take a principal out of a group, from the next question on."""
+    from app.access.tenants import leave_group
+
+    leave_group(tenant, name, principal)
+    made({"group": name, "principal": principal}, f"{principal} left group {name}", as_json)
+
+
 @banks.command("add")
-def bank_add(name: str, tenant: Tenant, as_json: Json = False) -> None:
+def bank_add(
+    name: str,
+    tenant: Tenant,
+    closed: Annotated[
+        bool, typer.Option("--closed", help="To nobody yet, instead of everyone as reader.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Make a bank, encoded by the models that the settings name."""
     from app.access.tenants import add_bank
     from app.runtime import profile
 
-    bank = add_bank(tenant, name, profile().id, profile().json())
+    bank = add_bank(tenant, name, profile().id, profile().json(), closed)
     made({"bank": name, "id": bank.id, "profile": bank.profile}, f"bank {name} made", as_json)
+
+
+@banks.command("grant")
+def bank_grant(
+    name: str,
+    tenant: Tenant,
+    to: _To,
+    role: Annotated[Role, typer.Option(help="What it may do; each includes those before it.")],
+    as_json: Json = False,
+) -> None:
+    """Let a principal, a group or everyone have a role in a bank, in place of the one it had."""
+    from app.access.members import grant
+    from app.access.tenants import find_bank
+
+    grant(find_bank(tenant, name), to, role)
+    made({"bank": name, "to": to, "role": role}, f"{to} is {role} of bank {name}", as_json)
+
+
+@banks.command("revoke")
+def bank_revoke(name: str, tenant: Tenant, to: _To, as_json: Json = False) -> None:
+    """Take a role in a bank away, from the next question on."""
+    from app.access.members import revoke
+    from app.access.tenants import find_bank
+
+    revoke(find_bank(tenant, name), to)
+    made({"bank": name, "to": to, "role": None}, f"{to} has no role in bank {name}", as_json)
+
+
+@banks.command("members")
+def bank_members(name: str, tenant: Tenant, as_json: Json = False) -> None:
+    """Show who has which role in a bank."""
+    from app.access.members import members
+    from app.access.tenants import find_bank
+
+    found = members(find_bank(tenant, name))
+    if as_json:
+        console.print_json({"bank": name, "members": found})
+        return
+    for entry, role in found.items():
+        console.say(f"{role:<6}  {entry}")
+    if not found:
+        console.say("nobody: the bank is closed")

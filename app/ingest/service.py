@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.access.identity import Identity
 from app.access.tenants import Bank, checked_access
 from app.bank.documents import Draft, Piece, known_hash, store
 from app.errors import MembankError, UnavailableError
@@ -33,20 +34,23 @@ def ingest(
     count: CountTokens,
     max_bytes: int,
     context: int,
+    by: Identity | None = None,
 ) -> Iterator[Ingested | Failure]:
     """Store every document found under `paths`, each in its own transaction.
 
     `bank_of` says which bank a document goes to; `allow` is the access list of documents that
     bring none (None: a new document is for everyone, a known one keeps its list). `count` and
-    `context` are those of `pieces_of`.
-    Raises UnavailableError when the database goes away; what was stored stays.
+    `context` are those of `pieces_of`. `by` is who stores them, None an operator.
+    Raises UnavailableError when the database goes away; what was stored stays. Raises
+    ForbiddenError where `by` has no scope to write; where it has not the role, the file failed.
     """
+    writer = None if by is None else by.may("write").principal
     for found in read(paths, max_bytes):
         if isinstance(found, Failure):
             yield found
             continue
         try:
-            yield _store(found, bank_of(found), allow, count, context)
+            yield _store(found, bank_of(found), allow, count, context, writer)
         except UnavailableError:
             raise
         except MembankError as error:
@@ -87,6 +91,7 @@ def _store(
     allow: tuple[str, ...] | None,
     count: CountTokens,
     context: int,
+    writer: int | None,
 ) -> Ingested:
     wanted = document.allow if document.allow is not None else allow
     access = None if wanted is None else checked_access(bank, wanted)
@@ -102,7 +107,7 @@ def _store(
         f"{document.title}\n{document.text}"
     )
     pieces = None if same else pieces_of(document.title, document.text, count, context)
-    stored = store(bank.tenant, bank.id, draft, pieces)
+    stored = store(bank.tenant, bank.id, draft, pieces, writer)
     return Ingested(
         bank.tenant, bank.id, document.id, document.source, stored.status, stored.chunks
     )

@@ -58,7 +58,7 @@ END $$;
 -- follows from who logged in, and from no setting.
 CREATE TABLE tenant_role (
     tenant_id  bigint NOT NULL PRIMARY KEY REFERENCES tenant ON DELETE CASCADE,
-    role       name NOT NULL UNIQUE,
+    role       text NOT NULL UNIQUE,
     created_at timestamptz NOT NULL DEFAULT now()
 );
 COMMENT ON TABLE tenant_role IS 'Which login role belongs to which tenant: membank tenant role.';
@@ -100,7 +100,7 @@ BEGIN
             ' USING (true)', t);
         EXECUTE format('GRANT SELECT ON %I TO membank_tenant', t);
     END LOOP;
-    FOREACH t IN ARRAY ARRAY['document', 'principal', 'principal_group', 'group_member']
+    FOREACH t IN ARRAY ARRAY['document', 'principal', 'principal_group', 'group_member', 'bank_member']
     LOOP
         EXECUTE format('CREATE POLICY tenant_role ON %I TO membank_tenant'
             ' USING (true) WITH CHECK (true)', t);
@@ -112,6 +112,8 @@ GRANT INSERT (tenant_id, bank_id, id, source, title, text, access, metadata),
     UPDATE (id, source, title, text, access, metadata) ON document TO membank_tenant;
 GRANT INSERT (tenant_id, name), UPDATE (name) ON principal, principal_group TO membank_tenant;
 GRANT INSERT (tenant_id, group_id, principal_id) ON group_member TO membank_tenant;
+GRANT INSERT (tenant_id, bank_id, grantee, role), UPDATE (grantee, role) ON bank_member
+    TO membank_tenant;
 GRANT SELECT ON document_status, bank_status, job TO membank_tenant;
 GRANT INSERT ON document_load TO membank_tenant;
 

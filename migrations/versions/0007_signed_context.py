@@ -6,7 +6,7 @@ Revision ID: 0007
 from migrations.scripts import run
 
 revision = "0007"
-down_revision = "0004"
+down_revision = "0006"
 branch_labels = None
 depends_on = None
 

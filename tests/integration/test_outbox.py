@@ -149,7 +149,7 @@ class TestPriority:
     ) -> None:
         large, small = new_company("large"), new_company("small")
         large.store("d", body(3))
-        large.store("d", body(5000))
+        large.store("d", body(50_000))
         small.store("d", "one")
         served = {one.tenant for _ in range(2) for one in claim(64)}
         assert served == {large.tenant, small.tenant}

@@ -212,3 +212,33 @@ def test_alembic_upgrades_by_command_with_the_settings_of_the_environment(databa
     finish(start(database, "-m", "alembic", "upgrade", "head"))
     assert objects(database) == whole
     assert "(head)" in finish(start(database, "-m", "alembic", "current"))
+
+
+def test_alembic_check_finds_nothing_to_do_and_finds_what_was_changed_by_hand(
+    database: str,
+) -> None:
+    assert "No new upgrade operations" in finish(start(database, "-m", "alembic", "check"))
+    with psycopg.connect(database) as connection:
+        connection.execute("DROP INDEX chunk_document")
+        connection.execute("ALTER TABLE bank ADD COLUMN colour text")
+    check = start(database, "-m", "alembic", "check")
+    output, _ = check.communicate(timeout=60)
+    assert check.returncode
+    assert "chunk_document" in output
+    assert "colour" in output
+
+
+def test_banks_that_were_open_to_their_tenant_stay_so(database: str) -> None:
+    downgrade("0004")
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO tenant (name) VALUES ('harbor');"
+            "INSERT INTO encoder_profile (tenant_id, id, spec) SELECT id, 'p', '{}' FROM tenant;"
+            "INSERT INTO bank (tenant_id, name, profile_id) SELECT id, 'b', 'p' FROM tenant"
+        )
+        schema.upgrade(database_url("owner"))
+        rows = connection.execute(
+            "SELECT b.name, m.grantee, m.role FROM bank b JOIN bank_member m"
+            " ON m.tenant_id = b.tenant_id AND m.bank_id = b.id"
+        ).fetchall()
+        assert rows == [("b", "everyone", "reader")]

@@ -1,0 +1,70 @@
+"""Who shows a key or a token, and what that lets them do."""
+
+from dataclasses import dataclass
+
+from sqlalchemy import text
+
+from app.access import jwt, keys
+from app.access.tenants import find_principal
+from app.bank.session import Asker, transaction
+from app.errors import ForbiddenError, NotFoundError, UnauthorizedError
+
+_LONGEST = 8192
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A principal by name, and the scopes of what it showed: read, write, admin."""
+
+    tenant: str
+    principal: str
+    scopes: frozenset[str]
+    asker: Asker
+
+    def may(self, scope: str) -> Asker:
+        """As whom to do what needs `scope`. Raises ForbiddenError where it is missing."""
+        if scope not in self.scopes:
+            raise ForbiddenError(
+                f"this needs the scope {scope}, and what you showed has"
+                f" {', '.join(sorted(self.scopes)) or 'none'}: ask for a key that has it"
+            )
+        return self.asker
+
+
+def identify(bearer: str) -> Identity:
+    """Whom an API key or a JWT stands for, both without the word Bearer.
+
+    Raises UnauthorizedError where it is missing, wrong, expired or revoked; ForbiddenError where a
+    good JWT names nobody here; UnavailableError where the database or the issuer's keys cannot be
+    reached. No message repeats any of `bearer` but a key's public id.
+    """
+    if not bearer or len(bearer) > _LONGEST:
+        raise UnauthorizedError("give an API key or a token: Authorization: Bearer ...")
+    return _of_key(bearer) if bearer.startswith("mb_") else _of_claims(jwt.verify(bearer))
+
+
+def _of_key(token: str) -> Identity:
+    holder = keys.find(token)
+    asker = Asker("app", holder.tenant, holder.principal)
+    with transaction(asker) as connection:
+        names = connection.execute(
+            text(
+                "SELECT t.name, p.name FROM principal p JOIN tenant t ON t.id = p.tenant_id"
+                " WHERE p.tenant_id = :tenant AND p.id = :principal"
+            ),
+            {"tenant": holder.tenant, "principal": holder.principal},
+        ).one_or_none()
+    if names is None:  # deleted between the two looks
+        raise UnauthorizedError("the API key is not valid: membank key issue makes one")
+    return Identity(names[0], names[1], holder.scopes, asker)
+
+
+def _of_claims(claims: jwt.Claims) -> Identity:
+    try:
+        asker = find_principal(claims.tenant, claims.principal)
+    except NotFoundError:
+        raise ForbiddenError(
+            "the token is good, but its tenant or its principal is not known here:"
+            " membank principal add NAME --tenant T"
+        ) from None
+    return Identity(claims.tenant, claims.principal, claims.scopes, asker)

@@ -1,0 +1,149 @@
+"""API keys: shown once, kept as a hash, looked up before anyone knows whose they are."""
+
+import hashlib
+import re
+import secrets
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import text
+
+from app.access.tenants import find_principal, tenant_id
+from app.bank.session import Asker, transaction
+from app.errors import NotFoundError, UnauthorizedError, UsageError
+
+SCOPES = ("read", "write", "admin")
+LONGEST = 3650
+"""Days that a key may last."""
+
+_TOKEN = re.compile(r"mb_([0-9]{1,18})-([0-9]{1,18})_([A-Za-z0-9_-]{43})")
+_ID = re.compile(r"([0-9]{1,18})-([0-9]{1,18})")
+
+
+@dataclass(frozen=True)
+class Issued:
+    """A new key. `token` is shown this once and can never be told again."""
+
+    id: str
+    expires: datetime
+    token: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Whom a key stands for, and what it may do."""
+
+    tenant: int
+    principal: int
+    scopes: frozenset[str]
+
+
+def issue(
+    tenant: str,
+    principal: str,
+    scopes: Collection[str] = ("read",),
+    days: int = 365,
+    name: str = "",
+) -> Issued:
+    """Make a key of a principal that lasts so many days.
+
+    Raises UsageError for an unknown scope, days out of range or a name that is too long;
+    NotFoundError for tenant or principal.
+    """
+    unknown = sorted(set(scopes) - set(SCOPES))
+    if unknown or not scopes:
+        raise UsageError(f"{(unknown or [''])[0]!r} is no scope: {', '.join(SCOPES)}")
+    if not 1 <= days <= LONGEST:
+        raise UsageError(f"a key cannot last {days} days: give 1 to {LONGEST}")
+    if len(name) > 200 or not name.isprintable():
+        raise UsageError("the key's name must be at most 200 printable characters")
+    owner = find_principal(tenant, principal)
+    secret = secrets.token_urlsafe(32)
+    with transaction(Asker("admin", owner.tenant)) as connection:
+        row = connection.execute(
+            text(
+                "INSERT INTO api_key (tenant_id, principal_id, name, hash, scopes, expires_at)"
+                " VALUES (:tenant, :principal, :name, :hash, :scopes,"
+                " now() + make_interval(days => :days)) RETURNING id, expires_at"
+            ),
+            {
+                "tenant": owner.tenant,
+                "principal": owner.principal,
+                "name": name,
+                "hash": _hash(secret),
+                "scopes": [scope for scope in SCOPES if scope in scopes],
+                "days": days,
+            },
+        ).one()
+    number = f"{owner.tenant}-{row.id}"
+    return Issued(number, row.expires_at, f"mb_{number}_{secret}")
+
+
+def keys(tenant: str) -> list[dict[str, Any]]:
+    """All keys of a tenant, the newest first, without hashes. Times are of the database."""
+    owner = tenant_id(tenant)
+    with transaction(Asker("admin", owner)) as connection:
+        rows = connection.execute(
+            text(
+                "SELECT k.tenant_id || '-' || k.id AS id, p.name AS principal, k.name, k.scopes,"
+                " CASE WHEN k.revoked_at IS NOT NULL THEN 'revoked'"
+                " WHEN k.expires_at <= now() THEN 'expired' ELSE 'good' END AS state,"
+                " k.created_at AS created, k.expires_at AS expires, k.revoked_at AS revoked,"
+                " k.last_used_at AS last_used"
+                " FROM api_key k JOIN principal p"
+                " ON p.tenant_id = k.tenant_id AND p.id = k.principal_id"
+                " WHERE k.tenant_id = :tenant ORDER BY k.id DESC"
+            ),
+            {"tenant": owner},
+        )
+        return [dict(row) for row in rows.mappings()]
+
+
+def revoke(tenant: str, key: str) -> None:
+    """Let a key, named by its id, count no more. Raises NotFoundError."""
+    owner, parts = tenant_id(tenant), _ID.fullmatch(key)
+    found = 0
+    if parts and int(parts[1]) == owner:
+        with transaction(Asker("admin", owner)) as connection:
+            found = connection.execute(
+                text(
+                    "UPDATE api_key SET revoked_at = coalesce(revoked_at, now())"
+                    " WHERE tenant_id = :tenant AND id = :id"
+                ),
+                {"tenant": owner, "id": int(parts[2])},
+            ).rowcount
+    if not found:
+        # What was given may be a whole token by mistake, so it is not repeated.
+        raise NotFoundError(
+            f"tenant {tenant!r} has no such key: give its id, such as 1-7, as"
+            f" membank key list --tenant {tenant!r} prints it"
+        )
+
+
+def find(token: str) -> Holder:
+    """Whom a key stands for; notes its use.
+
+    Raises UnauthorizedError. Only who has the secret is told that a key expired or was revoked.
+    """
+    parts = _TOKEN.fullmatch(token)
+    row = None
+    if parts:
+        with transaction(Asker("app")) as connection:
+            row = connection.execute(
+                text("SELECT * FROM find_key(:tenant, :key, :hash)"),
+                {"tenant": int(parts[1]), "key": int(parts[2]), "hash": _hash(parts[3])},
+            ).one_or_none()
+    if parts is None or row is None:
+        raise UnauthorizedError("the API key is not valid: membank key issue makes one")
+    if row.fault is not None:
+        why = f"expired on {row.expires_at:%Y-%m-%d}" if row.fault == "expired" else "was revoked"
+        raise UnauthorizedError(
+            f"API key {parts[1]}-{parts[2]} {why}: membank key issue makes a new one"
+        )
+    return Holder(int(parts[1]), row.principal_id, frozenset(row.scopes))
+
+
+def _hash(secret: str) -> bytes:
+    return hashlib.sha256(secret.encode()).digest()

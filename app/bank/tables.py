@@ -1,0 +1,322 @@
+"""The tables as SQLAlchemy sees them, for `alembic check`: has the database what migrations made?
+
+Statements are written in SQL where they are used; policies, triggers, functions and views are in
+migrations/sql. Nothing here makes a table.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from pgvector.sqlalchemy import HALFVEC
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Boolean,
+    Column,
+    Computed,
+    DateTime,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    SmallInteger,
+    Table,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+metadata = MetaData()
+_TIME = DateTime(timezone=True)
+
+
+def _tenant() -> Column[int]:
+    return Column("tenant_id", BigInteger, nullable=False)
+
+
+def _of_tenant() -> Column[int]:
+    return Column(
+        "tenant_id", BigInteger, ForeignKey("tenant.id", ondelete="CASCADE"), nullable=False
+    )
+
+
+def _id() -> Column[int]:
+    return Column("id", BigInteger, Identity(always=True), nullable=False)
+
+
+def _text(name: str) -> Column[str]:
+    return Column(name, Text, nullable=False)
+
+
+def _whole(name: str, nullable: bool = False) -> Column[int]:
+    return Column(name, BigInteger, nullable=nullable)
+
+
+def _number(name: str) -> Column[int]:
+    return Column(name, Integer, nullable=False)
+
+
+def _time(name: str) -> Column[Any]:
+    return Column(name, _TIME, nullable=False)
+
+
+def _reference(
+    columns: Sequence[str],
+    table: str,
+    others: Sequence[str],
+    ondelete: str | None = "CASCADE",
+    onupdate: str | None = None,
+) -> ForeignKeyConstraint:
+    return ForeignKeyConstraint(
+        columns, [f"{table}.{name}" for name in others], ondelete=ondelete, onupdate=onupdate
+    )
+
+
+_DOCUMENT = ("tenant_id", "bank_id", "document_id")
+
+
+def _document() -> ForeignKeyConstraint:
+    return _reference(_DOCUMENT, "document", ("tenant_id", "bank_id", "id"), onupdate="CASCADE")
+
+
+def _chunk() -> ForeignKeyConstraint:
+    return _reference(("tenant_id", "chunk_id"), "chunk", ("tenant_id", "id"))
+
+
+Table(
+    "tenant",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    _text("name"),
+    _time("created_at"),
+    Column("paused", Boolean, nullable=False),
+    UniqueConstraint("name"),
+)
+Table(
+    "principal",
+    metadata,
+    _of_tenant(),
+    _id(),
+    _text("name"),
+    _time("created_at"),
+    PrimaryKeyConstraint("tenant_id", "id"),
+    UniqueConstraint("tenant_id", "name"),
+)
+Table(
+    "principal_group",
+    metadata,
+    _of_tenant(),
+    _id(),
+    _text("name"),
+    PrimaryKeyConstraint("tenant_id", "id"),
+    UniqueConstraint("tenant_id", "name"),
+)
+Table(
+    "group_member",
+    metadata,
+    _tenant(),
+    _whole("group_id"),
+    _whole("principal_id"),
+    PrimaryKeyConstraint("tenant_id", "principal_id", "group_id"),
+    _reference(("tenant_id", "group_id"), "principal_group", ("tenant_id", "id")),
+    _reference(("tenant_id", "principal_id"), "principal", ("tenant_id", "id")),
+    Index("group_member_group", "tenant_id", "group_id"),
+)
+Table(
+    "encoder_profile",
+    metadata,
+    _of_tenant(),
+    _text("id"),
+    Column("spec", JSONB, nullable=False),
+    _time("created_at"),
+    PrimaryKeyConstraint("tenant_id", "id"),
+)
+Table(
+    "bank",
+    metadata,
+    _of_tenant(),
+    _id(),
+    _text("name"),
+    _text("profile_id"),
+    _time("created_at"),
+    PrimaryKeyConstraint("tenant_id", "id"),
+    UniqueConstraint("tenant_id", "name"),
+    _reference(("tenant_id", "profile_id"), "encoder_profile", ("tenant_id", "id"), None),
+    Index("bank_profile", "tenant_id", "profile_id"),
+)
+Table(
+    "document",
+    metadata,
+    _tenant(),
+    _whole("bank_id"),
+    _text("id"),
+    _text("source"),
+    _text("title"),
+    _text("text"),
+    Column("access", ARRAY(Text), nullable=False),
+    Column("metadata", JSONB, nullable=False),
+    _number("revision"),
+    _number("split_revision"),
+    _text("content_hash"),
+    _time("created_at"),
+    _time("updated_at"),
+    Column("text_hash", Text, Computed("document_hash(title, text)"), nullable=False),
+    PrimaryKeyConstraint("tenant_id", "bank_id", "id"),
+    _reference(("tenant_id", "bank_id"), "bank", ("tenant_id", "id")),
+    Index(
+        "document_unserved",
+        "tenant_id",
+        "bank_id",
+        "id",
+        postgresql_where=text("revision <> split_revision OR text_hash <> content_hash"),
+    ),
+)
+Table(
+    "chunk",
+    metadata,
+    _tenant(),
+    _id(),
+    _whole("bank_id"),
+    _text("document_id"),
+    _number("ordinal"),
+    _text("text"),
+    _text("heading"),
+    _number("start_at"),
+    _number("end_at"),
+    _text("hash"),
+    _text("before"),
+    PrimaryKeyConstraint("tenant_id", "id"),
+    UniqueConstraint("tenant_id", "bank_id", "document_id", "id"),
+    _document(),
+    Index("chunk_document", *_DOCUMENT, "ordinal"),
+)
+Table(
+    "memory_key",
+    metadata,
+    _tenant(),
+    _whole("chunk_id"),
+    _text("profile_id"),
+    _whole("bank_id"),
+    _text("document_id"),
+    Column("embedding", HALFVEC(), nullable=False),
+    _time("encoded_at"),
+    PrimaryKeyConstraint("tenant_id", "chunk_id", "profile_id"),
+    _reference((*_DOCUMENT, "chunk_id"), "chunk", (*_DOCUMENT, "id"), onupdate="CASCADE"),
+    Index("memory_key_bank", "tenant_id", "bank_id", "profile_id"),
+)
+Table(
+    "memory_blob",
+    metadata,
+    _tenant(),
+    _whole("chunk_id"),
+    _text("profile_id"),
+    _text("sha256"),
+    Column("payload", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("tenant_id", "chunk_id", "profile_id"),
+    _reference(
+        ("tenant_id", "chunk_id", "profile_id"),
+        "memory_key",
+        ("tenant_id", "chunk_id", "profile_id"),
+    ),
+)
+Table(
+    "outbox",
+    metadata,
+    _tenant(),
+    _id(),
+    _whole("bank_id"),
+    _text("document_id"),
+    _whole("chunk_id", nullable=True),
+    _text("profile_id"),
+    _number("revision"),
+    _number("attempts"),
+    _time("not_before"),
+    Column("lease_token", Uuid),
+    Column("lease_until", _TIME),
+    Column("last_error", Text),
+    _time("created_at"),
+    Column("priority", SmallInteger, nullable=False),
+    PrimaryKeyConstraint("tenant_id", "id"),
+    UniqueConstraint(*_DOCUMENT, "chunk_id", postgresql_nulls_not_distinct=True),
+    _document(),
+    _chunk(),
+    Index(
+        "outbox_due",
+        "tenant_id",
+        "profile_id",
+        text("priority DESC"),
+        text("chunk_id NULLS FIRST"),
+        "id",
+    ),
+    Index("outbox_chunk", "tenant_id", "chunk_id"),
+)
+Table(
+    "dead_letter",
+    metadata,
+    _tenant(),
+    _id(),
+    _whole("bank_id"),
+    _text("document_id"),
+    _whole("chunk_id", nullable=True),
+    _number("attempts"),
+    _text("error"),
+    _time("failed_at"),
+    _text("traceback"),
+    Column("discarded", Boolean, nullable=False),
+    PrimaryKeyConstraint("tenant_id", "id"),
+    _document(),
+    _chunk(),
+    Index("dead_letter_document", *_DOCUMENT),
+    Index("dead_letter_chunk", "tenant_id", "chunk_id"),
+)
+Table(
+    "api_key",
+    metadata,
+    _tenant(),
+    _id(),
+    _whole("principal_id"),
+    _text("name"),
+    Column("hash", LargeBinary, nullable=False),
+    Column("scopes", ARRAY(Text), nullable=False),
+    _time("created_at"),
+    _time("expires_at"),
+    Column("revoked_at", _TIME),
+    Column("last_used_at", _TIME),
+    PrimaryKeyConstraint("tenant_id", "id"),
+    _reference(("tenant_id", "principal_id"), "principal", ("tenant_id", "id")),
+    Index("api_key_principal", "tenant_id", "principal_id"),
+)
+Table(
+    "bank_member",
+    metadata,
+    _tenant(),
+    _whole("bank_id"),
+    _text("grantee"),
+    _text("role"),
+    PrimaryKeyConstraint("tenant_id", "grantee", "bank_id"),
+    _reference(("tenant_id", "bank_id"), "bank", ("tenant_id", "id")),
+    Index("bank_member_bank", "tenant_id", "bank_id"),
+)
+Table(
+    "context_key",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("inner_pad", LargeBinary, nullable=False),
+    Column("outer_pad", LargeBinary, nullable=False),
+    _time("created_at"),
+    _time("valid_until"),
+)
+Table(
+    "tenant_role",
+    metadata,
+    Column("tenant_id", BigInteger, ForeignKey("tenant.id", ondelete="CASCADE"), primary_key=True),
+    _text("role"),
+    _time("created_at"),
+    UniqueConstraint("role"),
+)
