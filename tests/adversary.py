@@ -13,6 +13,7 @@ import psycopg
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
+from app.access.keys import issue
 from app.access.logins import add_login
 from app.access.tenants import pause_tenant
 from app.addresses import Role, database_url
@@ -31,7 +32,7 @@ TOLD = {
     "next_tenant": "numbers of tenants, to the worker",
     "paused_tenants": "numbers of tenants, to the worker",
 }
-_SEEN = re.compile(rf"{MARK}|\b77\d{{4}}\b")
+_SEEN = re.compile(rf"{MARK}|\b77\d{{10}}\b")
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,7 @@ def _filled(company: Company, word: str) -> Company:
     for work in outbox.claim(PROFILE, 100, 60.0):
         outbox.fail(work, f"{word} failed", max_attempts=1)
     company.reader(f"{word}-alice")
+    issue(company.name, f"{word}-alice", name=f"{word} key")
     company.store(f"{word}-handbook", f"Welcome {word}.\n\nHours {word}.")
     company.store(f"{word}-pay", f"Bands {word}.\n\nRaises {word}.", ["everyone"])
     work_off()
@@ -153,7 +155,10 @@ def _filled(company: Company, word: str) -> Company:
 
 
 def _fill(world: World, table: Relation, company: Company) -> None:
-    """One row in a table that nothing above fills, by the types of its columns."""
+    """One row in a table that nothing above fills, by the types of its columns.
+
+    Where a constraint wants more than that, fill the table in `_filled`.
+    """
     word = MARK if company is world.theirs else "plain"
     made: dict[str, Any] = {}
     needed = world.superuser.execute(

@@ -28,9 +28,8 @@ class Rotation:
 def install() -> None:
     """Let the database know this process's key, made if there is none. A key that was replaced
     stays replaced."""
-    key = ensure_context_key()
     with outside(database_url("owner")) as connection, connection.begin():
-        _add(connection, key)
+        add(connection, ensure_context_key())
 
 
 def rotate(hours: float) -> Rotation:
@@ -42,7 +41,7 @@ def rotate(hours: float) -> Rotation:
     secret = None if given_by_settings() else new_secret()
     key = context_key() if secret is None else Key.of(secret)
     with outside(database_url("owner")) as connection, connection.begin():
-        if not _add(connection, key):
+        if not add(connection, key):
             raise UsageError(
                 "MEMBANK_CONTEXT_KEY is a key that the database knows already: set it to a new one"
                 " (openssl rand -hex 32), then rotate, then give it to the other processes"
@@ -66,6 +65,7 @@ def rotate(hours: float) -> Rotation:
     return Rotation(key.id, len(ends), max(ends, default=now))
 
 
-def _add(connection: Connection, key: Key) -> bool:
+def add(connection: Connection, key: Key) -> bool:
+    """Make a key known, as the owner; False when it was, or had been replaced."""
     values = {"id": key.id, "inner": key.inner, "outer": key.outer}
     return connection.execute(_ADD, values).rowcount == 1

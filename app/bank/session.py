@@ -47,11 +47,9 @@ def transaction(asker: Asker) -> Iterator[Connection]:
             _say_who_asks(connection, asker)
             yield connection
     except ProgrammingError as error:
-        if getattr(error.orig, "sqlstate", None) not in (_NO_SUCH_TABLE, _NO_SUCH_FUNCTION):
+        if getattr(error.orig, "sqlstate", None) != _NO_SUCH_TABLE:
             raise
-        raise MembankError(
-            f"the database at {_place(engine)} lacks this version's tables: membank up makes them"
-        ) from error
+        raise _without_tables(engine) from error
     except (OperationalError, InterfaceError) as error:
         if not (error.connection_invalidated or _is_unreachable(error)):
             raise
@@ -69,7 +67,10 @@ def _say_who_asks(connection: Connection, asker: Asker) -> None:
     try:
         heard = connection.execute(_CONTEXT, {"context": context}).one()[2]
     except ProgrammingError as error:
-        if getattr(error.orig, "sqlstate", None) != _NOT_SIGNED:
+        state = getattr(error.orig, "sqlstate", None)
+        if state == _NO_SUCH_FUNCTION:
+            raise _without_tables(connection.engine) from error
+        if state != _NOT_SIGNED:
             raise
         raise MembankError(
             f"the database at {_place(connection.engine)} does not know the key that this process"
@@ -150,6 +151,12 @@ def _is_unreachable(error: OperationalError | InterfaceError) -> bool:
     state = getattr(error.orig, "sqlstate", None)
     # 57P0x: shutting down or starting up; 08: connection errors; none: never connected.
     return state is None or state.startswith(("57P", "08", "28", "3D"))
+
+
+def _without_tables(engine: Engine) -> MembankError:
+    return MembankError(
+        f"the database at {_place(engine)} lacks this version's tables: membank up makes them"
+    )
 
 
 def _place(engine: Engine) -> str:

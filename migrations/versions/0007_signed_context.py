@@ -3,6 +3,10 @@
 Revision ID: 0007
 """
 
+from alembic import op
+
+from app.bank import context
+from app.signing import ensure_context_key
 from migrations.scripts import run
 
 revision = "0007"
@@ -13,6 +17,8 @@ depends_on = None
 
 def upgrade() -> None:
     run("0007_context")
+    # So that whoever migrates can ask at once.
+    context.add(op.get_bind(), ensure_context_key())
 
 
 def downgrade() -> None:
