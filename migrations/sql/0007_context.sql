@@ -20,7 +20,9 @@ CREATE POLICY tenant_floor ON context_key AS RESTRICTIVE
 -- {tenant, principal} of a signed context, null without one. Signed for this server process, so
 -- that what was seen elsewhere is of no use here. An error when it is not signed by a valid key.
 CREATE FUNCTION signed_context() RETURNS bigint[]
-LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp
+-- The session forces custom plans: planned anew, a check takes 30 microseconds instead of 7.
+SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
     said text := nullif(current_setting('membank.context', true), '');
 BEGIN
