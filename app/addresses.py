@@ -12,6 +12,8 @@ from app.settings import settings
 
 Role = Literal["owner", "app", "worker", "admin"]
 ROLES: tuple[Role, ...] = get_args(Role)
+TENANT_GROUP = "membank_tenant"
+"""What the psql roles of tenants are members of. Nobody logs in as it."""
 
 
 def database_url(role: Role) -> URL:

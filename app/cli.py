@@ -7,6 +7,7 @@ import typer
 from app import console
 from app.commands import (
     bench,
+    context,
     documents,
     jobs,
     keys,
@@ -33,6 +34,7 @@ app.add_typer(tenants.groups, name="group")
 app.add_typer(tenants.banks, name="bank")
 app.add_typer(keys.commands, name="key")
 app.add_typer(jobs.commands, name="jobs")
+app.add_typer(context.commands, name="context")
 app.add_typer(bench.commands, name="bench")
 
 

@@ -4,7 +4,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.errors import UsageError
@@ -36,6 +36,11 @@ class Settings(BaseSettings):
     )
     admin_database_url: str | None = Field(
         None, description="Role membank_admin: people with psql. Derived likewise."
+    )
+    context_key: SecretStr | None = Field(
+        None,
+        description="Secret that signs who is asking, 32 characters or more, the same in all"
+        " processes. Without it, the file context.key in MEMBANK_HOME.",
     )
     redis_url: str | None = Field(
         None, description="Redis or Valkey to use instead of the embedded one."

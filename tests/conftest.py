@@ -31,6 +31,7 @@ from app.local.processes import Processes
 from app.settings import settings
 
 PROFILE = "profile-of-the-tests"
+CONTEXT_KEY = "context key of the tests, of no worth"
 NORTH = (1.0, 0.0, 0.0)
 
 # Read when torch is loaded, here and in every process that a test starts. Several threads gain
@@ -70,6 +71,8 @@ def copied(server: EmbeddedPostgres, template: str) -> Iterator[str]:
     maintenance = here.set(database="postgres").render_as_string(False)
     with psycopg.connect(maintenance, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        # Rights on a database are not copied with it.
+        connection.execute(f"REVOKE TEMPORARY ON DATABASE {name} FROM PUBLIC")
         yield here.set(database=name).render_as_string(False)
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
@@ -81,6 +84,7 @@ def pointed_at(url: str) -> Iterator[None]:
         for role in ROLES:
             patch.delenv(f"MEMBANK_{role.upper()}_DATABASE_URL", raising=False)
         patch.setenv("MEMBANK_DATABASE_URL", url)
+        patch.setenv("MEMBANK_CONTEXT_KEY", CONTEXT_KEY)
         settings.cache_clear()
         try:
             yield

@@ -21,6 +21,7 @@ from app.errors import MembankError
 from app.log import configure
 from app.settings import settings
 from workers.app import app, queue_of
+from workers.start import require_safe
 
 log = structlog.get_logger("relay")
 
@@ -31,6 +32,7 @@ def main() -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+    require_safe(log, stop)
     log.info("started", poll_seconds=settings().poll_seconds)
     # In a thread of its own: a look at all banks takes longer than a poll may.
     reconciler = threading.Thread(target=reconcile_regularly, args=(stop,), name="reconcile")

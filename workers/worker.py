@@ -4,17 +4,23 @@ One process holds one copy of the model; more workers are more processes. The so
 children that could outlive a killed parent.
 """
 
+import threading
+
+import structlog
+
 from app.console import quiet
 from app.log import configure
 from app.runtime import profile
 from app.settings import settings
 from workers.app import app, queue_of
+from workers.start import require_safe
 
 
 def main() -> None:
     """Run until SIGTERM: the batch in hand is finished, the rest stays in the outbox."""
     quiet()
     configure(settings().log_level)
+    require_safe(structlog.get_logger("worker"), threading.Event())
     app.worker_main(
         [
             "worker",

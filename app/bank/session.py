@@ -7,23 +7,27 @@ from functools import lru_cache
 from typing import Any
 
 import psycopg
-from sqlalchemy import Connection, Engine, create_engine, text
+from sqlalchemy import URL, Connection, Engine, create_engine, pool, text
 from sqlalchemy.exc import InterfaceError, OperationalError, ProgrammingError
 
 from app.addresses import Role, database_url
 from app.errors import MembankError, UnavailableError
+from app.signing import context_key
 
 _CONTEXT = text(
-    "SELECT set_config('membank.tenant_id', :tenant, true),"
-    " set_config('membank.principal_id', :principal, true),"
+    "SELECT set_config('membank.context', :context, true),"
     # A generic plan made for one tenant is wrong for another of a different size.
-    " set_config('plan_cache_mode', 'force_custom_plan', true)"
+    " set_config('plan_cache_mode', 'force_custom_plan', true), current_tenant()"
 )
+_NO_SUCH_TABLE, _NO_SUCH_FUNCTION, _NOT_SIGNED = "42P01", "42883", "42501"
 
 
 @dataclass(frozen=True)
 class Asker:
-    """Who a transaction is for. Without a tenant it sees no tenant's rows."""
+    """Who a transaction is for. Without a tenant it sees no tenant's rows.
+
+    The role admin sees all rows as it is; its tenant is for the reader of the code.
+    """
 
     role: Role
     tenant: int | None = None
@@ -35,22 +39,17 @@ def transaction(asker: Asker) -> Iterator[Connection]:
     """One transaction for `asker`: committed at the end, rolled back on any error.
 
     Raises UnavailableError when the database does not answer or goes away, MembankError when it
-    was never migrated.
+    was never migrated, or does not know the key that this process signs with.
     """
     engine = _engine(asker.role, str(database_url(asker.role).render_as_string(False)))
     try:
         with engine.begin() as connection:
-            connection.execute(
-                _CONTEXT,
-                {"tenant": str(asker.tenant or ""), "principal": str(asker.principal or "")},
-            )
+            _say_who_asks(connection, asker)
             yield connection
     except ProgrammingError as error:
-        if getattr(error.orig, "sqlstate", None) != "42P01":
+        if getattr(error.orig, "sqlstate", None) != _NO_SUCH_TABLE:
             raise
-        raise MembankError(
-            f"the database at {_place(engine)} lacks this version's tables: membank up makes them"
-        ) from error
+        raise _without_tables(engine) from error
     except (OperationalError, InterfaceError) as error:
         if not (error.connection_invalidated or _is_unreachable(error)):
             raise
@@ -60,12 +59,66 @@ def transaction(asker: Asker) -> Iterator[Connection]:
         ) from error
 
 
+def _say_who_asks(connection: Connection, asker: Asker) -> None:
+    context = ""
+    if asker.tenant is not None and asker.role in ("app", "worker"):
+        process = driver_of(connection).info.backend_pid
+        context = context_key().sign(asker.tenant, asker.principal, process)
+    try:
+        heard = connection.execute(_CONTEXT, {"context": context}).one()[2]
+    except ProgrammingError as error:
+        state = getattr(error.orig, "sqlstate", None)
+        if state == _NO_SUCH_FUNCTION:
+            raise _without_tables(connection.engine) from error
+        if state != _NOT_SIGNED:
+            raise
+        raise MembankError(
+            f"the database at {_place(connection.engine)} does not know the key that this process"
+            " signs with, or there is a pooler of transactions between them: give it the"
+            " MEMBANK_CONTEXT_KEY or the context.key of the others, or let an administrator run"
+            " membank context rotate with this one"
+        ) from None
+    if context and heard != asker.tenant:
+        raise MembankError(
+            f"the database at {_place(connection.engine)} is of an older version: membank up"
+            " or membank migrate brings it to this one"
+        )
+
+
 def driver_of(connection: Connection) -> psycopg.Connection[Any]:
     """The driver's connection in the same transaction, for what SQLAlchemy has no words for."""
     driver = connection.connection.driver_connection
     if not isinstance(driver, psycopg.Connection):
         raise TypeError(f"{type(driver).__name__} is not psycopg's connection")
     return driver
+
+
+@contextlib.contextmanager
+def outside(url: URL, isolation: str | None = None) -> Iterator[Connection]:
+    """A connection outside of any tenant, for whoever provisions, migrates or makes roles.
+
+    Raises UnavailableError when the database does not let it in.
+    """
+    options = {"isolation_level": isolation} if isolation else {}
+    engine = create_engine(
+        url,
+        poolclass=pool.NullPool,
+        hide_parameters=True,
+        connect_args={"connect_timeout": 5},
+        **options,
+    )
+    try:
+        connection = engine.connect()
+    except (OperationalError, InterfaceError) as error:
+        raise UnavailableError(
+            f"Postgres at {_place(engine)} does not let {url.username} in: {_first_line(error)};"
+            " start it or correct MEMBANK_DATABASE_URL"
+        ) from error
+    try:
+        yield connection
+    finally:
+        connection.close()
+        engine.dispose()
 
 
 def dispose() -> None:
@@ -98,6 +151,12 @@ def _is_unreachable(error: OperationalError | InterfaceError) -> bool:
     state = getattr(error.orig, "sqlstate", None)
     # 57P0x: shutting down or starting up; 08: connection errors; none: never connected.
     return state is None or state.startswith(("57P", "08", "28", "3D"))
+
+
+def _without_tables(engine: Engine) -> MembankError:
+    return MembankError(
+        f"the database at {_place(engine)} lacks this version's tables: membank up makes them"
+    )
 
 
 def _place(engine: Engine) -> str:

@@ -314,3 +314,20 @@ Table(
     _reference(("tenant_id", "bank_id"), "bank", ("tenant_id", "id")),
     Index("bank_member_bank", "tenant_id", "bank_id"),
 )
+Table(
+    "context_key",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("inner_pad", LargeBinary, nullable=False),
+    Column("outer_pad", LargeBinary, nullable=False),
+    _time("created_at"),
+    _time("valid_until"),
+)
+Table(
+    "tenant_role",
+    metadata,
+    Column("tenant_id", BigInteger, ForeignKey("tenant.id", ondelete="CASCADE"), primary_key=True),
+    _text("role"),
+    _time("created_at"),
+    UniqueConstraint("role"),
+)

@@ -141,7 +141,7 @@ def migrate() -> None:
 
 @commands.command()
 def doctor(as_json: Json = False) -> None:
-    """Check versions, migration head, roles and row-level security. Exit 1 when one is off."""
+    """Check all that keeps tenants apart, and the schema. Exit 1 when something is off."""
     from app.bank import schema
 
     checks = schema.checks()

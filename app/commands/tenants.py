@@ -44,6 +44,30 @@ def tenant_resume(name: str, as_json: Json = False) -> None:
     made({"tenant": name, "paused": False}, f"tenant {name} resumed", as_json)
 
 
+@tenants.command("role")
+def tenant_role(
+    name: str,
+    drop: Annotated[bool, typer.Option("--drop", help="Remove it instead.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make a psql login that sees and edits this tenant's rows and no other's.
+
+    Its password is shown once: psql's \\password changes it.
+    """
+    from app.access.logins import add_login, drop_login
+
+    if drop:
+        gone = drop_login(name)
+        made({"tenant": name, "dropped": gone}, f"role {gone} of tenant {name} dropped", as_json)
+        return
+    login = add_login(name)
+    made(
+        {"tenant": name, "role": login.role, "password": login.password, "url": login.url},
+        f"role {login.role} of tenant {name} made; shown only now:\npsql {login.url}",
+        as_json,
+    )
+
+
 @principals.command("add")
 def principal_add(
     name: str,

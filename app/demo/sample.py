@@ -66,6 +66,7 @@ def temporary_stack(tell: Callable[[str], None]) -> Iterator[Stack]:
     overridden = [
         "MEMBANK_HOME",
         "MEMBANK_REDIS_URL",
+        "MEMBANK_CONTEXT_KEY",
         *(f"MEMBANK_{role}DATABASE_URL" for role in ("", "OWNER_", "WORKER_", "ADMIN_")),
     ]
     before = {name: os.environ.get(name) for name in overridden}

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,9 @@ from sqlalchemy.exc import ProgrammingError
 
 from app.access.keys import issue
 from app.access.tenants import find_principal
+from app.addresses import Role
 from app.bank import outbox, schema
+from app.bank.checks import pgvector_fault, postgres_fault
 from app.bank.session import Asker, transaction
 from app.errors import MembankError
 from tests.conftest import PROFILE, Company, administer, ask, change, work_off
@@ -39,13 +42,17 @@ SELECT relname || ': row-level security is not forced' FROM stored
 WHERE NOT (relrowsecurity AND relforcerowsecurity)
 UNION ALL
 SELECT relname || ': no tenant_id' FROM stored
-WHERE relname <> 'tenant' AND NOT EXISTS (SELECT FROM pg_attribute a
+WHERE relname NOT IN ('tenant', 'context_key') AND NOT EXISTS (SELECT FROM pg_attribute a
     WHERE a.attrelid = stored.oid AND a.attname = 'tenant_id' AND a.attnotnull)
 UNION ALL
 SELECT relname || ': no restrictive policy of the tenant' FROM stored
 WHERE relname <> 'outbox' AND NOT EXISTS (SELECT FROM pg_policy p
     WHERE p.polrelid = stored.oid AND NOT p.polpermissive AND p.polcmd = '*'
     AND p.polroles @> ARRAY['membank_app'::regrole::oid, 'membank_worker'::regrole::oid])
+UNION ALL
+SELECT relname || ': no restrictive policy for the psql roles of tenants' FROM stored
+WHERE NOT EXISTS (SELECT FROM pg_policy p WHERE p.polrelid = stored.oid AND NOT p.polpermissive
+    AND p.polcmd = '*' AND p.polroles @> ARRAY['membank_tenant'::regrole::oid])
 UNION ALL
 SELECT relname || ': membank_app may write' FROM stored
 WHERE has_table_privilege('membank_app', oid, 'INSERT, UPDATE, DELETE, TRUNCATE, TRIGGER')
@@ -65,7 +72,7 @@ WHERE NOT tgisinternal AND tgenabled <> 'A'
 UNION ALL
 SELECT proname || ': function without a fixed search_path' FROM pg_proc p
 WHERE pronamespace = 'public'::regnamespace AND NOT EXISTS (SELECT FROM unnest(proconfig) s
-    WHERE s LIKE 'search_path=pg_catalog%')
+    WHERE s LIKE 'search_path=pg_catalog%, pg_temp')
     AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = p.oid AND d.deptype = 'e')
 UNION ALL
 SELECT proname || ': SECURITY DEFINER for PUBLIC' FROM pg_proc p
@@ -110,6 +117,11 @@ def pair(new_company: Callable[[str], Company]) -> Pair:
     work_off()
     for company in companies:
         company.store("late", "still waits in the outbox")
+        administer(
+            "INSERT INTO tenant_role (tenant_id, role) VALUES (:tenant, :role)",
+            tenant=company.tenant,
+            role=f"login of {company.name}",
+        )
     return pair
 
 
@@ -123,7 +135,8 @@ def relations(superuser: psycopg.Connection, kinds: str) -> list[str]:
 
 
 def tables(superuser: psycopg.Connection) -> list[str]:
-    return relations(superuser, "rp")
+    """Those that hold tenants' rows."""
+    return [table for table in relations(superuser, "rp") if table != "context_key"]
 
 
 def owner_column(table: str) -> str:
@@ -183,23 +196,32 @@ class TestTenants:
         seen = [r for r in relations(superuser, "rpvmf") if visible(Asker("worker"), r)]
         assert seen == ["outbox"]
 
-    def test_owner_sees_no_row_but_the_names_of_tenants(
+    def test_owner_sees_no_row_but_the_names_of_tenants_and_the_keys(
         self, pair: Pair, superuser: psycopg.Connection
     ) -> None:
         seen = [r for r in relations(superuser, "rpvmf") if visible(Asker("owner"), r)]
-        assert seen == ["tenant"]
+        assert seen == ["context_key", "tenant"]
+
+    @pytest.mark.parametrize("role", ["app", "worker", "admin"])
+    def test_nobody_but_the_owner_may_look_at_the_keys(
+        self, superuser: psycopg.Connection, role: Role
+    ) -> None:
+        with pytest.raises(ProgrammingError) as caught:
+            ask(Asker(role), "SELECT * FROM context_key")
+        assert is_denied(caught.value)
 
     def test_app_sees_no_row_of_another_tenant(
         self, pair: Pair, superuser: psycopg.Connection
     ) -> None:
         for relation in relations(superuser, "rpvmf"):
-            # The one relation that names tenants instead, and never holds a row.
+            # One names tenants instead and never holds a row, the other is of no tenant.
             others = "true"
-            if relation != "document_load":
+            if relation not in ("document_load", "context_key"):
                 others = f"{owner_column(relation)} <> {pair.ours.tenant}"
             assert visible(pair.hana, relation, others) == 0, relation
         seen = {t for t in tables(superuser) if visible(pair.hana, t)}
-        assert seen == set(tables(superuser)) - {"outbox", "dead_letter", "api_key"}
+        unseen = {"outbox", "dead_letter", "tenant_role", "api_key"}
+        assert seen == set(tables(superuser)) - unseen
 
     def test_a_principal_of_another_tenant_reads_nothing_here(self, pair: Pair) -> None:
         theirs = find_principal(pair.theirs.name, "hana").principal
@@ -306,6 +328,10 @@ class TestCatalogue:
             ("CREATE VIEW leak AS SELECT * FROM document", "leak: view is not"),
             ("CREATE MATERIALIZED VIEW leak AS SELECT 1", "leak: not a kind"),
             ("CREATE FUNCTION leak() RETURNS int LANGUAGE sql AS 'SELECT 1'", "leak: function"),
+            (
+                "ALTER FUNCTION find_tenant SET search_path = pg_catalog, public",
+                "find_tenant: func",
+            ),
             ("ALTER TABLE document ENABLE TRIGGER document_revise", "document_revise: trigger"),
             ("ALTER TABLE chunk DISABLE TRIGGER chunk_queue", "chunk_queue: trigger"),
             (
@@ -486,6 +512,110 @@ class TestChecks:
             superuser.execute(f"ALTER ROLE {role} NO{power}")
         assert self.bad() == {}
 
+    @pytest.mark.parametrize("role", ["membank_app", "membank_worker"])
+    @pytest.mark.parametrize(
+        ("power", "told"),
+        [
+            ("membank_admin", "is member of membank_admin"),
+            ("membank_owner", "is member of membank_owner, which owns tables"),
+            ("postgres", "is member of postgres, which is superuser"),
+            ("pg_read_all_data", "is member of pg_read_all_data, which sees more than rows"),
+        ],
+    )
+    def test_a_member_of_a_role_above_the_policies_is_named(
+        self, superuser: psycopg.Connection, role: str, power: str, told: str
+    ) -> None:
+        superuser.execute(f"GRANT {power} TO {role}")
+        try:
+            found = self.bad()
+            assert list(found) == [f"role {role}"]
+            assert told in found[f"role {role}"]
+        finally:
+            superuser.execute(f"REVOKE {power} FROM {role}")
+
+    @pytest.mark.parametrize(
+        ("statement", "told"),
+        [
+            ("GRANT TEMPORARY ON DATABASE {} TO PUBLIC", "temporary tables"),
+            ("GRANT CREATE ON SCHEMA public TO PUBLIC", "create in the schema public"),
+        ],
+    )
+    def test_a_place_of_its_own_for_a_role_is_named(
+        self, superuser: psycopg.Connection, statement: str, told: str
+    ) -> None:
+        superuser.execute(statement.format(superuser.info.dbname))
+        found = self.bad()
+        assert set(found) == {"role membank_app", "role membank_worker", "role membank_tenant"}
+        assert all(told in detail for detail in found.values())
+
+    @pytest.mark.parametrize(
+        ("statement", "check", "told"),
+        [
+            ("CREATE TABLE leak (x int)", "row-level security", "off on leak"),
+            (
+                "CREATE TABLE leak (x int);"
+                "ALTER TABLE leak ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY",
+                "row-level security",
+                "no policy on leak",
+            ),
+            (
+                "DROP POLICY tenant_floor ON document",
+                "row-level security",
+                "no floor for a role on document",
+            ),
+            (
+                "DROP POLICY tenant_role_floor ON outbox",
+                "row-level security",
+                "no floor for a role on outbox",
+            ),
+            ("CREATE VIEW leak AS SELECT 1", "views and functions", "leak is a view"),
+            (
+                "GRANT EXECUTE ON FUNCTION signed_context() TO PUBLIC",
+                "views and functions",
+                "signed_context runs with its owner's rights for everyone",
+            ),
+            ("GRANT SELECT ON chunk TO PUBLIC", "views and functions", "chunk is open to PUBLIC"),
+            ("DELETE FROM context_key", "context key", "membank context rotate"),
+            (
+                "UPDATE context_key SET valid_until = now() - interval '1 second'",
+                "context key",
+                "does not know the key",
+            ),
+        ],
+    )
+    def test_what_opens_the_database_is_named(
+        self, superuser: psycopg.Connection, statement: str, check: str, told: str
+    ) -> None:
+        superuser.execute(statement)
+        found = self.bad()
+        assert list(found) == [check]
+        assert told in found[check]
+        with pytest.raises(MembankError, match=check):
+            schema.require_safe("worker")
+
+    @pytest.mark.parametrize(
+        ("number", "told"),
+        [
+            (150_018, "15 is too old"),
+            (160_013, "16.14 or newer"),
+            (160_014, None),
+            (170_009, "17.10 or newer"),
+            (180_003, "18.4 or newer"),
+            (180_004, None),
+            (190_000, None),
+        ],
+    )
+    def test_a_server_with_known_holes_is_named(self, number: int, told: str | None) -> None:
+        fault = postgres_fault(number)
+        assert fault is None if told is None else told in str(fault)
+
+    @pytest.mark.parametrize(
+        ("version", "good"),
+        [(None, False), ("0.8.3", False), ("0.8.4", True), ("0.8.10", True), ("0.9", True)],
+    )
+    def test_a_pgvector_with_known_faults_is_named(self, version: str | None, good: bool) -> None:
+        assert (pgvector_fault(version) is None) is good
+
     def test_a_role_that_owns_the_tables_is_named(self, superuser: psycopg.Connection) -> None:
         superuser.execute("ALTER TABLE document OWNER TO membank_app")
         assert self.bad() == {"role membank_app": "owns tables"}
@@ -510,38 +640,85 @@ class TestChecks:
 class TestSource:
     """The database is reached through app/bank/session.py, which says who is asking."""
 
+    OPENING = frozenset(
+        {
+            *("create_engine", "create_async_engine", "create_pool", "engine_from_config"),
+            *("Session", "AsyncSession", "sessionmaker", "async_sessionmaker", "scoped_session"),
+            *("AsyncConnection", "ConnectionPool", "AsyncConnectionPool"),
+        }
+    )
+    DRIVERS = ("psycopg", "psycopg2", "psycopg_pool", "asyncpg", "pg8000")
+    # What a driver has besides: words for SQL and for errors.
+    HARMLESS = frozenset({"sql", "Error", "errors"})
+    ALLOWED = frozenset(
+        {
+            "app/bank/session.py",
+            "app/local/postgres.py",  # before there is a database
+            "migrations/env.py",  # outside of any tenant
+        }
+    )
+
     def opens(self, source: str) -> bool:
-        """Whether a module calls or imports what opens a connection to Postgres."""
+        """Whether a module calls, imports or names what opens a connection to Postgres."""
         for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("psycopg"):
+            if isinstance(node, ast.ImportFrom):
+                names = {alias.name for alias in node.names}
+                driver = (node.module or "").split(".")[0] in self.DRIVERS
+                if names & self.OPENING or (driver and names - self.HARMLESS):
+                    return True
+            if isinstance(node, ast.Import):
+                drivers = {alias.name.split(".")[0] for alias in node.names} & set(self.DRIVERS)
+                if drivers - {"psycopg"} or any(a.asname and drivers for a in node.names):
+                    return True
+            if isinstance(node, ast.Attribute) and node.attr in self.OPENING:
                 return True
-            if isinstance(node, ast.Call):
-                name = ast.unparse(node.func)
-                if name.split(".")[-1] in ("create_engine", "create_async_engine", "create_pool"):
-                    return True
-                if name.startswith("psycopg"):
-                    return True
+            if isinstance(node, ast.Call) and re.match(
+                r"psycopg\.(connect|Connection\.connect|AsyncConnection)", ast.unparse(node.func)
+            ):
+                return True
         return False
 
-    def test_only_the_session_and_the_schema_open_connections(self) -> None:
+    def test_only_the_session_opens_connections(self) -> None:
         opening = {
             path.relative_to(ROOT).as_posix()
-            for folder in ("app", "workers")
+            for folder in ("app", "workers", "migrations", "benchmarks")
             for path in (ROOT / folder).rglob("*.py")
             if self.opens(path.read_text(encoding="utf-8"))
         }
-        allowed = {"app/bank/session.py", "app/bank/schema.py", "app/local/postgres.py"}
-        assert opening == allowed
+        assert opening == self.ALLOWED
+
+    def test_nobody_takes_an_engine_from_a_connection(self) -> None:
+        """One that a transaction has could begin another, without saying who asks."""
+        taking = {
+            path.relative_to(ROOT).as_posix()
+            for folder in ("app", "workers", "benchmarks")
+            for path in (ROOT / folder).rglob("*.py")
+            if re.search(r"\.engine\.(connect|begin|raw_connection)", path.read_text("utf-8"))
+        }
+        assert taking == set()
 
     @pytest.mark.parametrize(
         "source",
         [
             "import sqlalchemy\nsqlalchemy.create_engine('x')",
-            "from sqlalchemy import create_engine as e, text\ncreate_engine('x')",
+            "from sqlalchemy import create_engine as e, text\ne('x')",
+            "from sqlalchemy.orm import Session",
+            "from sqlalchemy.orm import sessionmaker",
+            "from sqlalchemy.ext.asyncio import create_async_engine",
             "import psycopg\nwith psycopg.connect('x') as c: pass",
+            "import psycopg as p\np.connect('x')",
             "from psycopg import connect",
             "import psycopg\npsycopg.AsyncConnection.connect('x')",
+            "import psycopg\npsycopg.Connection.connect('x')",
+            "import psycopg_pool",
+            "import asyncpg",
         ],
     )
     def test_the_scan_sees_what_opens_a_connection(self, source: str) -> None:
         assert self.opens(source)
+
+    @pytest.mark.parametrize(
+        "source", ["from psycopg import sql", "import psycopg\nx: psycopg.Connection[int]"]
+    )
+    def test_the_scan_lets_words_pass(self, source: str) -> None:
+        assert not self.opens(source)

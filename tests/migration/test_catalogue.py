@@ -18,12 +18,14 @@ RULES = {
         AND (has_table_privilege('membank_app', c.oid, 'SELECT')
             OR has_table_privilege('membank_worker', c.oid, 'SELECT'))
         AND NOT EXISTS (SELECT FROM pg_policy WHERE polrelid = c.oid AND NOT polpermissive)""",
+    # But for tables that are of no tenant, and for a login, which belongs to one tenant only.
     "a key of a tenant's table that does not begin with the tenant": """
         SELECT conrelid::regclass || '.' || conname FROM pg_constraint k
         JOIN pg_class c ON c.oid = conrelid AND c.relnamespace = 'public'::regnamespace
         JOIN pg_attribute a ON a.attrelid = conrelid AND a.attnum = conkey[1]
-        WHERE contype IN ('p', 'u', 'f') AND relname NOT IN ('alembic_version', 'tenant')
-        AND attname <> 'tenant_id'""",
+        WHERE contype IN ('p', 'u', 'f')
+        AND relname NOT IN ('alembic_version', 'tenant', 'context_key')
+        AND attname <> 'tenant_id' AND conname <> 'tenant_role_role_key'""",
     "a trigger that a replica or a restore would pass by": """
         SELECT tgrelid::regclass || '.' || tgname FROM pg_trigger t
         JOIN pg_class c ON c.oid = tgrelid AND c.relnamespace = 'public'::regnamespace
