@@ -8,10 +8,10 @@ from typing import Any
 
 import psycopg
 from sqlalchemy import Connection, Engine, create_engine, text
-from sqlalchemy.exc import InterfaceError, OperationalError, ProgrammingError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, ProgrammingError
 
 from app.addresses import Role, database_url
-from app.errors import MembankError, UnavailableError
+from app.errors import MembankError, QuotaError, UnavailableError
 
 _CONTEXT = text(
     "SELECT set_config('membank.tenant_id', :tenant, true),"
@@ -35,7 +35,7 @@ def transaction(asker: Asker) -> Iterator[Connection]:
     """One transaction for `asker`: committed at the end, rolled back on any error.
 
     Raises UnavailableError when the database does not answer or goes away, MembankError when it
-    was never migrated.
+    was never migrated, QuotaError when the tenant has no room for what is stored.
     """
     engine = _engine(asker.role, str(database_url(asker.role).render_as_string(False)))
     try:
@@ -58,6 +58,10 @@ def transaction(asker: Asker) -> Iterator[Connection]:
             f"Postgres at {_place(engine)} does not answer: {_first_line(error)};"
             " start it (membank up) or correct MEMBANK_DATABASE_URL"
         ) from error
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) != "MBQ01":
+            raise
+        raise QuotaError(_first_line(error)) from None
 
 
 def driver_of(connection: Connection) -> psycopg.Connection[Any]:

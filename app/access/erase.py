@@ -1,0 +1,75 @@
+"""A tenant's end: its keys are destroyed, its rows deleted, and a receipt is left."""
+
+from typing import Any
+
+from psycopg import sql
+from sqlalchemy import Connection, bindparam, text
+from sqlalchemy.dialects.postgresql import JSONB
+
+from app.access.tenants import tenant_id
+from app.bank import keyring
+from app.bank.keyring import KeyName
+from app.bank.session import Asker, driver_of, transaction
+
+# All that belongs to a tenant hangs on one of these; new rows of it wait for them.
+_LOCKS = (
+    "SELECT FROM tenant WHERE id = :tenant FOR UPDATE",
+    "SELECT FROM principal WHERE tenant_id = :tenant FOR UPDATE",
+    "SELECT FROM bank WHERE tenant_id = :tenant FOR UPDATE",
+    "SELECT FROM document WHERE tenant_id = :tenant ORDER BY bank_id, id FOR UPDATE",
+)
+
+
+def erase(name: str) -> dict[str, Any]:
+    """Delete a tenant; the receipt: tenant, id, rows by table, blob_bytes, keys_destroyed.
+
+    The keys go first and for good: if the deletion fails after that, its memories are unreadable,
+    and erasing again finishes it. Raises NotFoundError.
+    """
+    tenant = tenant_id(name)
+    with transaction(Asker("admin", tenant)) as connection:
+        for lock in _LOCKS:
+            connection.execute(text(lock), {"tenant": tenant})
+        receipt: dict[str, Any] = {"tenant": name, "id": tenant, "rows": _rows(connection, tenant)}
+        receipt["blob_bytes"] = connection.execute(
+            text(
+                "SELECT coalesce(sum(octet_length(payload)), 0)::bigint FROM memory_blob"
+                " WHERE tenant_id = :tenant"
+            ),
+            {"tenant": tenant},
+        ).scalar_one()
+        receipt["keys_destroyed"] = sum(keyring.destroy(key) for key in _keys(connection, tenant))
+        connection.execute(text("DELETE FROM tenant WHERE id = :tenant"), {"tenant": tenant})
+        connection.execute(
+            text("SELECT audit_erase(:tenant, :receipt)").bindparams(
+                bindparam("receipt", type_=JSONB)
+            ),
+            {"tenant": tenant, "receipt": receipt},
+        )
+    return receipt
+
+
+def _rows(connection: Connection, tenant: int) -> dict[str, int]:
+    """How many rows each table has of the tenant, whatever tables there are."""
+    tables = connection.execute(
+        text(
+            "SELECT c.relname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid"
+            " WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p')"
+            " AND a.attname = 'tenant_id' AND NOT a.attisdropped ORDER BY 1"
+        )
+    ).scalars()
+    counts = {}
+    for table in tables.all():
+        query = sql.SQL("SELECT count(*) FROM {} WHERE tenant_id = %s").format(
+            sql.Identifier(table)
+        )
+        row = driver_of(connection).execute(query, (tenant,)).fetchone()
+        counts[table] = int(row[0]) if row else 0
+    return counts
+
+
+def _keys(connection: Connection, tenant: int) -> list[KeyName]:
+    rows = connection.execute(
+        text("SELECT version, id FROM tenant_key WHERE tenant_id = :tenant"), {"tenant": tenant}
+    )
+    return [KeyName(tenant, row.version, row.id) for row in rows]
