@@ -95,8 +95,8 @@ def _notes(reader: Reader, n: int) -> Times:
 
     def record() -> None:
         with transaction(asker) as connection:
-            note(connection, asker.tenant, "ask", reader.bank, ["d"], [1], mode="memory")
-            count_tokens(connection, asker.tenant, 1)
+            note(connection, asker.tenant, "ask", reader.bank, ["d"], [1], {"mode": "memory"})
+            count_tokens(connection, 1)
 
     def nothing() -> None:
         with transaction(asker):

@@ -64,7 +64,7 @@ def rotate(name: str) -> int:
         key = add_key(connection, tenant)
         if key is None:
             raise ConflictError(f"tenant {name!r} has just got a new key: membank vault status")
-        audit.note(connection, tenant, "vault", key_made=key.version)
+        audit.note(connection, tenant, "vault", detail={"key_made": key.version})
     return key.version
 
 
@@ -74,5 +74,5 @@ def rewrap() -> int:
     for key in keyring.rewrap():
         count += 1
         with transaction(Asker("admin", key.tenant)) as connection:
-            audit.note(connection, key.tenant, "vault", key_rewrapped=key.version)
+            audit.note(connection, key.tenant, "vault", detail={"key_rewrapped": key.version})
     return count

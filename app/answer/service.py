@@ -98,8 +98,9 @@ def _record(reader: Reader, answer: Answer) -> None:
     tokens = answer.usage["prompt_tokens"] + answer.usage["completion_tokens"]
     with transaction(reader.asker) as connection:
         tenant = reader.asker.tenant
-        note(connection, tenant, "ask", reader.bank, documents, chunks, mode=answer.mode)
-        count_tokens(connection, tenant, tokens)
+        detail = {"mode": answer.mode, "tokens": tokens}
+        note(connection, tenant, "ask", reader.bank, documents, chunks, detail)
+        count_tokens(connection, tokens)
 
 
 def _from_memory(

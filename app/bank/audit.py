@@ -4,7 +4,7 @@ Changes of documents and rights are noted by triggers, whoever makes them and by
 Times and names are the database's to say. No text of a question, an answer or a document is noted.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -26,7 +26,7 @@ def note(
     bank: int | None = None,
     documents: Sequence[str] = (),
     chunks: Sequence[int] = (),
-    **detail: Any,
+    detail: Mapping[str, Any] | None = None,
 ) -> None:
     """Add an event, in the name of whom the transaction is for."""
     connection.execute(
@@ -37,7 +37,7 @@ def note(
             "bank": bank,
             "documents": list(dict.fromkeys(documents)),
             "chunks": list(chunks),
-            "detail": detail,
+            "detail": dict(detail or {}),
         },
     )
 

@@ -13,18 +13,6 @@ from app.bank.session import Asker, transaction
 from app.errors import QuotaError
 
 _TODAY = "cast(now() AT TIME ZONE 'UTC' AS date)"
-_LIMITS = (
-    "SELECT coalesce(max(requests), 9e18) AS requests, coalesce(max(tokens), 9e18) AS tokens"
-    " FROM tenant_quota WHERE tenant_id = :tenant"
-)
-# One statement: two questions at the same time wait for each other here, and for nothing else.
-_BEGIN = text(
-    f"WITH most AS ({_LIMITS})"  # noqa: S608 (no values)
-    " INSERT INTO tenant_usage AS u (tenant_id, day, requests)"
-    f" SELECT :tenant, {_TODAY}, 1 FROM most WHERE requests > 0 AND tokens > 0"
-    " ON CONFLICT (tenant_id, day) DO UPDATE SET requests = u.requests + 1"
-    " WHERE u.requests < (SELECT requests FROM most) AND u.tokens < (SELECT tokens FROM most)"
-)
 _REACHED = text(
     "SELECT t.name, q.requests AS most_requests, q.tokens AS most_tokens,"  # noqa: S608 (no values)
     " coalesce(u.requests, 0) AS requests, coalesce(u.tokens, 0) AS tokens"
@@ -36,10 +24,9 @@ _REACHED = text(
 def begin_request(asker: Asker) -> None:
     """Count a question or a search. Raises QuotaError when the day's are used up."""
     with transaction(asker) as connection:
-        values = {"tenant": asker.tenant}
-        if connection.execute(_BEGIN, values).rowcount:
+        if connection.execute(text("SELECT request_begin()")).scalar():
             return
-        row = connection.execute(_REACHED, values).one()
+        row = connection.execute(_REACHED, {"tenant": asker.tenant}).one()
     what = "requests"
     if row.most_requests is None or row.requests < row.most_requests:
         what = "tokens"
@@ -50,16 +37,9 @@ def begin_request(asker: Asker) -> None:
     )
 
 
-def count_tokens(connection: Connection, tenant: int | None, tokens: int) -> None:
-    """Add what an answer used to the day's tokens."""
-    connection.execute(
-        text(
-            "INSERT INTO tenant_usage AS u (tenant_id, day, tokens)"  # noqa: S608 (no values)
-            f" VALUES (:tenant, {_TODAY}, :tokens) ON CONFLICT (tenant_id, day)"
-            " DO UPDATE SET tokens = u.tokens + excluded.tokens"
-        ),
-        {"tenant": tenant, "tokens": tokens},
-    )
+def count_tokens(connection: Connection, tokens: int) -> None:
+    """Add what an answer used to the day's tokens of the tenant that asks."""
+    connection.execute(text("SELECT request_end(:tokens)"), {"tokens": tokens})
 
 
 _ROOM = text(
@@ -121,7 +101,7 @@ def set_quota(tenant: int, quota: Quota) -> None:
             ),
             {"tenant": tenant, **asdict(quota)},
         )
-        audit.note(connection, tenant, "quota", **asdict(quota))
+        audit.note(connection, tenant, "quota", detail=asdict(quota))
 
 
 def quota_of(tenant: int) -> tuple[Quota, Quota]:

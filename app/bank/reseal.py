@@ -127,6 +127,6 @@ def _destroy(connection: Connection, tenant: int) -> int:
     for row in connection.execute(_OLDER, {"tenant": tenant}).all():
         if connection.execute(_UNUSED, {"tenant": tenant, "version": row.version}).rowcount:
             keyring.destroy(KeyName(tenant, row.version, row.id))
-            audit.note(connection, tenant, "vault", key_destroyed=row.version)
+            audit.note(connection, tenant, "vault", detail={"key_destroyed": row.version})
             gone += 1
     return gone

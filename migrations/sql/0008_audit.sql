@@ -22,7 +22,8 @@ COMMENT ON COLUMN audit_event.chunk_ids IS 'Memories that entered an answer or w
 ALTER TABLE audit_event ENABLE ROW LEVEL SECURITY;
 ALTER TABLE audit_event FORCE ROW LEVEL SECURITY;
 REVOKE ALL ON audit_event FROM PUBLIC;
-CREATE POLICY tenant_floor ON audit_event AS RESTRICTIVE FOR INSERT TO membank_app, membank_worker
+CREATE POLICY tenant_floor ON audit_event AS RESTRICTIVE TO membank_app, membank_worker
+    USING (tenant_id = (SELECT current_tenant()))
     WITH CHECK (tenant_id = (SELECT current_tenant()));
 CREATE POLICY writer ON audit_event FOR INSERT
     TO membank_app, membank_worker, membank_admin WITH CHECK (true);
@@ -30,8 +31,10 @@ CREATE POLICY administrator ON audit_event FOR SELECT TO membank_admin USING (tr
 GRANT INSERT (tenant_id, action, bank_id, document_ids, chunk_ids, detail) ON audit_event
     TO membank_app, membank_worker, membank_admin;
 GRANT SELECT ON audit_event TO membank_admin;
--- As whom the functions below run, and nobody logs in.
-CREATE POLICY owner ON audit_event TO membank_owner USING (true) WITH CHECK (true);
+-- The functions below run as the owner, which sees the events of the tenant they were called for.
+-- It also adds: triggers run as the owner where a deletion cascades.
+CREATE POLICY cleared ON audit_event TO membank_owner
+    USING (tenant_id::text = current_setting('membank.cleared_audit', true)) WITH CHECK (true);
 
 -- When and who are not for the writer to say.
 CREATE FUNCTION audit_stamp() RETURNS trigger
@@ -68,11 +71,13 @@ BEGIN
     IF days IS NULL OR days < 30 THEN
         RAISE EXCEPTION 'events of the last 30 days are kept' USING ERRCODE = 'restrict_violation';
     END IF;
+    PERFORM set_config('membank.cleared_audit', tenant::text, true);
     DELETE FROM audit_event e WHERE e.tenant_id = tenant AND e.id IN (
         SELECT o.id FROM audit_event o
         WHERE o.tenant_id = tenant AND o.at < now() - make_interval(days => days)
         ORDER BY o.at LIMIT 10000);
     GET DIAGNOSTICS gone = ROW_COUNT;
+    PERFORM set_config('membank.cleared_audit', '', true);
     RETURN gone;
 END $$;
 COMMENT ON FUNCTION audit_expire IS
@@ -85,7 +90,9 @@ BEGIN
     IF EXISTS (SELECT FROM tenant t WHERE t.id = tenant) THEN
         RAISE EXCEPTION 'tenant % exists', tenant USING ERRCODE = 'restrict_violation';
     END IF;
+    PERFORM set_config('membank.cleared_audit', tenant::text, true);
     DELETE FROM audit_event e WHERE e.tenant_id = tenant AND e.action <> 'erase';
+    PERFORM set_config('membank.cleared_audit', '', true);
     INSERT INTO audit_event (tenant_id, action, detail) VALUES (tenant, 'erase', receipt);
 END $$;
 COMMENT ON FUNCTION audit_erase IS

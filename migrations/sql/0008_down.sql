@@ -7,7 +7,7 @@ DROP TRIGGER audit_right ON bank_member;
 DROP TRIGGER audit_right ON group_member;
 DROP TRIGGER audit_right ON api_key;
 DROP TABLE audit_event, tenant_quota, tenant_usage;
-DROP FUNCTION document_quota, audit_stamp, audit_is_final, audit_expire, audit_erase, audit_ingest,
+DROP FUNCTION document_quota, request_begin, request_end, audit_stamp, audit_is_final, audit_expire, audit_erase, audit_ingest,
     audit_change, audit_forget, audit_empty, audit_right;
 -- What is encrypted opens no more without its key's name: it is deleted, and encoded again.
 ALTER TABLE memory_blob NO FORCE ROW LEVEL SECURITY;

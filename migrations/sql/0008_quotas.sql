@@ -39,8 +39,45 @@ BEGIN
 END $$;
 CREATE POLICY of_the_tenant ON tenant_quota FOR SELECT TO membank_app, membank_worker USING (true);
 GRANT SELECT ON tenant_quota TO membank_app, membank_worker;
-CREATE POLICY counter ON tenant_usage TO membank_app USING (true) WITH CHECK (true);
-GRANT SELECT, INSERT, UPDATE ON tenant_usage TO membank_app;
+CREATE POLICY of_the_tenant ON tenant_usage FOR SELECT TO membank_app USING (true);
+GRANT SELECT ON tenant_usage TO membank_app;
+-- Who asks counts by these functions and in no other way. They run as the owner, which sees what
+-- belongs to the tenant that asks.
+CREATE POLICY counter ON tenant_usage TO membank_owner
+    USING (tenant_id = (SELECT current_tenant()))
+    WITH CHECK (tenant_id = (SELECT current_tenant()));
+CREATE POLICY counter ON tenant_quota FOR SELECT TO membank_owner
+    USING (tenant_id = (SELECT current_tenant()));
+
+-- Two at the same time wait for each other at the row of the day, so that none is one too many.
+CREATE FUNCTION request_begin() RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public AS $$
+DECLARE
+    most_requests bigint;
+    most_tokens bigint;
+BEGIN
+    SELECT requests, tokens INTO most_requests, most_tokens FROM tenant_quota
+    WHERE tenant_id = current_tenant();
+    INSERT INTO tenant_usage AS u (tenant_id, day, requests)
+    SELECT current_tenant(), (now() AT TIME ZONE 'UTC')::date, 1
+    WHERE coalesce(most_requests, 1) > 0 AND coalesce(most_tokens, 1) > 0
+    ON CONFLICT (tenant_id, day) DO UPDATE SET requests = u.requests + 1
+    WHERE (most_requests IS NULL OR u.requests < most_requests)
+        AND (most_tokens IS NULL OR u.tokens < most_tokens);
+    RETURN FOUND;
+END $$;
+COMMENT ON FUNCTION request_begin IS
+    'Counts a question of the tenant that asks. False, and not counted: the day''s are used up.';
+
+CREATE FUNCTION request_end(used bigint) RETURNS void
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, public AS $$
+    INSERT INTO tenant_usage AS u (tenant_id, day, tokens)
+    VALUES (current_tenant(), (now() AT TIME ZONE 'UTC')::date, greatest(used, 0))
+    ON CONFLICT (tenant_id, day) DO UPDATE SET tokens = u.tokens + excluded.tokens
+$$;
+COMMENT ON FUNCTION request_end IS 'Counts the tokens that a question took.';
+REVOKE ALL ON FUNCTION request_begin, request_end FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION request_begin, request_end TO membank_app;
 
 -- Counted only where there is a limit, and no further than it. Whoever stores at the same time does
 -- not see the other's document yet, so both may pass.

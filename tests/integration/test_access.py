@@ -14,6 +14,7 @@ from sqlalchemy.exc import ProgrammingError
 from app.access.keys import issue
 from app.access.tenants import find_principal
 from app.bank import outbox, schema
+from app.bank.quota import Quota, begin_request, set_quota
 from app.bank.session import Asker, transaction
 from app.errors import MembankError
 from tests.conftest import PROFILE, Company, administer, ask, change, work_off
@@ -49,7 +50,13 @@ WHERE relname <> 'outbox' AND NOT EXISTS (SELECT FROM pg_policy p
 UNION ALL
 SELECT relname || ': membank_app may write' FROM stored
 WHERE has_table_privilege('membank_app', oid, 'INSERT, UPDATE, DELETE, TRUNCATE, TRIGGER')
-    OR has_any_column_privilege('membank_app', oid, 'INSERT, UPDATE, REFERENCES')
+    OR has_any_column_privilege('membank_app', oid, 'UPDATE, REFERENCES')
+    OR (relname <> 'audit_event' AND has_any_column_privilege('membank_app', oid, 'INSERT'))
+UNION ALL
+SELECT 'audit_event: ' || r.name || ' may do more than add' FROM
+    (VALUES ('membank_app'), ('membank_worker')) r(name)
+WHERE has_table_privilege(r.name, 'audit_event', 'SELECT, UPDATE, DELETE, TRUNCATE')
+    OR has_any_column_privilege(r.name, 'audit_event', 'SELECT, UPDATE')
 UNION ALL
 SELECT DISTINCT relname || ': granted to PUBLIC' FROM ours, aclexplode(relacl) a
 WHERE a.grantee = 0
@@ -110,6 +117,13 @@ def pair(new_company: Callable[[str], Company]) -> Pair:
     work_off()
     for company in companies:
         company.store("late", "still waits in the outbox")
+        administer(
+            "INSERT INTO tenant_key (tenant_id, version, id, destroyed_at)"
+            " VALUES (:t, 1, gen_random_uuid(), now())",
+            t=company.tenant,
+        )
+        set_quota(company.tenant, Quota(documents=1000))
+        begin_request(company.reader("alice"))
     return pair
 
 
@@ -199,7 +213,9 @@ class TestTenants:
                 others = f"{owner_column(relation)} <> {pair.ours.tenant}"
             assert visible(pair.hana, relation, others) == 0, relation
         seen = {t for t in tables(superuser) if visible(pair.hana, t)}
-        assert seen == set(tables(superuser)) - {"outbox", "dead_letter", "api_key"}
+        assert seen == set(tables(superuser)) - {
+            *("outbox", "dead_letter", "api_key", "audit_event")
+        }
 
     def test_a_principal_of_another_tenant_reads_nothing_here(self, pair: Pair) -> None:
         theirs = find_principal(pair.theirs.name, "hana").principal
@@ -215,7 +231,8 @@ class TestTenants:
         for table in tables(superuser):
             column = "name" if table == "tenant" else "tenant_id"
             for statement in (
-                f"INSERT INTO {table} DEFAULT VALUES",
+                # The audit log is there to be added to, see test_audit.py.
+                *([] if table == "audit_event" else [f"INSERT INTO {table} DEFAULT VALUES"]),
                 f"UPDATE {table} SET {column} = {column}",
                 f"DELETE FROM {table}",
                 f"TRUNCATE {table}",
