@@ -63,7 +63,10 @@ class TestDocuments:
         self, company: Company, new_company: Callable[[str], Company]
     ) -> None:
         set_quota(company.tenant, Quota(documents=0))
-        insert = "INSERT INTO document_load (tenant, bank, id, text) VALUES (:tenant, 'handbook', 'a', 'x')"
+        insert = (
+            "INSERT INTO document_load (tenant, bank, id, text)"
+            " VALUES (:tenant, 'handbook', 'a', 'x')"
+        )
         with pytest.raises(QuotaError, match="no room"):
             administer(insert, tenant=company.name)
         assert administer(insert, tenant=new_company("northwind").name) == 1
