@@ -10,7 +10,9 @@ import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 
 from app import console
 from app.access.tenants import add_principal, find_bank
@@ -38,11 +40,7 @@ def run(n: int, ks: Sequence[int], as_json: bool) -> None:
         found = {tenant: nearest(readers[tenant], "time off", 100).passages for tenant in readers}
         if len(found[_PLAIN]) < max(ks):
             raise UsageError(f"the sample has {len(found[_PLAIN])} memories: give a smaller -k")
-        size = len(
-            load_blobs(readers[_PLAIN].asker, readers[_PLAIN].profile, [found[_PLAIN][0].id])[
-                found[_PLAIN][0].id
-            ]
-        )
+        size = _size(readers[_PLAIN], found[_PLAIN])
         rows = [_row(readers, found, k, n) for k in ks]
         notes = _notes(readers[_PLAIN], n)
     if as_json:
@@ -69,9 +67,20 @@ def _master_key() -> Iterator[None]:
 
 
 def _filled(tenant: str) -> Reader:
-    ingest([HANDBOOKS], tenant, _BANK, None, True, True)
+    """All handbooks as one text without headings, so that its chunks are as long as chunks get."""
+    lines = [line for f in sorted(HANDBOOKS.glob("*/*.md")) for line in f.read_text().splitlines()]
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "all.txt"
+        file.write_text(" ".join(line for line in lines if not line.startswith("#")))
+        ingest([file], tenant, _BANK, None, True, True)
     add_principal(tenant, "reader")
     return Reader.of(tenant, _BANK, "reader")
+
+
+def _size(reader: Reader, passages: Sequence[Passage]) -> int:
+    """Bytes of a memory, the median."""
+    blobs = load_blobs(reader.asker, reader.profile, [p.id for p in passages])
+    return int(median(len(blob) for blob in blobs.values()))
 
 
 def _row(
