@@ -9,7 +9,7 @@ from app.bank import audit, keyring
 from app.bank.keyring import KeyName
 from app.bank.masters import masters
 from app.bank.session import Asker, transaction
-from app.bank.vault import add_key
+from app.bank.vault import add_key, last_version
 from app.errors import ConflictError, UsageError
 
 _STATUS = text(
@@ -61,7 +61,7 @@ def rotate(name: str) -> int:
     if not masters():
         raise UsageError("no master key is set: MEMBANK_MASTER_KEY_FILE or MEMBANK_MASTER_KEY")
     with transaction(Asker("admin", tenant)) as connection:
-        key = add_key(connection, tenant)
+        key = add_key(connection, tenant, last_version(connection, tenant) + 1)
         if key is None:
             raise ConflictError(f"tenant {name!r} has just got a new key: membank vault status")
         audit.note(connection, tenant, "vault", detail={"key_made": key.version})

@@ -54,9 +54,10 @@ def current_key(connection: Connection, tenant: int) -> KeyName | None:
     None where nothing is encrypted: no master key is set. With the first memory after one is set
     the tenant's first key is made. Raises VaultError where it has keys and no master is set.
     """
+    last = last_version(connection, tenant)  # first: a key that another makes meanwhile is found
     held = _held(connection, tenant)
     if held is None and masters():
-        add_key(connection, tenant)
+        add_key(connection, tenant, last + 1)
         held = _held(connection, tenant)
     if held is not None and not masters():
         raise VaultError(
@@ -66,12 +67,19 @@ def current_key(connection: Connection, tenant: int) -> KeyName | None:
     return held
 
 
-def add_key(connection: Connection, tenant: int) -> KeyName | None:
-    """Make the next version of a tenant's key; None when another did so at the same time."""
-    last = connection.execute(
-        text("SELECT max(version) FROM tenant_key WHERE tenant_id = :tenant"), {"tenant": tenant}
-    ).scalar()
-    key = KeyName(tenant, (last or 0) + 1, uuid.uuid4())
+def last_version(connection: Connection, tenant: int) -> int:
+    """The highest version of a tenant's key, 0 before the first."""
+    return int(
+        connection.execute(
+            text("SELECT coalesce(max(version), 0) FROM tenant_key WHERE tenant_id = :tenant"),
+            {"tenant": tenant},
+        ).scalar_one()
+    )
+
+
+def add_key(connection: Connection, tenant: int, version: int) -> KeyName | None:
+    """Make a version of a tenant's key; None when there is one, or another makes it right now."""
+    key = KeyName(tenant, version, uuid.uuid4())
     keyring.make(key)  # before it has a row: a row without a key would be worse
     try:
         if connection.execute(
