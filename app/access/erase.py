@@ -9,6 +9,7 @@ from app.access.tenants import tenant_id
 from app.bank import keyring
 from app.bank.keyring import KeyName
 from app.bank.session import Asker, transaction
+from app.errors import VaultError
 
 # All that belongs to a tenant hangs on one of these; new rows of it wait for them.
 _LOCKS = (
@@ -22,8 +23,9 @@ _LOCKS = (
 def erase(name: str) -> dict[str, Any]:
     """Delete a tenant; the receipt: tenant, id, rows by table, blob_bytes, keys_destroyed.
 
+    keys_missing are those that the keyring did not have: destroyed before, or in another folder.
     The keys go first and for good: if the deletion fails after that, its memories are unreadable,
-    and erasing again finishes it. Raises NotFoundError.
+    and erasing again finishes it. Raises NotFoundError, VaultError where there is no keyring.
     """
     tenant = tenant_id(name)
     with transaction(Asker("admin", tenant)) as connection:
@@ -37,7 +39,7 @@ def erase(name: str) -> dict[str, Any]:
             ),
             {"tenant": tenant},
         ).scalar_one()
-        receipt["keys_destroyed"] = sum(keyring.destroy(key) for key in _keys(connection, tenant))
+        receipt |= _destroyed(_keys(connection, tenant))
         connection.execute(text("DELETE FROM tenant WHERE id = :tenant"), {"tenant": tenant})
         connection.execute(
             text("SELECT audit_erase(:tenant, :receipt)").bindparams(
@@ -65,8 +67,23 @@ def _rows(connection: Connection, tenant: int) -> dict[str, int]:
     return counts
 
 
+def _destroyed(keys: list[KeyName]) -> dict[str, Any]:
+    if keys and not keyring.folder().is_dir():
+        raise VaultError(
+            f"the tenant has keys, and there is no keyring {keyring.folder()}: set MEMBANK_KEYRING"
+            " to the folder that worker and relay have"
+        )
+    found = {key.id: keyring.destroy(key) for key in keys}
+    missing = [str(name) for name, there in found.items() if not there]
+    return {"keys_destroyed": len(found) - len(missing), "keys_missing": missing}
+
+
 def _keys(connection: Connection, tenant: int) -> list[KeyName]:
+    """Those that were not destroyed by a rotation."""
     rows = connection.execute(
-        text("SELECT version, id FROM tenant_key WHERE tenant_id = :tenant"), {"tenant": tenant}
+        text(
+            "SELECT version, id FROM tenant_key WHERE tenant_id = :tenant AND destroyed_at IS NULL"
+        ),
+        {"tenant": tenant},
     )
     return [KeyName(tenant, row.version, row.id) for row in rows]

@@ -88,7 +88,12 @@ def tenant_erase(
     receipt = erase(name)
     rows = [f"{count:>10}  {table}" for table, count in receipt["rows"].items()]
     head = f"tenant {name} erased: {receipt['keys_destroyed']} keys destroyed, rows deleted:"
-    made(receipt, "\n".join([head, *rows]), as_json)
+    lost = [
+        f"key {name} was not in the keyring: if that is not the folder of worker and relay, delete"
+        f" {name}.json there"
+        for name in receipt["keys_missing"]
+    ]
+    made(receipt, "\n".join([head, *rows, *lost]), as_json)
 
 
 def _limit(name: str, value: str) -> int | None:

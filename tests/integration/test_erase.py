@@ -78,7 +78,7 @@ def test_nothing_is_left_and_an_old_copy_does_not_open(
     receipt = erase(ours.name)
 
     assert {t: n for t, n in receipt["rows"].items() if n} == before
-    assert receipt["keys_destroyed"] == 1
+    assert (receipt["keys_destroyed"], receipt["keys_missing"]) == (1, [])
     assert receipt["blob_bytes"] == sum(len(row[1]) for row in backup)
     assert traces(superuser, ours.tenant) == {"audit_event": 1}
     [[action, detail]] = superuser.execute(
@@ -119,8 +119,21 @@ def test_an_erasure_that_fails_midway_has_destroyed_the_keys_and_can_be_done_aga
             PROFILE,
             [c for (c,) in ask(ours.reader("alice"), "SELECT chunk_id FROM memory_key")],
         )
-    assert erase(ours.name)["keys_destroyed"] == 0
+    receipt = erase(ours.name)
+    assert (receipt["keys_destroyed"], len(receipt["keys_missing"])) == (0, 1)
     assert traces(superuser, ours.tenant) == {"audit_event": 1}
+
+
+def test_without_the_keyring_nothing_is_erased(
+    pair: tuple[Company, Company], superuser: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, _ = pair
+    before = traces(superuser, ours.tenant)
+    monkeypatch.setenv("MEMBANK_KEYRING", "/no/such/folder")
+    settings.cache_clear()
+    with pytest.raises(VaultError, match="there is no keyring /no/such/folder"):
+        erase(ours.name)
+    assert traces(superuser, ours.tenant) == before
 
 
 def test_the_command_asks_for_yes_and_prints_the_receipt(pair: tuple[Company, Company]) -> None:
