@@ -137,7 +137,7 @@ def test_without_the_keyring_nothing_is_erased(
 
 
 def test_the_command_asks_for_yes_and_prints_the_receipt(pair: tuple[Company, Company]) -> None:
-    ours, _ = pair
+    ours, theirs = pair
     result = CliRunner().invoke(membank, ["tenant", "erase", ours.name])
     assert isinstance(result.exception, UsageError)
     assert "--yes" in str(result.exception)
@@ -147,3 +147,6 @@ def test_the_command_asks_for_yes_and_prints_the_receipt(pair: tuple[Company, Co
     result = CliRunner().invoke(membank, ["audit", "export", "--tenant", ours.name, "--json"])
     # Receipts stay, those of other tests too.
     assert json.loads(result.stdout.splitlines()[-1])["detail"] == receipt
+    result = CliRunner().invoke(membank, ["tenant", "erase", theirs.name, "--yes"])
+    assert "1 keys destroyed" in result.stdout
+    assert "2  document\n" in result.stdout

@@ -9,12 +9,13 @@ import pytest
 from sqlalchemy.exc import DBAPIError
 from typer.testing import CliRunner
 
+from app.answer import retrieval
 from app.bank.jobs import retry
 from app.bank.quota import Quota, begin_request, count_tokens, quota_of, set_quota
 from app.bank.session import Asker, transaction
 from app.cli import app as membank
 from app.errors import QuotaError
-from tests.conftest import Company, administer, ask, work_off
+from tests.conftest import PROFILE, Company, administer, ask, work_off
 
 THREADS = 8
 
@@ -148,6 +149,19 @@ class TestRequests:
         for _ in range(3):
             begin_request(alice)
         assert quota_of(company.tenant) == (Quota(), Quota(0, 0, 3, 0))
+
+    def test_beyond_the_limit_nothing_is_looked_for(
+        self, company: Company, alice: Asker, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        set_quota(company.tenant, Quota(requests=1))
+        found: list[object] = []
+        nothing = retrieval.Found([], {})
+        monkeypatch.setattr(retrieval, "nearest", lambda *_: found.append(1) or nothing)
+        reader = retrieval.Reader(alice, company.bank.id, PROFILE)
+        assert retrieval.find(reader, "question") == nothing
+        with pytest.raises(QuotaError):
+            retrieval.find(reader, "question")
+        assert found == [1]
 
     def test_who_asks_cannot_count_back(self, company: Company, alice: Asker) -> None:
         begin_request(alice)

@@ -353,6 +353,31 @@ class TestNewKeys:
         assert read(company) == MEMORIES
         assert not reseal().any
 
+    def test_the_relay_seals_by_itself(
+        self,
+        company: Company,
+        set_master: Callable[..., None],
+        superuser: psycopg.Connection,
+    ) -> None:
+        company.store("a", BODY)
+        work_off()
+        set_master(master_key=new_master(), redis_url="redis://127.0.0.1:1/0")
+        from workers.relay import maintain_regularly
+
+        stop = threading.Event()
+        relay = threading.Thread(target=maintain_regularly, args=(stop,))
+        relay.start()
+        try:
+            for _ in range(600):
+                if versions(superuser, company.tenant) == [1] * 3:
+                    break
+                stop.wait(0.1)
+        finally:
+            stop.set()
+            relay.join()
+        assert read(company) == MEMORIES
+        assert versions(superuser, company.tenant) == [1] * 3
+
     def test_a_tenant_without_memories_gets_no_key(self, company: Company, master: str) -> None:
         reseal()
         assert files() == set()
@@ -468,3 +493,5 @@ class TestNewKeys:
             (1, 3, True),
             (2, 0, True),
         ]
+        told = CliRunner().invoke(membank, ["vault", "status"]).stdout
+        assert f"{sealed.name}: 0 memories not encrypted\n  version 1: 3 memories\n" in told
