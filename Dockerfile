@@ -16,7 +16,8 @@ ENV PIP_NO_CACHE_DIR=1 \
 
 # A new named volume takes over the owner of the folder that it is mounted on.
 RUN useradd --create-home --uid 10001 membank \
-    && install --directory --owner=membank --group=membank /models
+    && install --directory --owner=membank --group=membank /models \
+    && install --directory --mode=700 --owner=membank --group=membank /keyring
 
 # The same steps as `make setup`, without servers and tools for development. What changes least
 # comes first, so that an edit of the program does not install torch again.

@@ -6,6 +6,7 @@ import typer
 
 from app import console
 from app.commands import (
+    audit,
     bench,
     context,
     documents,
@@ -17,6 +18,7 @@ from app.commands import (
     stack,
     tenants,
     training,
+    vault,
 )
 from app.errors import MembankError
 
@@ -33,6 +35,8 @@ app.add_typer(tenants.principals, name="principal")
 app.add_typer(tenants.groups, name="group")
 app.add_typer(tenants.banks, name="bank")
 app.add_typer(keys.commands, name="key")
+app.add_typer(vault.commands, name="vault")
+app.add_typer(audit.commands, name="audit")
 app.add_typer(jobs.commands, name="jobs")
 app.add_typer(context.commands, name="context")
 app.add_typer(bench.commands, name="bench")

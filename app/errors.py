@@ -29,6 +29,14 @@ class ConflictError(MembankError):
     """Something of that name exists already."""
 
 
+class QuotaError(MembankError):
+    """A tenant holds, or has asked today, as much as its quota lets it."""
+
+
+class VaultError(MembankError):
+    """A memory that does not open: no key, a wrong one, or another row than it was sealed for."""
+
+
 class UnavailableError(MembankError):
     """A server that is needed does not answer: Postgres, Valkey."""
 

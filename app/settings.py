@@ -9,6 +9,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.errors import UsageError
 
+LEAST_AUDIT = 30
+"""Days that the database keeps events of the audit log at least."""
 LEAST_REFRESH = 8
 """Tokens: a shorter piece of an answer says too little to search again for."""
 
@@ -63,6 +65,33 @@ class Settings(BaseSettings):
     )
     oidc_principal_claim: str = Field(
         "sub", description="Claim of a token that holds the name of the principal."
+    )
+    master_key: SecretStr | None = Field(
+        None,
+        description="Key that the data keys of tenants are wrapped with: 32 bytes in base64. With"
+        " it, or with a file or a KMS, memories are encrypted.",
+    )
+    master_key_file: Path | None = Field(
+        None, description="File that holds the same, which only its owner may read."
+    )
+    master_kms: str | None = Field(
+        None,
+        description="Instead of a master key, MODULE:FUNCTION that makes a client of a key"
+        " management service (app.bank.masters.Master).",
+    )
+    old_master_key_file: Path | None = Field(
+        None, description="Key that was the master before, until `membank vault rewrap` has run."
+    )
+    keyring: Path | None = Field(
+        None,
+        description="Folder of the wrapped data keys, the same for all processes, in no backup of"
+        " the database; keyring in MEMBANK_HOME without it.",
+    )
+    audit_days: int = Field(
+        0,
+        ge=0,
+        description="Days after which the relay deletes events of the audit log, 30 or more; 0:"
+        " never.",
     )
     model: str = Field(
         "smollm2-135m-instruct",
@@ -142,6 +171,13 @@ class Settings(BaseSettings):
         if 0 < every < LEAST_REFRESH:
             raise ValueError(f"give 0 (never) or at least {LEAST_REFRESH}")
         return every
+
+    @field_validator("audit_days")
+    @classmethod
+    def _never_or_old(cls, days: int) -> int:
+        if 0 < days < LEAST_AUDIT:
+            raise ValueError(f"give 0 (never) or at least {LEAST_AUDIT}")
+        return days
 
 
 @lru_cache

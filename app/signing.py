@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Self
 
 from app.errors import MembankError, UsageError
-from app.local.files import private_folder, write_private
+from app.files import private_folder, write_private
 from app.settings import settings
 
 _BLOCK = 64  # bytes that SHA-256 takes at a time

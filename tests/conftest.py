@@ -193,7 +193,7 @@ def pieces_of(body: str) -> list[Piece]:
 
 def encoded(work: Work, embedding: Sequence[float] = NORTH, payload: bytes = b"kv") -> Encoded:
     """An invented memory of a chunk."""
-    return Encoded(work, embedding, payload, hashlib.sha256(payload).hexdigest())
+    return Encoded(work, embedding, payload)
 
 
 def work_off(vectors: Mapping[str, Sequence[float]] | None = None, profile: str = PROFILE) -> int:

@@ -1,6 +1,5 @@
 """What a worker does with leased work: split documents, encode chunks."""
 
-import hashlib
 from collections.abc import Sequence
 from itertools import groupby
 
@@ -29,10 +28,7 @@ def encode(work: Sequence[Work]) -> int:
         texts |= {(tenant, chunk): text for chunk, text in found.items()}
     alive = [w for w in work if (w.tenant, w.chunk) in texts]
     memories = _encode([texts[w.tenant, w.chunk] for w in alive])
-    done = [
-        Encoded(one, key, payload, hashlib.sha256(payload).hexdigest())
-        for one, (key, payload) in zip(alive, memories, strict=True)
-    ]
+    done = [Encoded(one, key, payload) for one, (key, payload) in zip(alive, memories, strict=True)]
     return sum(
         outbox.finish_encoding(tenant, models().profile.id, [d for d in done if d.work in rows])
         for tenant, rows in by_tenant.items()

@@ -1,7 +1,8 @@
 """Look for due work in the outbox and wake workers for it. Keeps nothing of its own.
 
 Beside that it switches banks to the profile that they were encoded anew under, and looks now and
-then for changes that no trigger noticed, and queues them.
+then for changes that no trigger noticed, for memories that are to be encrypted under another key,
+and for events that the audit log need not keep.
 """
 
 import signal
@@ -15,8 +16,10 @@ from sqlalchemy.exc import DBAPIError
 
 from app.addresses import redis_url
 from app.bank import profiles
+from app.bank.audit import expire
 from app.bank.outbox import waiting_profiles
-from app.bank.reconcile import reconcile
+from app.bank.reconcile import next_tenant, reconcile
+from app.bank.reseal import reseal
 from app.errors import MembankError
 from app.log import configure
 from app.settings import settings
@@ -35,8 +38,8 @@ def main() -> None:
     require_safe(log, stop)
     log.info("started", poll_seconds=settings().poll_seconds)
     # In a thread of its own: a look at all banks takes longer than a poll may.
-    reconciler = threading.Thread(target=reconcile_regularly, args=(stop,), name="reconcile")
-    reconciler.start()
+    maintenance = threading.Thread(target=maintain_regularly, args=(stop,), name="maintenance")
+    maintenance.start()
     well = True
     while not stop.is_set():
         try:
@@ -50,22 +53,46 @@ def main() -> None:
                 log.warning("cannot relay, work waits in the outbox", reason=str(error))
             well = False
         stop.wait(settings().poll_seconds)
-    reconciler.join()
+    maintenance.join()
     log.info("stopped")
 
 
-def reconcile_regularly(stop: threading.Event) -> None:
-    """Queue what no trigger noticed, soon after the start and then at every interval."""
+def maintain_regularly(stop: threading.Event) -> None:
+    """All maintenance, soon after the start and then at every interval."""
     while not stop.is_set():
-        try:
-            found = reconcile(stop)
-            if found.any:
-                log.warning("changes that no trigger noticed", **asdict(found))
-            elif found.former_memories:
-                log.info("memories of former profiles removed", memories=found.former_memories)
-        except Exception as error:  # the next look may succeed, so the thread must live
-            log.warning("cannot reconcile", reason=f"{type(error).__name__}: {error}")
+        for step in (_reconcile, _reseal, _expire):
+            try:
+                step(stop)
+            except Exception as error:  # the next time may succeed, so the thread must live
+                reason = f"{type(error).__name__}: {error}"
+                log.warning(f"cannot {step.__name__.strip('_')}", reason=reason)
         stop.wait(settings().reconcile_seconds)
+
+
+def _reconcile(stop: threading.Event) -> None:
+    """Queue what no trigger noticed."""
+    found = reconcile(stop)
+    if found.any:
+        log.warning("changes that no trigger noticed", **asdict(found))
+    elif found.former_memories:
+        log.info("memories of former profiles removed", memories=found.former_memories)
+
+
+def _reseal(stop: threading.Event) -> None:
+    """Encrypt what is plain or under an older key."""
+    done = reseal(stop)
+    if done.any:
+        level = log.warning if done.faults else log.info
+        level("memories encrypted again", **asdict(done))
+
+
+def _expire(stop: threading.Event) -> None:
+    """Delete what the audit log need not keep any longer."""
+    days = settings().audit_days
+    tenant = next_tenant(0) if days else None
+    while tenant is not None and not stop.is_set():
+        expire(tenant, days)
+        tenant = next_tenant(tenant)
 
 
 def switch() -> None:

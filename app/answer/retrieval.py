@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from app.access.tenants import bank_now, find_bank, find_principal
+from app.bank.audit import note
+from app.bank.quota import begin_request
 from app.bank.search import Passage, load_blobs, search
-from app.bank.session import Asker
+from app.bank.session import Asker, transaction
 from app.errors import BlobError, UsageError
 from app.memory.codec import Codec, check, decode
 from app.memory.kv import KV
@@ -56,13 +58,24 @@ class Reader:
 def find(reader: Reader, question: str, k: int | None = None) -> Found:
     """The k memories nearest to a question that the reader may read, whatever their score.
 
-    Raises UsageError for a question that is empty or too long, or k out of range.
+    Counts as a request and is noted in the audit log. Raises UsageError for a question that is
+    empty or too long, or k out of range; QuotaError when the day's requests are used up.
     """
-    return nearest(reader.now(), checked(question), k)
+    words = checked(question)
+    begin_request(reader.asker)
+    found = nearest(reader.now(), words, k)
+    with transaction(reader.asker) as connection:
+        documents = [p.document_id for p in found.passages]
+        chunks = [p.id for p in found.passages]
+        note(connection, reader.asker.tenant, "search", reader.bank, documents, chunks)
+    return found
 
 
 def nearest(reader: Reader, words: str, k: int | None = None) -> Found:
-    """The same for any text, under the reader's profile. Raises UsageError for k out of range."""
+    """The same for any text under the reader's profile, as a part of a request.
+
+    Raises UsageError for k out of range.
+    """
     k = _checked_k(k)
     started = time.perf_counter()
     vector = models().embedder.embed([words])[0]
@@ -76,7 +89,10 @@ def nearest(reader: Reader, words: str, k: int | None = None) -> Found:
 
 
 def load(reader: Reader, passages: Sequence[Passage], dtype: torch.dtype) -> list[KV]:
-    """The memories of `passages`, decoded. Raises BlobError that names a memory that is missing."""
+    """The memories of `passages`, decoded.
+
+    Raises BlobError that names a memory that is missing, VaultError for one that does not open.
+    """
     payloads = load_blobs(reader.asker, reader.profile, [p.id for p in passages])
     checked = []
     for passage in passages:

@@ -7,7 +7,10 @@ from typing import Any
 from app.answer.generate import Generation, Refresh
 from app.answer.recall import Recall, Source
 from app.answer.retrieval import Found, Reader, checked, ms, nearest
+from app.bank.audit import note
+from app.bank.quota import begin_request, count_tokens
 from app.bank.search import Passage
+from app.bank.session import transaction
 from app.errors import UsageError
 from app.memory.compose import compose
 from app.memory.prompt import closed_book
@@ -59,7 +62,9 @@ def ask(
 
     After every `refresh_every` tokens memories are searched for again, with question and answer so
     far; 0: never; None: as MEMBANK_REFRESH_EVERY says. Only answers from memory are refreshed.
-    Raises UsageError for an empty question, one beyond the model's window, or a value out of range.
+    The audit log notes which memories entered the answer, and nothing of what was said.
+    Raises UsageError for an empty question, one beyond the model's window, or a value out of range;
+    QuotaError when the day's requests or tokens are used up.
     """
     if max_tokens < 1:
         raise UsageError(f"--max-tokens is {max_tokens}: give at least 1")
@@ -69,18 +74,34 @@ def ask(
     _require_room(m, len(tail) + max_tokens)
     generator(mode)  # what is loaded once belongs to no answer's time
     started = time.perf_counter()
+    begin_request(reader.asker)
     if mode == "closed":
-        return _closed(m, text, max_tokens, started)
-    reader = reader.now()  # and so to the answer's end, also when the bank is switched meanwhile
-    found = nearest(reader, text, k)
-    least = settings().min_score if min_score is None else min_score
-    passages = [p for p in found.passages if p.score >= least]
-    if not passages:
-        return _nothing(mode, started, found)
-    if mode == "memory":
-        recall = Recall(reader, text, k, least)
-        return _from_memory(recall, tail, passages, max_tokens, every, started, found)
-    return _from_text(m, text, passages, max_tokens, started, found)
+        answer = _closed(m, text, max_tokens, started)
+    else:
+        reader = reader.now()  # and so to the answer's end, also when the bank is switched
+        found = nearest(reader, text, k)
+        least = settings().min_score if min_score is None else min_score
+        passages = [p for p in found.passages if p.score >= least]
+        if not passages:
+            answer = _nothing(mode, started, found)
+        elif mode == "memory":
+            recall = Recall(reader, text, k, least)
+            answer = _from_memory(recall, tail, passages, max_tokens, every, started, found)
+        else:
+            answer = _from_text(m, text, passages, max_tokens, started, found)
+    _record(reader, answer)
+    return answer
+
+
+def _record(reader: Reader, answer: Answer) -> None:
+    documents = [source.document_id for source in answer.memories]
+    chunks = [source.id for source in answer.memories]
+    tokens = answer.usage["prompt_tokens"] + answer.usage["completion_tokens"]
+    with transaction(reader.asker) as connection:
+        tenant = reader.asker.tenant
+        detail = {"mode": answer.mode, "tokens": tokens}
+        note(connection, tenant, "ask", reader.bank, documents, chunks, detail)
+        count_tokens(connection, tokens)
 
 
 def _from_memory(

@@ -4,6 +4,7 @@ A lease is a random token with a time limit on each row. Whatever makes the work
 revision, a deletion) removes the token or the row, so a worker that comes late changes nothing.
 """
 
+import hashlib
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,9 @@ from pgvector import HalfVector
 from sqlalchemy import Connection, text
 
 from app.bank import profiles
+from app.bank.quota import Room
 from app.bank.session import Asker, transaction
+from app.bank.vault import Place, current_key, seal
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,11 @@ class Work:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A chunk's finished memory, as the database keeps it."""
+    """A chunk's finished memory."""
 
     work: Work
     embedding: Sequence[float]
     payload: bytes
-    sha256: str
 
 
 _DUE = "not_before <= now() AND (lease_until IS NULL OR lease_until < now())"
@@ -150,24 +152,40 @@ def chunk_texts(tenant: int, work: Sequence[Work]) -> dict[int, ChunkText]:
 
 
 def finish_encoding(tenant: int, profile: str, done: Sequence[Encoded]) -> int:
-    """Write key and blob of each chunk whose lease still holds; how many were written."""
+    """Write key and blob of each chunk whose lease still holds; how many were written.
+
+    Blobs are sealed where a master key is set. Those that the tenant's quota has no room for go to
+    dead_letter. Raises VaultError when the tenant's key cannot be had.
+    """
     with transaction(Asker("worker", tenant)) as connection:
         held = _take(connection, tenant, [d.work for d in done])
         fresh = [d for d in done if d.work.id in held]
+        room = Room.of(connection, tenant)
+        key = current_key(connection, tenant) if fresh else None
+        written = 0
         for memory in fresh:
+            chunk = memory.work.chunk
+            payload = memory.payload
+            if key is not None and chunk is not None:
+                payload = seal(key, Place(chunk, profile), payload)
+            if not room.take(len(payload)):
+                _bury(connection, memory.work, room.error)
+                continue
             values = {
                 "tenant": tenant,
-                "chunk": memory.work.chunk,
+                "chunk": chunk,
                 "profile": profile,
                 "bank": memory.work.bank,
                 "document": memory.work.document,
                 "embedding": HalfVector(list(memory.embedding)).to_text(),
-                "sha256": memory.sha256,
-                "payload": memory.payload,
+                "sha256": hashlib.sha256(payload).hexdigest(),
+                "payload": payload,
+                "version": key and key.version,
             }
             connection.execute(_KEY, values)
             connection.execute(_BLOB, values)
-    return len(fresh)
+            written += 1
+    return written
 
 
 _KEY = text(
@@ -177,10 +195,10 @@ _KEY = text(
     " SET embedding = excluded.embedding, encoded_at = now()"
 )
 _BLOB = text(
-    "INSERT INTO memory_blob (tenant_id, chunk_id, profile_id, sha256, payload)"
-    " VALUES (:tenant, :chunk, :profile, :sha256, :payload)"
-    " ON CONFLICT (tenant_id, chunk_id, profile_id) DO UPDATE"
-    " SET sha256 = excluded.sha256, payload = excluded.payload"
+    "INSERT INTO memory_blob (tenant_id, chunk_id, profile_id, sha256, payload, key_version)"
+    " VALUES (:tenant, :chunk, :profile, :sha256, :payload, :version)"
+    " ON CONFLICT (tenant_id, chunk_id, profile_id) DO UPDATE SET sha256 = excluded.sha256,"
+    " payload = excluded.payload, key_version = excluded.key_version"
 )
 
 
@@ -206,24 +224,28 @@ def fail(work: Work, error: str, max_attempts: int, traceback: str = "") -> bool
             return False
         if not take(connection, work):
             return False
-        connection.execute(
-            text(
-                "INSERT INTO dead_letter (tenant_id, bank_id, document_id, chunk_id, profile_id,"
-                " attempts, error, traceback) VALUES (:tenant, :bank, :document, :chunk, :profile,"
-                " :attempts, :error, :traceback)"
-            ),
-            {
-                "tenant": work.tenant,
-                "bank": work.bank,
-                "document": work.document,
-                "chunk": work.chunk,
-                "profile": None if work.chunk is None else work.profile,
-                "attempts": work.attempts,
-                "error": error,
-                "traceback": _storable(traceback),
-            },
-        )
+        _bury(connection, work, error, traceback)
         return True
+
+
+def _bury(connection: Connection, work: Work, error: str, traceback: str = "") -> None:
+    connection.execute(
+        text(
+            "INSERT INTO dead_letter (tenant_id, bank_id, document_id, chunk_id, profile_id,"
+            " attempts, error, traceback) VALUES (:tenant, :bank, :document, :chunk, :profile,"
+            " :attempts, :error, :traceback)"
+        ),
+        {
+            "tenant": work.tenant,
+            "bank": work.bank,
+            "document": work.document,
+            "chunk": work.chunk,
+            "profile": None if work.chunk is None else work.profile,
+            "attempts": work.attempts,
+            "error": error,
+            "traceback": _storable(traceback),
+        },
+    )
 
 
 def _storable(message: str) -> str:

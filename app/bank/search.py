@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pgvector import HalfVector
 from sqlalchemy import text
 
+from app.bank.keyring import KeyName
 from app.bank.session import Asker, driver_of, transaction
+from app.bank.vault import Place, unseal
 
 
 @dataclass(frozen=True)
@@ -84,13 +86,24 @@ def readable(asker: Asker, profile: str, chunks: Sequence[int]) -> set[int]:
         return set(connection.execute(_READABLE, values).scalars())
 
 
+_BLOBS = (
+    "SELECT b.chunk_id, b.payload, b.key_version, t.id FROM memory_blob b LEFT JOIN tenant_key t"
+    " ON t.tenant_id = b.tenant_id AND t.version = b.key_version"
+    " WHERE b.tenant_id = %s AND b.profile_id = %s AND b.chunk_id = ANY(%s)"
+)
+
+
 def load_blobs(asker: Asker, profile: str, chunks: Sequence[int]) -> dict[int, bytes]:
-    """Packed memories by chunk id, of those that `asker` may read."""
+    """Packed memories by chunk id, of those that `asker` may read.
+
+    Raises VaultError for one that is sealed and does not open.
+    """
     # Results as text would be hex, five times slower to receive.
     with transaction(asker) as connection, driver_of(connection).cursor(binary=True) as cursor:
-        cursor.execute(
-            "SELECT chunk_id, payload FROM memory_blob"
-            " WHERE tenant_id = %s AND profile_id = %s AND chunk_id = ANY(%s)",
-            (asker.tenant, profile, list(chunks)),
-        )
-        return dict(cursor.fetchall())
+        rows = cursor.execute(_BLOBS, (asker.tenant, profile, list(chunks))).fetchall()
+    return {
+        chunk: payload
+        if version is None
+        else unseal(KeyName(asker.tenant or 0, version, key), Place(chunk, profile), payload)
+        for chunk, payload, version, key in rows
+    }

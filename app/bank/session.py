@@ -8,10 +8,10 @@ from typing import Any
 
 import psycopg
 from sqlalchemy import URL, Connection, Engine, create_engine, pool, text
-from sqlalchemy.exc import InterfaceError, OperationalError, ProgrammingError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, ProgrammingError
 
 from app.addresses import Role, database_url
-from app.errors import MembankError, UnavailableError
+from app.errors import MembankError, QuotaError, UnavailableError
 from app.signing import context_key
 
 _CONTEXT = text(
@@ -39,7 +39,8 @@ def transaction(asker: Asker) -> Iterator[Connection]:
     """One transaction for `asker`: committed at the end, rolled back on any error.
 
     Raises UnavailableError when the database does not answer or goes away, MembankError when it
-    was never migrated, or does not know the key that this process signs with.
+    was never migrated, or does not know the key that this process signs with; QuotaError when the
+    tenant has no room for what is stored.
     """
     engine = _engine(asker.role, str(database_url(asker.role).render_as_string(False)))
     try:
@@ -57,6 +58,10 @@ def transaction(asker: Asker) -> Iterator[Connection]:
             f"Postgres at {_place(engine)} does not answer: {_first_line(error)};"
             " start it (membank up) or correct MEMBANK_DATABASE_URL"
         ) from error
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) != "MBQ01":
+            raise
+        raise QuotaError(_first_line(error)) from None
 
 
 def _say_who_asks(connection: Connection, asker: Asker) -> None:

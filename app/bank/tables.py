@@ -14,6 +14,7 @@ from sqlalchemy import (
     Boolean,
     Column,
     Computed,
+    Date,
     DateTime,
     ForeignKey,
     ForeignKeyConstraint,
@@ -227,12 +228,15 @@ Table(
     _text("profile_id"),
     _text("sha256"),
     Column("payload", LargeBinary, nullable=False),
+    Column("key_version", Integer),
     PrimaryKeyConstraint("tenant_id", "chunk_id", "profile_id"),
     _reference(
         ("tenant_id", "chunk_id", "profile_id"),
         "memory_key",
         ("tenant_id", "chunk_id", "profile_id"),
     ),
+    _reference(("tenant_id", "key_version"), "tenant_key", ("tenant_id", "version")),
+    Index("memory_blob_key", "tenant_id", "key_version"),
 )
 Table(
     "outbox",
@@ -330,4 +334,45 @@ Table(
     _text("role"),
     _time("created_at"),
     UniqueConstraint("role"),
+)
+Table(
+    "tenant_key",
+    metadata,
+    _of_tenant(),
+    _number("version"),
+    Column("id", Uuid, nullable=False),
+    _time("created_at"),
+    Column("destroyed_at", _TIME),
+    PrimaryKeyConstraint("tenant_id", "version"),
+)
+Table(
+    "audit_event",
+    metadata,
+    _tenant(),
+    _id(),
+    _time("at"),
+    _whole("principal_id", nullable=True),
+    _text("actor"),
+    _text("action"),
+    _whole("bank_id", nullable=True),
+    Column("document_ids", ARRAY(Text), nullable=False),
+    Column("chunk_ids", ARRAY(BigInteger), nullable=False),
+    Column("detail", JSONB, nullable=False),
+    PrimaryKeyConstraint("tenant_id", "id"),
+    Index("audit_event_at", "tenant_id", "at"),
+)
+Table(
+    "tenant_quota",
+    metadata,
+    Column("tenant_id", BigInteger, ForeignKey("tenant.id", ondelete="CASCADE"), primary_key=True),
+    *(_whole(limit, nullable=True) for limit in ("documents", "bytes", "requests", "tokens")),
+)
+Table(
+    "tenant_usage",
+    metadata,
+    _of_tenant(),
+    Column("day", Date, nullable=False),
+    _whole("requests"),
+    _whole("tokens"),
+    PrimaryKeyConstraint("tenant_id", "day"),
 )

@@ -186,3 +186,15 @@ def bench_queue(
     from benchmarks import queue
 
     queue.run(rows, paths or [], as_json)
+
+
+@commands.command("vault")
+def bench_vault(
+    n: Annotated[int, typer.Option("-n", help="Loads of each kind.", min=1)] = 200,
+    k: Annotated[str, typer.Option("-k", help="Memories of a load.")] = "5,20",
+    as_json: Json = False,
+) -> None:
+    """Loading memories that are encrypted beside the same that are not; notes in the audit log."""
+    from benchmarks import vault
+
+    vault.run(n, numbers("-k", k), as_json)

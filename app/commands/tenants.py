@@ -1,5 +1,6 @@
 """Tenants, their principals and their banks."""
 
+from dataclasses import asdict, replace
 from typing import Annotated
 
 import typer
@@ -7,7 +8,7 @@ import typer
 from app import console
 from app.bank.roles import Role
 from app.commands.options import Json, Tenant, made
-from app.errors import ConflictError
+from app.errors import ConflictError, UsageError
 
 tenants = typer.Typer(help="Companies.", no_args_is_help=True)
 principals = typer.Typer(help="Users and services of a tenant.", no_args_is_help=True)
@@ -15,6 +16,7 @@ groups = typer.Typer(help="Sets of principals.", no_args_is_help=True)
 banks = typer.Typer(help="Collections of documents.", no_args_is_help=True)
 
 _Principal = Annotated[str, typer.Option("--principal", help="Name of the principal.")]
+_Limit = Annotated[str | None, typer.Option(help="A number; none: no limit.")]
 _To = Annotated[str, typer.Option("--to", help="principal:P, group:G or everyone.")]
 
 
@@ -66,6 +68,64 @@ def tenant_role(
         f"role {login.role} of tenant {name} made; shown only now:\npsql {login.url}",
         as_json,
     )
+
+
+@tenants.command("quota")
+def tenant_quota(
+    name: str,
+    documents: _Limit = None,
+    memory_bytes: Annotated[
+        str | None, typer.Option("--bytes", help="Of memories; none: no limit.")
+    ] = None,
+    requests: _Limit = None,
+    tokens: _Limit = None,
+    as_json: Json = False,
+) -> None:
+    """Set limits of a tenant, and show them with what is used. What is left out stays."""
+    from app.access.tenants import tenant_id
+    from app.bank.quota import quota_of, set_quota
+
+    given = {"documents": documents, "bytes": memory_bytes, "requests": requests, "tokens": tokens}
+    tenant = tenant_id(name)
+    changes = {each: _limit(each, value) for each, value in given.items() if value is not None}
+    if changes:
+        set_quota(tenant, replace(quota_of(tenant)[0], **changes))
+    limits, used = (asdict(each) for each in quota_of(tenant))
+    lines = [
+        f"{each}: {used[each]} of {'no limit' if limits[each] is None else limits[each]}"
+        for each in limits
+    ]
+    made({"tenant": name, "limits": limits, "used": used}, "\n".join(lines), as_json)
+
+
+@tenants.command("erase")
+def tenant_erase(
+    name: str,
+    yes: Annotated[bool, typer.Option("--yes", help="It cannot be undone.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Destroy a tenant's keys and delete all that it has. Prints a receipt."""
+    from app.access.erase import erase
+
+    if not yes:
+        raise UsageError(f"all of tenant {name!r} would be deleted for good: say --yes to do it")
+    receipt = erase(name)
+    rows = [f"{count:>10}  {table}" for table, count in receipt["rows"].items()]
+    head = f"tenant {name} erased: {receipt['keys_destroyed']} keys destroyed, rows deleted:"
+    lost = [
+        f"key {name} was not in the keyring: if that is not the folder of worker and relay, delete"
+        f" {name}.json there"
+        for name in receipt["keys_missing"]
+    ]
+    made(receipt, "\n".join([head, *rows, *lost]), as_json)
+
+
+def _limit(name: str, value: str) -> int | None:
+    if value == "none":
+        return None
+    if not value.isdecimal() or int(value) > 2**62:
+        raise UsageError(f"--{name} is {value!r}: give a whole number, or none")
+    return int(value)
 
 
 @principals.command("add")

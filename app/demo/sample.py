@@ -67,10 +67,14 @@ def temporary_stack(tell: Callable[[str], None]) -> Iterator[Stack]:
         "MEMBANK_HOME",
         "MEMBANK_REDIS_URL",
         "MEMBANK_CONTEXT_KEY",
+        "MEMBANK_KEYRING",
         *(f"MEMBANK_{role}DATABASE_URL" for role in ("", "OWNER_", "WORKER_", "ADMIN_")),
     ]
     before = {name: os.environ.get(name) for name in overridden}
-    os.environ.update(dict.fromkeys(overridden, "") | {"MEMBANK_HOME": str(home)})
+    os.environ.update(
+        dict.fromkeys(overridden, "")
+        | {"MEMBANK_HOME": str(home), "MEMBANK_KEYRING": str(home / "keyring")}
+    )
     settings.cache_clear()
     stack = Stack()
     try:

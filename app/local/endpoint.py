@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Self
 
 from app.errors import UnavailableError
-from app.local.files import write_private
+from app.files import write_private
 
 HOST = "127.0.0.1"
 

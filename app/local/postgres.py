@@ -9,9 +9,9 @@ from pathlib import Path
 import psycopg
 
 from app.errors import UnavailableError
+from app.files import write_private
 from app.local.binaries import ordinary_user_prefix, postgres_program
 from app.local.endpoint import HOST, Endpoint
-from app.local.files import write_private
 from app.local.server import EmbeddedServer
 
 DATABASE = "membank"

@@ -8,8 +8,8 @@ from typing import ClassVar
 from filelock import FileLock
 
 from app.errors import UnavailableError
+from app.files import private_folder
 from app.local.endpoint import Endpoint
-from app.local.files import private_folder
 from app.local.processes import Process, Processes, wait_until
 
 _ATTEMPTS = 3

@@ -11,7 +11,7 @@ from app.addresses import database_url, redis_url
 from app.bank import schema
 from app.broker import require_broker
 from app.errors import MembankError, UnavailableError
-from app.local.files import private_folder
+from app.files import private_folder
 from app.local.postgres import EmbeddedPostgres
 from app.local.processes import Process, Processes, wait_until
 from app.local.valkey import EmbeddedValkey

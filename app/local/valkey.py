@@ -4,9 +4,9 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from app.files import private_folder, write_private
 from app.local.binaries import valkey_program
 from app.local.endpoint import HOST, Endpoint
-from app.local.files import private_folder, write_private
 from app.local.server import EmbeddedServer
 
 

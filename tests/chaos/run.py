@@ -89,7 +89,7 @@ def run(kills: int, seed: str, writers: int = 3, tell: Callable[[str], None] = p
         _settle(outcome)
         url = str(provisioning_url().set(drivername="postgresql").render_as_string(False))
         words = [word for one in crowd for word in one.words]
-        outcome.faults += faults(url, words, stack.home)
+        outcome.faults += faults(url, words, stack.home, redis_url())
         with psycopg.connect(url) as connection:
             (outcome.memories,) = connection.execute(
                 "SELECT count(*) FROM memory_blob"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import redis
 import torch
 from psycopg import sql
 
@@ -17,17 +18,17 @@ from app.runtime import count_tokens, models
 _LEAST_LIKENESS = 0.99
 
 
-def faults(url: str, words: Iterable[str], home: Path) -> list[str]:
+def faults(url: str, words: Iterable[str], home: Path, valkey: str) -> list[str]:
     """Every promise that does not hold, as a line; none where all do.
 
-    url: of a superuser; words: those of every text that was ever written.
+    url: of a superuser; words: those of every text that was ever written; valkey: its URL.
     """
     with psycopg.connect(url) as connection:
         return [
             *_left_over(connection),
             *_chunks(connection),
             *_memories(connection),
-            *_traces(connection, words, home),
+            *_traces(connection, words, home, valkey),
         ]
 
 
@@ -107,8 +108,11 @@ def _likeness(a: torch.Tensor, b: torch.Tensor) -> float:
     return float(torch.cosine_similarity(a.flatten().float(), b.flatten().float(), dim=0))
 
 
-def _traces(connection: psycopg.Connection[Any], words: Iterable[str], home: Path) -> Iterator[str]:
-    """Words of texts that no document holds any more, in any table or file beside the database."""
+def _traces(
+    connection: psycopg.Connection[Any], words: Iterable[str], home: Path, valkey: str | None = None
+) -> Iterator[str]:
+    """Words of texts that no document holds any more, in any table, any file beside the database
+    or any key of Valkey."""
     alive = " ".join(row[0] for row in connection.execute("SELECT text FROM document"))
     gone = [word for word in words if word not in alive]
     for table in _tables(connection):
@@ -121,6 +125,26 @@ def _traces(connection: psycopg.Connection[Any], words: Iterable[str], home: Pat
             found = _first(file.read_bytes().decode("latin-1"), gone)
             if found:
                 yield f"file {file.relative_to(home)} holds {found}, which was deleted"
+    for key, value in _held(valkey) if valkey else ():
+        found = _first(f"{key} {value}", gone)
+        if found:
+            yield f"Valkey's {key} holds {found}, which was deleted"
+
+
+def _held(url: str) -> Iterator[tuple[str, str]]:
+    """Every key of Valkey and what it holds, as text."""
+    with redis.Redis.from_url(url, encoding="latin-1", decode_responses=True) as valkey:
+        for key in valkey.scan_iter():
+            read = {
+                "string": lambda k: valkey.get(k),
+                "list": lambda k: valkey.lrange(k, 0, -1),
+                "set": lambda k: valkey.smembers(k),
+                "hash": lambda k: valkey.hgetall(k),
+                "zset": lambda k: valkey.zrange(k, 0, -1, withscores=True),
+                "stream": lambda k: valkey.xrange(k),
+                "none": lambda _: "",
+            }[valkey.type(key)]
+            yield key, str(read(key))
 
 
 def _first(text: str, words: Sequence[str]) -> str | None:

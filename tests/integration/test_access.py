@@ -17,6 +17,7 @@ from app.access.tenants import find_principal
 from app.addresses import Role
 from app.bank import outbox, schema
 from app.bank.checks import pgvector_fault, postgres_fault
+from app.bank.quota import Quota, begin_request, set_quota
 from app.bank.session import Asker, transaction
 from app.errors import MembankError
 from tests.conftest import PROFILE, Company, administer, ask, change, work_off
@@ -56,7 +57,13 @@ WHERE NOT EXISTS (SELECT FROM pg_policy p WHERE p.polrelid = stored.oid AND NOT 
 UNION ALL
 SELECT relname || ': membank_app may write' FROM stored
 WHERE has_table_privilege('membank_app', oid, 'INSERT, UPDATE, DELETE, TRUNCATE, TRIGGER')
-    OR has_any_column_privilege('membank_app', oid, 'INSERT, UPDATE, REFERENCES')
+    OR has_any_column_privilege('membank_app', oid, 'UPDATE, REFERENCES')
+    OR (relname <> 'audit_event' AND has_any_column_privilege('membank_app', oid, 'INSERT'))
+UNION ALL
+SELECT 'audit_event: ' || r.name || ' may do more than add' FROM
+    (VALUES ('membank_app'), ('membank_worker')) r(name)
+WHERE has_table_privilege(r.name, 'audit_event', 'SELECT, UPDATE, DELETE, TRUNCATE')
+    OR has_any_column_privilege(r.name, 'audit_event', 'SELECT, UPDATE')
 UNION ALL
 SELECT DISTINCT relname || ': granted to PUBLIC' FROM ours, aclexplode(relacl) a
 WHERE a.grantee = 0
@@ -122,6 +129,13 @@ def pair(new_company: Callable[[str], Company]) -> Pair:
             tenant=company.tenant,
             role=f"login of {company.name}",
         )
+        administer(
+            "INSERT INTO tenant_key (tenant_id, version, id, destroyed_at)"
+            " VALUES (:t, 1, gen_random_uuid(), now())",
+            t=company.tenant,
+        )
+        set_quota(company.tenant, Quota(documents=1000))
+        begin_request(company.reader("alice"))
     return pair
 
 
@@ -220,7 +234,7 @@ class TestTenants:
                 others = f"{owner_column(relation)} <> {pair.ours.tenant}"
             assert visible(pair.hana, relation, others) == 0, relation
         seen = {t for t in tables(superuser) if visible(pair.hana, t)}
-        unseen = {"outbox", "dead_letter", "tenant_role", "api_key"}
+        unseen = {"outbox", "dead_letter", "tenant_role", "api_key", "audit_event"}
         assert seen == set(tables(superuser)) - unseen
 
     def test_a_principal_of_another_tenant_reads_nothing_here(self, pair: Pair) -> None:
@@ -237,7 +251,8 @@ class TestTenants:
         for table in tables(superuser):
             column = "name" if table == "tenant" else "tenant_id"
             for statement in (
-                f"INSERT INTO {table} DEFAULT VALUES",
+                # The audit log is there to be added to, see test_audit.py.
+                *([] if table == "audit_event" else [f"INSERT INTO {table} DEFAULT VALUES"]),
                 f"UPDATE {table} SET {column} = {column}",
                 f"DELETE FROM {table}",
                 f"TRUNCATE {table}",

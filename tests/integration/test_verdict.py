@@ -1,12 +1,26 @@
 """The chaos run's verdict sees what it is there to see."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
+import redis
 
+from app.local.processes import Processes
+from app.local.valkey import EmbeddedValkey
 from tests.chaos.verdict import _left_over, _traces
 from tests.conftest import Company, work_off
+
+
+@pytest.fixture(scope="module")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedValkey]:
+    processes = Processes(tmp_path_factory.mktemp("valkey"))
+    server = EmbeddedValkey(processes.home, processes)
+    server.start()
+    yield server
+    server.stop()
+    processes.end_strays()
 
 
 @pytest.fixture
@@ -60,3 +74,29 @@ def test_a_trace_of_deleted_text_is_found_in_a_table_and_in_a_file(
         "table dead_letter holds violet, which was deleted",
         "file worker.log holds indigo, which was deleted",
     ]
+
+
+@pytest.mark.parametrize(
+    "keep",
+    [
+        lambda v: v.set("violet", "1"),
+        lambda v: v.rpush("queue", "a", "the violet door"),
+        lambda v: v.hset("cache", "a", "the violet door"),
+        lambda v: v.sadd("set", "the violet door"),
+        lambda v: v.zadd("sorted", {"the violet door": 1}),
+        lambda v: v.xadd("stream", {"a": "the violet door"}),
+    ],
+)
+def test_traces_in_valkey_are_found(
+    whole: Company,
+    superuser: psycopg.Connection,
+    tmp_path: Path,
+    valkey: EmbeddedValkey,
+    keep: Callable[[redis.Redis], object],
+) -> None:
+    with redis.Redis.from_url(valkey.url) as server:
+        server.flushall()
+        assert list(_traces(superuser, ["violet"], tmp_path, valkey.url)) == []
+        keep(server)
+    [told] = _traces(superuser, ["violet"], tmp_path, valkey.url)
+    assert told.endswith("holds violet, which was deleted")

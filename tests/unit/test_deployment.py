@@ -151,8 +151,9 @@ def test_servers_keep_their_data_in_volumes_and_publish_no_port() -> None:
     assert mounts == {
         "postgres": ["postgres:/var/lib/postgresql"],
         "valkey": ["valkey:/data"],
-        "migrate": ["models:/models"],
-        "worker": ["models:/models"],
+        "migrate": ["models:/models", "keyring:/keyring"],
+        "worker": ["models:/models", "keyring:/keyring"],
+        "relay": ["keyring:/keyring"],
     }
     assert set(loaded["volumes"]) == {mount.split(":")[0] for m in mounts.values() for mount in m}
     assert not [name for name, service in services.items() if "ports" in service]

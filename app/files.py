@@ -1,4 +1,4 @@
-"""Files of the local stack's state: whole or absent, and readable only by their owner."""
+"""Files of this machine's state: whole or absent, and readable only by their owner."""
 
 import os
 from pathlib import Path

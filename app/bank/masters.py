@@ -1,0 +1,126 @@
+"""Master keys: what the data keys of tenants are wrapped with, and where one comes from.
+
+Nothing but 32-byte data keys is ever given to a master.
+"""
+
+import base64
+import binascii
+import hashlib
+import importlib
+import secrets
+import stat
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from app.errors import UsageError, VaultError
+from app.settings import settings
+
+KEY_BYTES, NONCE_BYTES = 32, 12
+
+
+class Master(Protocol):
+    """Wraps data keys. MEMBANK_MASTER_KMS names a function without arguments that makes one.
+
+    A client of a key management service fits: `context` is its encryption context, and must be the
+    same for both calls. It is called once for each data key in the life of a process.
+    """
+
+    @property
+    def id(self) -> str:
+        """Which master it is, no secret: kept beside what it wrapped."""
+
+    def wrap(self, key: bytes, context: bytes) -> bytes:
+        """The data key as only this master can read it."""
+
+    def unwrap(self, wrapped: bytes, context: bytes) -> bytes:
+        """The data key again. Raises VaultError where it was another's, or another context."""
+
+
+@dataclass(frozen=True)
+class Local:
+    """A master key that this process holds: AES-256-GCM. `id` is the beginning of its sha256."""
+
+    id: str
+    _cipher: AESGCM = field(repr=False, compare=False)
+
+    @classmethod
+    def of(cls, text: str, setting: str) -> "Local":
+        """From base64. Raises UsageError that names the setting and repeats nothing of the text."""
+        try:
+            key = base64.b64decode(text.strip(), validate=True)
+        except (binascii.Error, ValueError):
+            key = b""
+        if len(key) != KEY_BYTES:
+            raise UsageError(
+                f"{setting} is not {KEY_BYTES} bytes in base64: make it with openssl rand -base64"
+                f" {KEY_BYTES}"
+            )
+        return cls(hashlib.sha256(b"membank master " + key).hexdigest()[:16], AESGCM(key))
+
+    def wrap(self, key: bytes, context: bytes) -> bytes:
+        nonce = secrets.token_bytes(NONCE_BYTES)
+        return nonce + self._cipher.encrypt(nonce, key, context)
+
+    def unwrap(self, wrapped: bytes, context: bytes) -> bytes:
+        try:
+            return self._cipher.decrypt(wrapped[:NONCE_BYTES], wrapped[NONCE_BYTES:], context)
+        except (InvalidTag, ValueError):
+            raise VaultError(
+                f"master key {self.id} does not open it: the file was changed or is another's"
+            ) from None
+
+
+def masters() -> tuple[Master, ...]:
+    """The master that wraps, then the one from before it if there is one; () without encryption.
+
+    Raises UsageError for a setting that gives no key.
+    """
+    s = settings()
+    key = None if s.master_key is None else s.master_key.get_secret_value()
+    return _masters(key, s.master_key_file, s.master_kms, s.old_master_key_file)
+
+
+@lru_cache
+def _masters(
+    key: str | None, file: Path | None, kms: str | None, old: Path | None
+) -> tuple[Master, ...]:
+    given: list[Master] = []
+    if key is not None:
+        given.append(Local.of(key, "MEMBANK_MASTER_KEY"))
+    if file is not None:
+        given.append(_of_file(file, "MEMBANK_MASTER_KEY_FILE"))
+    if kms is not None:
+        given.append(_of_kms(kms))
+    if len(given) > 1:
+        raise UsageError(
+            "more than one master key is set: keep one of MEMBANK_MASTER_KEY,"
+            " MEMBANK_MASTER_KEY_FILE and MEMBANK_MASTER_KMS"
+        )
+    if given and old is not None:
+        given.append(_of_file(old, "MEMBANK_OLD_MASTER_KEY_FILE"))
+    return tuple(given)
+
+
+def _of_file(file: Path, setting: str) -> Master:
+    file = file.expanduser()
+    try:
+        mode, text = file.stat().st_mode, file.read_text("ascii")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{setting}={str(file)!r} cannot be read: {error}") from None
+    if stat.S_IMODE(mode) & 0o077:
+        raise UsageError(f"{setting}={str(file)!r} is open to others: chmod 600 {file}")
+    return Local.of(text, setting)
+
+
+def _of_kms(name: str) -> Master:
+    module, _, function = name.partition(":")
+    try:
+        made: Master = getattr(importlib.import_module(module), function)()
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(f"MEMBANK_MASTER_KMS={name!r}, MODULE:FUNCTION: {error}") from None
+    return made

@@ -1,0 +1,44 @@
+"""The audit log."""
+
+import json
+from datetime import datetime
+from typing import Annotated
+
+import typer
+
+from app import console
+from app.commands.options import Tenant
+from app.errors import NotFoundError
+
+commands = typer.Typer(help="Who did what.", no_args_is_help=True)
+
+
+@commands.command("export")
+def audit_export(
+    tenant: Tenant,
+    since: Annotated[
+        datetime | None, typer.Option(help="From this time on, such as 2026-11-01.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """Write a tenant's events, the oldest first. Of an erased tenant there is its receipt."""
+    from app.access.tenants import tenant_id
+    from app.bank.audit import erased, events
+
+    try:
+        tenants = [tenant_id(tenant)]
+    except NotFoundError:
+        tenants = erased(tenant)
+        if not tenants:
+            raise
+    for each in tenants:
+        for event in events(each, since):
+            if as_json:
+                console.print_json(event)
+                continue
+            what = " ".join([event["bank"] or "", *event["document_ids"]]).strip()
+            detail = json.dumps(event["detail"]) if event["detail"] else ""
+            console.say(
+                f"{event['at']:%Y-%m-%d %H:%M:%S}  {event['actor']}  {event['action']}  {what}"
+                f"  {detail}".rstrip()
+            )

@@ -1,0 +1,126 @@
+"""Loading memories that are sealed beside the same ones plain, in turns; and what a note costs.
+
+The same documents are encoded for two tenants, and those of one are sealed. Fetching is what the
+database sends, unsealed; loading is that and decoding it, as an answer needs it.
+"""
+
+import os
+import secrets
+import time
+from base64 import b64encode
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+from app import console
+from app.access.tenants import add_principal, find_bank
+from app.answer.retrieval import Reader, load, nearest
+from app.bank.audit import note
+from app.bank.quota import Quota, begin_request, count_tokens, set_quota
+from app.bank.reseal import Resealed, reseal_tenant
+from app.bank.search import Passage, load_blobs
+from app.bank.session import transaction
+from app.demo.sample import HANDBOOKS, temporary_stack
+from app.errors import UsageError
+from app.ingest.command import run as ingest
+from app.runtime import models
+from app.settings import settings
+
+_BANK, _PLAIN, _SEALED = "handbook", "plain", "sealed"
+Times = dict[str, float]
+
+
+def run(n: int, ks: Sequence[int], as_json: bool) -> None:
+    """Medians over n loads of each kind, milliseconds."""
+    with temporary_stack(lambda _: None), _master_key():
+        readers = {tenant: _filled(tenant) for tenant in (_PLAIN, _SEALED)}
+        reseal_tenant(find_bank(_SEALED, _BANK).tenant, Resealed())
+        found = {tenant: nearest(readers[tenant], "time off", 100).passages for tenant in readers}
+        if len(found[_PLAIN]) < max(ks):
+            raise UsageError(f"the sample has {len(found[_PLAIN])} memories: give a smaller -k")
+        size = _size(readers[_PLAIN], found[_PLAIN])
+        rows = [_row(readers, found, k, n) for k in ks]
+        notes = _notes(readers[_PLAIN], n)
+    if as_json:
+        console.print_json({"bytes_of_a_memory": size, "n": n, "by_k": rows, "notes_ms": notes})
+        return
+    head = ["k", "fetch", "fetch sealed", "load", "load sealed", "load more by %"]
+    cells: list[list[object]] = [
+        [row["k"], *(round(row[h.replace(" ", "_")], 2) for h in head[1:5]), round(row["more"], 1)]
+        for row in rows
+    ]
+    console.table(f"Memories of {size} bytes, milliseconds, median of {n}", head, cells)
+    console.table("A question's bookkeeping, milliseconds", list(notes), [[*notes.values()]])
+
+
+@contextmanager
+def _master_key() -> Iterator[None]:
+    """For this process alone: the stack's worker and relay have none, and leave all plain."""
+    os.environ["MEMBANK_MASTER_KEY"] = b64encode(secrets.token_bytes(32)).decode()
+    settings.cache_clear()
+    try:
+        yield
+    finally:
+        del os.environ["MEMBANK_MASTER_KEY"]
+
+
+def _filled(tenant: str) -> Reader:
+    """All handbooks as one text without headings, so that its chunks are as long as chunks get."""
+    lines = [line for f in sorted(HANDBOOKS.glob("*/*.md")) for line in f.read_text().splitlines()]
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "all.txt"
+        file.write_text(" ".join(line for line in lines if not line.startswith("#")))
+        ingest([file], tenant, _BANK, None, True, True)
+    add_principal(tenant, "reader")
+    return Reader.of(tenant, _BANK, "reader")
+
+
+def _size(reader: Reader, passages: Sequence[Passage]) -> int:
+    """Bytes of a memory, the median."""
+    blobs = load_blobs(reader.asker, reader.profile, [p.id for p in passages])
+    return int(median(len(blob) for blob in blobs.values()))
+
+
+def _row(
+    readers: dict[str, Reader], found: dict[str, list[Passage]], k: int, n: int
+) -> dict[str, float]:
+    dtype = models().lm.dtype
+    steps: dict[str, Callable[[], object]] = {}
+    for tenant, suffix in ((_PLAIN, ""), (_SEALED, "_sealed")):
+        reader, passages = readers[tenant], found[tenant][:k]
+        ids = [p.id for p in passages]
+        steps["fetch" + suffix] = lambda r=reader, i=ids: load_blobs(r.asker, r.profile, i)  # type: ignore[misc]
+        steps["load" + suffix] = lambda r=reader, p=passages: load(r, p, dtype)  # type: ignore[misc]
+    times = _medians(steps, n)
+    return {"k": k, **times, "more": 100 * (times["load_sealed"] / times["load"] - 1)}
+
+
+def _notes(reader: Reader, n: int) -> Times:
+    """With limits set, which are looked at then."""
+    asker = reader.asker
+    set_quota(asker.tenant or 0, Quota(None, None, 10**9, 10**9))
+
+    def record() -> None:
+        with transaction(asker) as connection:
+            note(connection, asker.tenant, "ask", reader.bank, ["d"], [1], {"mode": "memory"})
+            count_tokens(connection, 1)
+
+    def nothing() -> None:
+        with transaction(asker):
+            pass
+
+    steps = {"empty": nothing, "begin": lambda: begin_request(asker), "record": record}
+    return {name: round(value, 2) for name, value in _medians(steps, n).items()}
+
+
+def _medians(steps: Mapping[str, Callable[[], object]], n: int) -> Times:
+    spent: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(n + 3):
+        for name, step in steps.items():
+            started = time.perf_counter()
+            step()
+            if turn >= 3:  # the first ones open connections
+                spent[name].append((time.perf_counter() - started) * 1000)
+    return {name: median(values) for name, values in spent.items()}
