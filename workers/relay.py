@@ -1,10 +1,12 @@
 """Look for due work in the outbox and wake workers for it. Keeps nothing of its own.
 
-Beside that it looks now and then for changes that no trigger noticed, and queues them.
+Beside that it looks now and then for changes that no trigger noticed, and queues them; and for
+large banks, and makes their vector indexes.
 """
 
 import signal
 import threading
+from collections.abc import Callable
 from dataclasses import asdict
 
 import redis
@@ -12,9 +14,10 @@ import structlog
 from kombu.exceptions import OperationalError
 
 from app.addresses import redis_url
+from app.bank.indexes import keep
 from app.bank.outbox import waiting_profiles
 from app.bank.reconcile import reconcile
-from app.errors import MembankError
+from app.errors import MembankError, UsageError
 from app.log import configure
 from app.settings import settings
 from workers.app import app, queue_of
@@ -29,9 +32,13 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     log.info("started", poll_seconds=settings().poll_seconds)
-    # In a thread of its own: a look at all banks takes longer than a poll may.
-    reconciler = threading.Thread(target=reconcile_regularly, args=(stop,), name="reconcile")
-    reconciler.start()
+    # In threads of their own: a look at all banks takes longer than a poll may.
+    threads = [
+        threading.Thread(target=target, args=(stop,), name=target.__name__)
+        for target in (reconcile_regularly, maintain_regularly)
+    ]
+    for thread in threads:
+        thread.start()
     well = True
     while not stop.is_set():
         try:
@@ -44,20 +51,51 @@ def main() -> None:
                 log.warning("cannot relay, work waits in the outbox", reason=str(error))
             well = False
         stop.wait(settings().poll_seconds)
-    reconciler.join()
+    for thread in threads:
+        thread.join()
     log.info("stopped")
 
 
 def reconcile_regularly(stop: threading.Event) -> None:
     """Queue what no trigger noticed, soon after the start and then at every interval."""
+    _regularly(stop, _reconcile, settings().reconcile_seconds, "cannot reconcile")
+
+
+def maintain_regularly(stop: threading.Event) -> None:
+    """Make the indexes of banks that have grown large, at the same times of another interval."""
+    _regularly(stop, _maintain, settings().maintain_seconds, "cannot look after vector indexes")
+
+
+def _regularly(
+    stop: threading.Event,
+    task: Callable[[threading.Event], None],
+    seconds: float,
+    failed: str,
+) -> None:
     while not stop.is_set():
         try:
-            found = reconcile(stop)
-            if found.any:
-                log.warning("changes that no trigger noticed", **asdict(found))
-        except Exception as error:  # the next look may succeed, so the thread must live
-            log.warning("cannot reconcile", reason=f"{type(error).__name__}: {error}")
-        stop.wait(settings().reconcile_seconds)
+            task(stop)
+        except Exception as error:  # the next time may succeed, so the thread must live
+            log.warning(failed, reason=f"{type(error).__name__}: {error}")
+        stop.wait(seconds)
+
+
+def _reconcile(stop: threading.Event) -> None:
+    found = reconcile(stop)
+    if found.any:
+        log.warning("changes that no trigger noticed", **asdict(found))
+
+
+def _maintain(stop: threading.Event) -> None:
+    try:
+        kept = keep(settings().hnsw_from, stop)
+    except UsageError as error:
+        # Only the tables' owner can, and not every relay is told who that is.
+        log.info("vector indexes are left to membank maintain", reason=str(error))
+        stop.wait()
+        return
+    if kept.made or kept.dropped:
+        log.info("vector indexes", made=kept.made, dropped=kept.dropped)
 
 
 def wake() -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from app.access.tenants import find_bank, find_principal
+from app.bank.filters import Filter
 from app.bank.search import Passage, load_blobs, search
 from app.bank.session import Asker
 from app.errors import BlobError, UsageError
@@ -43,21 +44,34 @@ class Reader:
         return cls(asker, found.id, found.profile)
 
 
-def find(reader: Reader, question: str, k: int | None = None) -> Found:
-    """The k memories nearest to a question that the reader may read, whatever their score.
+def find(
+    reader: Reader,
+    question: str,
+    k: int | None = None,
+    least: float = -1.0,
+    where: Filter | None = None,
+) -> Found:
+    """The k memories that fit a question best, of those that the reader may read.
 
-    Raises UsageError for a question that is empty or too long, or k out of range.
+    least: cosine below which one does not count; where: what the metadata of its document must be.
+    Raises UsageError for a question that is empty or too long, k or `least` out of range, or a
+    filter on a field that there is not.
     """
-    return nearest(reader, checked(question), k)
+    if not -1 <= least <= 1:
+        raise UsageError(f"the least score is {least}: give -1 to 1")
+    return found_for(reader, checked(question), k, least, where)
 
 
-def nearest(reader: Reader, words: str, k: int | None = None) -> Found:
+def found_for(
+    reader: Reader, words: str, k: int | None, least: float, where: Filter | None = None
+) -> Found:
     """The same for any text. Raises UsageError for k out of range."""
     k = _checked_k(k)
     started = time.perf_counter()
     vector = models().embedder.embed([words])[0]
     embedded = time.perf_counter()
-    passages = search(reader.asker, reader.bank, reader.profile, vector.tolist(), k)
+    of = (reader.asker, reader.bank, reader.profile)
+    passages = search(*of, vector.tolist(), k, words, least, where)
     now = time.perf_counter()
     return Found(
         passages,

@@ -7,6 +7,7 @@ from typing import Any
 from app.answer.generate import Generation, Refresh
 from app.answer.recall import Recall, Source
 from app.answer.retrieval import Found, Reader, checked, find, ms
+from app.bank.filters import Filter
 from app.bank.search import Passage
 from app.errors import UsageError
 from app.memory.compose import compose
@@ -54,8 +55,11 @@ def ask(
     max_tokens: int = 64,
     min_score: float | None = None,
     refresh_every: int | None = None,
+    where: Filter | None = None,
 ) -> Answer:
     """Answer a question. When nothing readable is near enough, the answer says so.
+
+    `where`: what the metadata of the documents must be that it is answered from; all by default.
 
     After every `refresh_every` tokens memories are searched for again, with question and answer so
     far; 0: never; None: as MEMBANK_REFRESH_EVERY says. Only answers from memory are refreshed.
@@ -71,13 +75,13 @@ def ask(
     started = time.perf_counter()
     if mode == "closed":
         return _closed(m, text, max_tokens, started)
-    found = find(reader, text, k)
     least = settings().min_score if min_score is None else min_score
-    passages = [p for p in found.passages if p.score >= least]
+    found = find(reader, text, k, least, where)
+    passages = found.passages
     if not passages:
         return _nothing(mode, started, found)
     if mode == "memory":
-        recall = Recall(reader, text, k, least)
+        recall = Recall(reader, text, k, least, where)
         return _from_memory(recall, tail, passages, max_tokens, every, started, found)
     return _from_text(m, text, passages, max_tokens, started, found)
 

@@ -60,9 +60,11 @@ def _stem(word: str) -> str:
     """Without the commonest English endings, so that works, worked and working are one word."""
     if word.endswith("ies") and len(word) > 3 and word[-4] not in "ae":
         word = word[:-3] + "y"
-    elif word.endswith("es") and len(word) > 3 and word[-3] not in "aeo":
-        word = word[:-1]
-    elif word.endswith("s") and len(word) > 3 and word[-2] not in "us":
+    elif (
+        word.endswith("s")
+        and len(word) > 3
+        and not word.endswith(("us", "ss", "aes", "ees", "oes"))
+    ):
         word = word[:-1]
     for ending in ("ing", "ed", "ly"):
         if word.endswith(ending) and len(word) > len(ending) + 3:

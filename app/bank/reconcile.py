@@ -40,16 +40,17 @@ def reconcile(stop: threading.Event | None = None) -> Found:
     Raises UnavailableError.
     """
     found: Counter[str] = Counter()
-    tenant = _next_tenant(0)
+    tenant = next_tenant(0)
     while tenant is not None and not (stop and stop.is_set()):
         found["tenants"] += 1
         _documents(tenant, found)
         _chunks(tenant, found, stop)
-        tenant = _next_tenant(tenant)
+        tenant = next_tenant(tenant)
     return Found(**{f.name: found[f.name] for f in fields(Found)})
 
 
-def _next_tenant(after: int) -> int | None:
+def next_tenant(after: int) -> int | None:
+    """The first tenant whose id is above `after`, None behind the last."""
     with transaction(Asker("worker")) as connection:
         return connection.execute(text("SELECT next_tenant(:after)"), {"after": after}).scalar()
 
