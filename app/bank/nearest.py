@@ -22,7 +22,7 @@ from app.bank.session import Asker
 
 Way = Literal["all", "index", "documents"]
 
-_LIST = 100
+_LIST = 200
 _MOST_SCANNED = 2000
 """Keys that an index may bring: where more are needed, going by documents costs less."""
 _REMEMBERED = 60.0
@@ -92,7 +92,7 @@ class Nearest:
             return self._run(connection, "all", size)
         who = (self.asker, self.bank, self.profile, self.where)
         if time.monotonic() - _short.get(who, -math.inf) > _REMEMBERED:
-            limits = {"list": min(max(_LIST, size), 1000), "most": max(_MOST_SCANNED, 2 * size)}
+            limits = {"list": min(max(_LIST, 2 * size), 1000), "most": max(_MOST_SCANNED, 2 * size)}
             connection.execute(_LIMITS, {name: str(value) for name, value in limits.items()})
             connection.execute(_ALONE, {"alone": "on"})
             found = self._run(connection, "index", size)
