@@ -43,7 +43,7 @@ def search(
     that no document has which the asker may read.
     """
     nearest = Nearest(asker, bank, profile, vector, where)
-    size = max(k, POOL if words else 0)
+    size = max(k, POOL)
     with transaction(asker) as connection:
         if where is not None:
             _require_fields(connection, asker, bank, where)
@@ -68,8 +68,8 @@ _HAS_FIELD = text(
 )
 _FIELDS = text(
     "SELECT DISTINCT key FROM (SELECT metadata FROM document d WHERE d.tenant_id = :tenant"
-    " AND d.bank_id = :bank AND jsonb_typeof(metadata) = 'object' LIMIT 1000) some,"
-    " jsonb_object_keys(some.metadata) key ORDER BY key LIMIT 20"
+    " AND d.bank_id = :bank AND jsonb_typeof(metadata) = 'object' LIMIT 1000) d,"
+    " jsonb_object_keys(d.metadata) key ORDER BY key LIMIT 20"
 )
 
 

@@ -207,7 +207,7 @@ def answer(
     cosines: dict[int, float], texts: dict[int, str], k: int, least: float, words: str
 ) -> list[int]:
     """The chunks that a search brings, of the readable ones, nearest first."""
-    size = max(k, POOL if words else 0)
+    size = max(k, POOL)
     while True:
         pool = [chunk for chunk in list(cosines)[:size] if cosines[chunk] >= least]
         order = best(words, [texts[c] for c in pool], [cosines[c] for c in pool], k)
