@@ -33,12 +33,10 @@ def main() -> None:
         signal.signal(number, lambda *_: stop.set())
     log.info("started", poll_seconds=settings().poll_seconds)
     # In threads of their own: a look at all banks takes longer than a poll may.
-    threads = [
-        threading.Thread(target=target, args=(stop,), name=target.__name__)
-        for target in (reconcile_regularly, maintain_regularly)
-    ]
-    for thread in threads:
-        thread.start()
+    reconciler = threading.Thread(target=reconcile_regularly, args=(stop,), name="reconcile")
+    reconciler.start()
+    # Nobody waits for a build that has begun: the database ends it alone.
+    threading.Thread(target=maintain_regularly, args=(stop,), name="maintain", daemon=True).start()
     well = True
     while not stop.is_set():
         try:
@@ -51,8 +49,7 @@ def main() -> None:
                 log.warning("cannot relay, work waits in the outbox", reason=str(error))
             well = False
         stop.wait(settings().poll_seconds)
-    for thread in threads:
-        thread.join()
+    reconciler.join()
     log.info("stopped")
 
 
