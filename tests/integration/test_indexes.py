@@ -13,6 +13,7 @@ from app.bank.nearest import Nearest, Way
 from app.bank.search import search
 from app.bank.session import Asker, transaction
 from app.errors import UsageError
+from app.local.processes import wait_until
 from app.settings import settings
 from benchmarks.search_rows import PROFILE, Filled, Keys, Rows
 from tests.conftest import NORTH, Company, administer, work_off
@@ -226,3 +227,38 @@ class TestFilters:
     def found(company: Company, asker: Asker, where: Filter | None) -> int:
         of = (asker, company.bank.id, OF_THE_TESTS)
         return len(search(*of, NORTH, 5, where=where))
+
+
+class TestRelay:
+    def test_makes_the_index_of_a_bank_that_has_grown_large(
+        self, large: Filled, superuser: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from workers.relay import maintain_regularly
+
+        monkeypatch.setenv("MEMBANK_HNSW_FROM", "1000")
+        settings.cache_clear()
+        stop = threading.Event()
+        relay = threading.Thread(target=maintain_regularly, args=(stop,))
+        relay.start()
+        try:
+            assert wait_until(lambda: names(superuser) == {name_of(large)}, 60)
+        finally:
+            stop.set()
+            relay.join(60)
+        assert not relay.is_alive()
+
+    def test_leaves_it_to_others_where_it_does_not_know_the_owner(
+        self, database: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from workers import relay
+
+        def refused(*_: object) -> None:
+            raise UsageError("no owner")
+
+        monkeypatch.setattr(relay, "keep", refused)
+        stop = threading.Event()
+        waiting = threading.Thread(target=relay.maintain_regularly, args=(stop,))
+        waiting.start()
+        stop.set()
+        waiting.join(10)
+        assert not waiting.is_alive()
