@@ -161,6 +161,15 @@ class Settings(BaseSettings):
     reconcile_seconds: float = Field(
         300, gt=0, description="How often the relay looks for changes that no trigger noticed."
     )
+    hnsw_from: int = Field(
+        20_000,
+        ge=100,
+        description="Memories from which on a bank gets a vector index; smaller ones are searched"
+        " exactly.",
+    )
+    maintain_seconds: float = Field(
+        300, gt=0, description="How often the relay looks for banks that need an index, or no more."
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="Least severe log line that worker and relay write."
     )

@@ -114,7 +114,8 @@ def _remembered(
     with console.progress() as bar:
         task = bar.add_task("embedding", total=len(pieces), rate="")
         found = vectors.of([p.text for p in pieces], lambda done: bar.update(task, advance=done))
-    hits = Corpus(pieces, found).search(m.embedder.embed([q.question for q in asked]), k)
+    words = [question.question for question in asked]
+    hits = Corpus(pieces, found).best(words, m.embedder.embed(words), k)
     said = []
     with console.progress() as bar:
         task = bar.add_task("memory", total=len(asked), rate="")

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 from app import console
 from app.access.tenants import add_principal, find_bank
-from app.answer.retrieval import Reader, load, nearest
+from app.answer.retrieval import Reader, found_for, load
 from app.bank.audit import note
 from app.bank.quota import Quota, begin_request, count_tokens, set_quota
 from app.bank.reseal import Resealed, reseal_tenant
@@ -37,7 +37,9 @@ def run(n: int, ks: Sequence[int], as_json: bool) -> None:
     with temporary_stack(lambda _: None), _master_key():
         readers = {tenant: _filled(tenant) for tenant in (_PLAIN, _SEALED)}
         reseal_tenant(find_bank(_SEALED, _BANK).tenant, Resealed())
-        found = {tenant: nearest(readers[tenant], "time off", 100).passages for tenant in readers}
+        found = {
+            tenant: found_for(readers[tenant], "time off", 100, -1.0).passages for tenant in readers
+        }
         if len(found[_PLAIN]) < max(ks):
             raise UsageError(f"the sample has {len(found[_PLAIN])} memories: give a smaller -k")
         size = _size(readers[_PLAIN], found[_PLAIN])

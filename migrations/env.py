@@ -8,6 +8,7 @@ from alembic import context
 from sqlalchemy import Connection, create_engine, pool, text
 
 from app.addresses import database_url
+from app.bank.indexes import PREFIX
 from app.bank.tables import metadata
 
 # Waiting DDL blocks every later reader of its table, so it gives up soon; two upgrades at a time
@@ -22,6 +23,7 @@ def run(connection: Connection) -> None:
         connection=connection,
         transaction_per_migration=True,
         target_metadata=metadata,
+        include_name=lambda name, kind, _: not (name or "").startswith(PREFIX),
         autogenerate_plugins=["alembic.autogenerate.*", "~alembic.autogenerate.comments"],
     )
     with context.begin_transaction():

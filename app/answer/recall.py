@@ -4,7 +4,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from app.answer.retrieval import Reader, load, ms, nearest
+from app.answer.retrieval import Reader, found_for, load, ms
+from app.bank.filters import Filter
 from app.bank.search import Passage, readable
 from app.memory.compose import Memories, compose
 from app.memory.kv import KV
@@ -42,9 +43,17 @@ class Recall:
     swaps: how often `again` brought other memories; search_ms, load_ms: milliseconds that it spent.
     """
 
-    def __init__(self, reader: Reader, question: str, k: int | None, least: float) -> None:
-        """`k`: memories at a time; `least`: cosine below which one does not count."""
-        self._reader, self._question, self._k, self._least = reader, question, k, least
+    def __init__(
+        self,
+        reader: Reader,
+        question: str,
+        k: int | None,
+        least: float,
+        where: Filter | None = None,
+    ) -> None:
+        """`k`: memories at a time; `least` and `where`: which count, as in `find`."""
+        self._reader, self._question = reader, question
+        self._k, self._least, self._where = k, least, where
         self._passages: Sequence[Passage] = ()
         self._stored: dict[int, KV] = {}
         self._memories: Memories | None = None
@@ -78,8 +87,8 @@ class Recall:
         """
         started = time.perf_counter()
         words = f"{self._question}\n{written[-_RECENT:]}"
-        found = nearest(self._reader, words, self._k).passages
-        passages = [p for p in found if p.score >= self._least] or self._still_readable()
+        found = found_for(self._reader, words, self._k, self._least, self._where)
+        passages = found.passages or self._still_readable()
         searched = time.perf_counter()
         self.search_ms = round(self.search_ms + ms(started, searched), 2)
         if [p.id for p in passages] == list(self._stored):

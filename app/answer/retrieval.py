@@ -8,6 +8,7 @@ import torch
 
 from app.access.tenants import bank_now, find_bank, find_principal
 from app.bank.audit import note
+from app.bank.filters import Filter
 from app.bank.quota import begin_request
 from app.bank.search import Passage, load_blobs, search
 from app.bank.session import Asker, transaction
@@ -55,15 +56,23 @@ class Reader:
         return replace(self, profile=found.profile, codec=codec_of(found))
 
 
-def find(reader: Reader, question: str, k: int | None = None) -> Found:
-    """The k memories nearest to a question that the reader may read, whatever their score.
+def find(
+    reader: Reader,
+    question: str,
+    k: int | None = None,
+    least: float = -1.0,
+    where: Filter | None = None,
+) -> Found:
+    """The k memories that fit a question best, of those that the reader may read.
 
+    least: cosine below which one does not count; where: what the metadata of its document must be.
     Counts as a request and is noted in the audit log. Raises UsageError for a question that is
-    empty or too long, or k out of range; QuotaError when the day's requests are used up.
+    empty or too long, k or `least` out of range, or a filter on a field that there is not;
+    QuotaError when the day's requests are used up.
     """
     words = checked(question)
     begin_request(reader.asker)
-    found = nearest(reader.now(), words, k)
+    found = found_for(reader.now(), words, k, least, where)
     with transaction(reader.asker) as connection:
         documents = [p.document_id for p in found.passages]
         chunks = [p.id for p in found.passages]
@@ -71,16 +80,21 @@ def find(reader: Reader, question: str, k: int | None = None) -> Found:
     return found
 
 
-def nearest(reader: Reader, words: str, k: int | None = None) -> Found:
+def found_for(
+    reader: Reader, words: str, k: int | None, least: float, where: Filter | None = None
+) -> Found:
     """The same for any text under the reader's profile, as a part of a request.
 
-    Raises UsageError for k out of range.
+    Raises UsageError for k or `least` out of range.
     """
+    if not -1 <= least <= 1:
+        raise UsageError(f"the least score is {least}: give -1 to 1")
     k = _checked_k(k)
     started = time.perf_counter()
     vector = models().embedder.embed([words])[0]
     embedded = time.perf_counter()
-    passages = search(reader.asker, reader.bank, reader.profile, vector.tolist(), k)
+    of = (reader.asker, reader.bank, reader.profile)
+    passages = search(*of, vector.tolist(), k, words, least, where)
     now = time.perf_counter()
     return Found(
         passages,

@@ -6,8 +6,9 @@ from typing import Any
 
 from app.answer.generate import Generation, Refresh
 from app.answer.recall import Recall, Source
-from app.answer.retrieval import Found, Reader, checked, ms, nearest
+from app.answer.retrieval import Found, Reader, checked, found_for, ms
 from app.bank.audit import note
+from app.bank.filters import Filter
 from app.bank.quota import begin_request, count_tokens
 from app.bank.search import Passage
 from app.bank.session import transaction
@@ -57,8 +58,11 @@ def ask(
     max_tokens: int = 64,
     min_score: float | None = None,
     refresh_every: int | None = None,
+    where: Filter | None = None,
 ) -> Answer:
     """Answer a question. When nothing readable is near enough, the answer says so.
+
+    `where`: what the metadata of the documents must be that it is answered from; all by default.
 
     After every `refresh_every` tokens memories are searched for again, with question and answer so
     far; 0: never; None: as MEMBANK_REFRESH_EVERY says. Only answers from memory are refreshed.
@@ -79,13 +83,13 @@ def ask(
         answer = _closed(m, text, max_tokens, started)
     else:
         reader = reader.now()  # and so to the answer's end, also when the bank is switched
-        found = nearest(reader, text, k)
         least = settings().min_score if min_score is None else min_score
-        passages = [p for p in found.passages if p.score >= least]
+        found = found_for(reader, text, k, least, where)
+        passages = found.passages
         if not passages:
             answer = _nothing(mode, started, found)
         elif mode == "memory":
-            recall = Recall(reader, text, k, least)
+            recall = Recall(reader, text, k, least, where)
             answer = _from_memory(recall, tail, passages, max_tokens, every, started, found)
         else:
             answer = _from_text(m, text, passages, max_tokens, started, found)

@@ -1,14 +1,18 @@
-"""Search by key, under the asking principal's rights, and the blobs of what was found."""
+"""Search under the asking principal's rights, and the blobs of what was found."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from pgvector import HalfVector
-from sqlalchemy import text
+from sqlalchemy import Connection, Row, text
 
+from app.bank.filters import Filter, comparisons
 from app.bank.keyring import KeyName
+from app.bank.nearest import Nearest
+from app.bank.rank import POOL, best
 from app.bank.session import Asker, driver_of, transaction
 from app.bank.vault import Place, unseal
+from app.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -23,48 +27,63 @@ class Passage:
     score: float
 
 
-# Rights (by policy) and staleness are settled before LIMIT, so k rows come back whenever k may be
-# read. Documents are joined after it: joined before, the planner expects to find one of them and
-# reads all keys again for each (250 ms instead of 10 for 3,853 keys).
-_NEAREST = text(
+def search(
+    asker: Asker,
+    bank: int,
+    profile: str,
+    vector: Sequence[float],
+    k: int,
+    words: str = "",
+    least: float = -1.0,
+    where: Filter | None = None,
+) -> list[Passage]:
+    """The k best memories of a bank that `asker` may read, best first; the same text once.
+
+    words: the question, by which passages are ordered beside its vector; without it the nearest
+    come first. least: cosine below which a passage does not count. where: what the metadata of its
+    document must be. k come back wherever there are k. Raises UsageError for a filter on a field
+    that no document has which the asker may read.
     """
-    WITH near AS MATERIALIZED (
-        SELECT k.chunk_id, k.bank_id, k.document_id,
-               k.embedding <=> cast(:vector AS halfvec) AS distance
-        FROM memory_key k
-        WHERE k.tenant_id = :tenant AND k.bank_id = :bank AND k.profile_id = :profile
-            AND k.document_id NOT IN (  -- hashed, however many there are
-                SELECT d.id FROM document d
-                WHERE d.tenant_id = :tenant AND d.bank_id = :bank
-                    AND (d.revision <> d.split_revision OR d.text_hash <> d.content_hash))
-        ORDER BY distance, k.chunk_id LIMIT :k
-    )
-    SELECT n.chunk_id, n.document_id, n.distance, d.title, d.source, c.text
-    FROM near n
-    JOIN document d ON d.tenant_id = :tenant AND d.bank_id = n.bank_id AND d.id = n.document_id
-    JOIN chunk c ON c.tenant_id = :tenant AND c.id = n.chunk_id
-    ORDER BY n.distance, n.chunk_id
-    """
+    nearest = Nearest(asker, bank, profile, vector, where)
+    size = max(k, POOL)
+    with transaction(asker) as connection:
+        if where is not None:
+            _require_fields(connection, asker, bank, where)
+        while True:
+            rows = nearest.read(connection, size)
+            near = [row for row in rows if 1.0 - row.distance >= least]
+            texts, cosines = [row.text for row in near], [1.0 - row.distance for row in near]
+            chosen = best(words, texts, cosines, k)
+            # Copies of one text may fill the pool, and the rest of the k stand behind it.
+            if len(chosen) == k or len(near) < size:
+                return [_passage(near[i]) for i in chosen]
+            size *= 4
+
+
+def _passage(r: Row[Any]) -> Passage:
+    return Passage(r.chunk_id, r.document_id, r.title, r.source, r.text, 1.0 - r.distance)
+
+
+_HAS_FIELD = text(
+    "SELECT EXISTS (SELECT FROM document d WHERE d.tenant_id = :tenant AND d.bank_id = :bank"
+    " AND jsonb_exists(d.metadata, :key))"
+)
+_FIELDS = text(
+    "SELECT DISTINCT key FROM (SELECT metadata FROM document d WHERE d.tenant_id = :tenant"
+    " AND d.bank_id = :bank AND jsonb_typeof(metadata) = 'object' LIMIT 1000) d,"
+    " jsonb_object_keys(d.metadata) key ORDER BY key LIMIT 20"
 )
 
 
-def search(asker: Asker, bank: int, profile: str, vector: Sequence[float], k: int) -> list[Passage]:
-    """The k nearest memories of a bank that `asker` may read, nearest first. Exact."""
-    with transaction(asker) as connection:
-        rows = connection.execute(
-            _NEAREST,
-            {
-                "tenant": asker.tenant,
-                "bank": bank,
-                "profile": profile,
-                "vector": HalfVector(list(vector)).to_text(),
-                "k": k,
-            },
-        ).all()
-    return [
-        Passage(r.chunk_id, r.document_id, r.title, r.source, r.text, 1.0 - r.distance)
-        for r in rows
-    ]
+def _require_fields(connection: Connection, asker: Asker, bank: int, where: Filter) -> None:
+    values = {"tenant": asker.tenant, "bank": bank}
+    for key in dict.fromkeys(each.key for each in comparisons(where)):
+        if not connection.execute(_HAS_FIELD, values | {"key": key}).scalar():
+            known = ", ".join(map(repr, connection.execute(_FIELDS, values).scalars()))
+            raise UsageError(
+                f"no document that you may read has the metadata {key!r}:"
+                f" correct the filter; there are {known or 'none'}"
+            )
 
 
 _READABLE = text(

@@ -219,6 +219,7 @@ Table(
     PrimaryKeyConstraint("tenant_id", "chunk_id", "profile_id"),
     _reference((*_DOCUMENT, "chunk_id"), "chunk", (*_DOCUMENT, "id"), onupdate="CASCADE"),
     Index("memory_key_bank", "tenant_id", "bank_id", "profile_id"),
+    Index("memory_key_document", *_DOCUMENT),
 )
 Table(
     "memory_blob",

@@ -198,3 +198,25 @@ def bench_vault(
     from benchmarks import vault
 
     vault.run(n, numbers("-k", k), as_json)
+
+
+@commands.command("search")
+def bench_search(
+    rows: Annotated[
+        int, typer.Option(help="Memories of all tenants together.", min=1000)
+    ] = 1_000_000,
+    sizes: Annotated[
+        str, typer.Option(help="Memories of the tenants that are asked, smallest first.")
+    ] = "10,1000,10000,100000",
+    n: Annotated[int, typer.Option("-n", help="Questions of each reader.", min=10)] = 60,
+    corpus: Annotated[
+        Path | None, typer.Option(help="Passages whose keys are taken; default keys are drawn.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Draws keys and questions.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Search under access lists beside one index over all tenants: recall, rows and time."""
+    from benchmarks import search
+
+    plan = search.Plan(tuple(numbers("--sizes", sizes)), rows, n, seed)
+    search.run(plan, corpus, as_json)

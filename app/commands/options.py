@@ -17,6 +17,15 @@ LlamaPython = Annotated[
     typer.Option(help="Python that has llama-cpp-python, for the peer; default: this one."),
 ]
 Adapter = Annotated[str | None, typer.Option(help="DIR, none or auto; default MEMBANK_ADAPTER.")]
+Where = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--filter",
+        metavar="KEY=VALUE",
+        help="Only documents with this metadata; several times: with all of it. Or a condition as"
+        " JSON, as docs/how-to/search.md says.",
+    ),
+]
 K = Annotated[int | None, typer.Option("-k", help="Memories to use, 1 to 100.")]
 
 

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from app import console
-from app.commands.options import As, Bank, Json, K, Tenant
+from app.bank.filters import of_options
+from app.commands.options import As, Bank, Json, K, Tenant, Where
 from app.errors import UsageError
 
 commands = typer.Typer()
@@ -14,12 +15,23 @@ commands = typer.Typer()
 
 @commands.command()
 def search(
-    question: str, tenant: Tenant, bank: Bank, principal: As, k: K = None, as_json: Json = False
+    question: str,
+    tenant: Tenant,
+    bank: Bank,
+    principal: As,
+    k: K = None,
+    min_score: Annotated[
+        float, typer.Option(help="Least cosine of a memory; default all count.")
+    ] = -1.0,
+    where: Where = None,
+    as_json: Json = False,
 ) -> None:
-    """The memories nearest to a question that the principal may read."""
+    """The memories that fit a question best, of those that the principal may read."""
     from app.answer.retrieval import Reader, find
 
-    found = find(Reader.of(tenant, bank, principal), question, 5 if k is None else k)
+    condition = of_options(where or [])
+    reader = Reader.of(tenant, bank, principal)
+    found = find(reader, question, 5 if k is None else k, min_score, condition)
     results = [asdict(passage) for passage in found.passages]
     if as_json:
         console.print_json({"results": results, "timings_ms": found.timings_ms})
@@ -52,6 +64,7 @@ def ask(
             " 0: never; default MEMBANK_REFRESH_EVERY. Only with --mode memory."
         ),
     ] = None,
+    where: Where = None,
     as_json: Json = False,
 ) -> None:
     """Answer a question from a bank, with sources and timings."""
@@ -61,6 +74,7 @@ def ask(
     if mode not in ("memory", "rag", "closed"):
         raise UsageError(f"--mode is {mode!r}: memory, rag or closed")
     chosen: Any = mode
+    condition = of_options(where or [])
     reader = Reader.of(tenant, bank, principal)
     answer = answer_to(
         reader,
@@ -70,6 +84,7 @@ def ask(
         max_tokens=max_tokens,
         min_score=min_score,
         refresh_every=refresh_every,
+        where=condition,
     )
     if as_json:
         console.print_json(answer.json())

@@ -8,7 +8,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,8 +56,10 @@ def update() -> Update:
 
 
 @contextlib.contextmanager
-def temporary_stack(tell: Callable[[str], None]) -> Iterator[Stack]:
-    """A stack in a temporary home, ended and deleted afterwards.
+def temporary_stack(
+    tell: Callable[[str], None], services: Collection[str] = tuple(SERVICES)
+) -> Iterator[Stack]:
+    """A stack in a temporary home, ended and deleted afterwards; `services` beside its servers.
 
     The environment and the settings of this process point to it meanwhile, so that servers which
     the user's settings name are not touched.
@@ -81,7 +83,7 @@ def temporary_stack(tell: Callable[[str], None]) -> Iterator[Stack]:
         _end_on_sigterm()
         for step in stack.servers():
             tell(f"{step.name} {step.detail}")
-        for name in SERVICES:
+        for name in services:
             step = stack.service(name)
             tell(f"{step.name} {step.detail}")
         yield stack

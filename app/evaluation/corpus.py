@@ -1,4 +1,4 @@
-"""Passages in chunks, and the search among them that a bank would do: exact, by cosine.
+"""Passages in chunks, and the search among them that a bank would do, exact.
 
 Chunks are split as a worker splits documents and their vectors are kept on disk, so that a corpus
 is embedded once for an embedder, and a run that was cut off goes on where it stopped.
@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from app.bank.rank import POOL, best
 from app.evaluation.metrics import contains
 from app.evaluation.questions import Passage
 from app.ingest.split import CountTokens, split
@@ -75,7 +76,7 @@ class Vectors:
 
 @dataclass(frozen=True)
 class Hits:
-    """The pieces nearest to each question, best first; both (questions, k)."""
+    """The pieces for each question, best first, and their cosines; both (questions, k)."""
 
     pieces: list[list[int]]
     scores: list[list[float]]
@@ -89,6 +90,25 @@ class Corpus:
         self._of: dict[str, list[int]] = {}
         for index, piece in enumerate(pieces):
             self._of.setdefault(piece.passage, []).append(index)
+
+    def best(
+        self,
+        questions: Sequence[str],
+        vectors: Tensor,
+        k: int,
+        among: Sequence[Sequence[int]] | None = None,
+    ) -> Hits:
+        """The k best pieces of each question, in the order in which a bank would bring them.
+
+        vectors: those of the questions; among: as in `search`.
+        """
+        near = self.search(vectors, max(k, POOL), among)
+        pieces, scores = [], []
+        for question, some, cosines in zip(questions, near.pieces, near.scores, strict=True):
+            chosen = best(question, [self.pieces[i].text for i in some], cosines, k)
+            pieces.append([some[i] for i in chosen])
+            scores.append([cosines[i] for i in chosen])
+        return Hits(pieces, scores)
 
     def search(
         self, questions: Tensor, k: int, among: Sequence[Sequence[int]] | None = None

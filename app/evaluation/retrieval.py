@@ -38,7 +38,7 @@ class Retrieval:
         own: bool,
         bar: Callable[[int, int], None],
     ) -> "Retrieval":
-        """The k nearest pieces of each question.
+        """The k best pieces of each question, in the order of a bank's search.
 
         corpus: passages beside the questions' own; alike: a name for each group of passages that
         are the same but for a word; own: search a question's own passages only; bar: told how many
@@ -61,7 +61,7 @@ class Retrieval:
                 [piece for passage in question.passages for piece in searched.of(passage.id)]
                 for question in questions
             ]
-        hits = searched.search(asked, k, among)
+        hits = searched.best([question.question for question in questions], asked, k, among)
         retrieved = {
             question.id: Retrieved(
                 tuple(pieces[i].text for i in nearest),

@@ -247,7 +247,7 @@ class TestWhatIsNoted:
         reader = Reader(company.reader("alice"), company.bank.id, PROFILE, SIMPLE["int8"])
         monkeypatch.setattr(Reader, "now", lambda self: self)
         passages = [Passage(n, "a", "Title", "a.md", "Secret text", 0.5) for n in (7, 8)]
-        monkeypatch.setattr(retrieval, "nearest", lambda *_: Found(passages, {}))
+        monkeypatch.setattr(retrieval, "found_for", lambda *_: Found(passages, {}))
         find(reader, "Secret question?", 2)
         usage = {"prompt_tokens": 5, "completion_tokens": 2}
         answer = Answer("Secret", "memory", [Source.of(p) for p in passages], {}, usage)

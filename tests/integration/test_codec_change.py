@@ -65,7 +65,7 @@ def test_a_reader_goes_on_over_a_change_of_codec_and_compaction(
         company.reader("alice")
         reader = Reader.of("harbor", "handbook", "alice")
         before = ask(reader, QUESTION, k=1)
-        found = retrieval.nearest(reader, QUESTION, 1).passages
+        found = retrieval.found_for(reader, QUESTION, 1, -1.0).passages
 
         # The switch falls between the search and the load of one answer.
         load = recall.load

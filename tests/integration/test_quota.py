@@ -157,7 +157,7 @@ class TestRequests:
         set_quota(company.tenant, Quota(requests=1))
         found: list[object] = []
         nothing = retrieval.Found([], {})
-        monkeypatch.setattr(retrieval, "nearest", lambda *_: found.append(1) or nothing)
+        monkeypatch.setattr(retrieval, "found_for", lambda *_: found.append(1) or nothing)
         monkeypatch.setattr(retrieval.Reader, "now", lambda self: self)
         reader = retrieval.Reader(alice, company.bank.id, PROFILE, SIMPLE["int8"])
         assert retrieval.find(reader, "question") == nothing

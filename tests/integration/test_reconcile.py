@@ -197,11 +197,11 @@ def test_the_relay_reconciles_by_itself(
 ) -> None:
     monkeypatch.setenv("MEMBANK_REDIS_URL", "redis://127.0.0.1:1/0")
     settings.cache_clear()
-    from workers.relay import maintain_regularly
+    from workers.maintenance import rows_regularly
 
     superuser.execute("DELETE FROM memory_key")
     stop = threading.Event()
-    relay = threading.Thread(target=maintain_regularly, args=(stop,))
+    relay = threading.Thread(target=rows_regularly, args=(stop,))
     relay.start()
     try:
         for _ in range(600):

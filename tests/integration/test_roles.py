@@ -8,7 +8,6 @@ from typing import Any
 
 import psycopg
 import pytest
-from pgvector import HalfVector
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from typer.testing import CliRunner
@@ -18,8 +17,9 @@ from app.access.members import grant, members, revoke
 from app.access.tenants import Bank, add_bank, join_group, leave_group
 from app.bank import documents
 from app.bank.documents import Draft, forget, set_access
+from app.bank.nearest import Nearest
 from app.bank.roles import Role
-from app.bank.search import _NEAREST, load_blobs, readable, search
+from app.bank.search import load_blobs, readable, search
 from app.bank.session import Asker, transaction
 from app.cli import app as membank
 from app.errors import ForbiddenError, NotFoundError, UsageError
@@ -177,16 +177,15 @@ class TestReading:
     def test_rights_are_computed_once_a_statement_and_documents_are_hashed(
         self, company: Company, alice: Asker, superuser: psycopg.Connection
     ) -> None:
-        """Not for each of many keys: see _NEAREST."""
+        """Not for each of many keys: see app/bank/nearest.py."""
         for number in range(20):
             company.store(f"d{number}", "\n\n".join(f"{number} {i}" for i in range(20)))
         work_off()
         superuser.execute("ANALYZE")
-        values = {"tenant": alice.tenant, "bank": company.bank.id, "profile": PROFILE, "k": 5}
+        query, values = Nearest(alice, company.bank.id, PROFILE, NORTH).statement("all", 5)
         with transaction(alice) as connection:
             lines = connection.execute(
-                text(f"EXPLAIN (ANALYZE, VERBOSE) {_NEAREST.text}"),
-                values | {"vector": HalfVector(list(NORTH)).to_text()},
+                text(f"EXPLAIN (ANALYZE, VERBOSE) {query.text}"), values
             ).scalars()
             plan = "\n".join(lines)
         assert "hashed SubPlan" in plan

@@ -362,10 +362,10 @@ class TestNewKeys:
         company.store("a", BODY)
         work_off()
         set_master(master_key=new_master(), redis_url="redis://127.0.0.1:1/0")
-        from workers.relay import maintain_regularly
+        from workers.maintenance import rows_regularly
 
         stop = threading.Event()
-        relay = threading.Thread(target=maintain_regularly, args=(stop,))
+        relay = threading.Thread(target=rows_regularly, args=(stop,))
         relay.start()
         try:
             for _ in range(600):

@@ -22,8 +22,8 @@ INSERT INTO group_member (tenant_id, group_id, principal_id)
 INSERT INTO encoder_profile (tenant_id, id, spec) SELECT id, 'p', '{"model": "m"}' FROM tenant;
 INSERT INTO bank (tenant_id, name, profile_id) SELECT id, 'handbook', 'p' FROM tenant;
 INSERT INTO document (tenant_id, bank_id, id, source, title, text, access, metadata)
-    SELECT tenant_id, id, unnest('{done,edited,failed}'::text[]), 'a.md', 'Title', 'x',
-        '{group:hr}', '{"of": 1}' FROM bank;
+    SELECT tenant_id, bank.id, d.id, 'a.md', 'Title', 'text ' || d.id, '{group:hr}', '{"of": 1}'
+    FROM bank, unnest('{done,edited,failed}'::text[]) d (id);
 UPDATE document SET split_revision = revision;
 INSERT INTO chunk (tenant_id, bank_id, document_id, ordinal, text, heading, start_at, end_at, hash)
     SELECT tenant_id, bank_id, id, 0, text, '', 0, 1, md5(text) FROM document;
@@ -101,7 +101,10 @@ def test_what_was_stored_before_is_served_and_what_waited_waits(database: str) -
     bank = find_bank("harbor", "handbook")
     alice = find_principal("harbor", "alice")
     found = search(alice, bank.id, "p", NORTH, 10)
-    assert [(one.document_id, one.text) for one in found] == [("done", "x"), ("failed", "x")]
+    assert [(one.document_id, one.text) for one in found] == [
+        ("done", "text done"),
+        ("failed", "text failed"),
+    ]
     blobs = load_blobs(alice, "p", [one.id for one in found])
     assert list(blobs.values()) == [b"kv", b"kv"]
     assert status.queue() == {"pending": 2, "encoding": 0, "failed": 2}

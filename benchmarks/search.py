@@ -1,0 +1,276 @@
+"""Search under access lists, beside one vector index over all tenants and a WHERE clause.
+
+Tenants of several sizes stand in one table with many others. Readers may read all of a tenant's
+documents, a tenth, or a hundredth. The peer is pgvector as its README begins: one HNSW index, and
+tenant and access list as conditions; then with iterative scans; then with a B-tree beside it, which
+the planner takes for small tenants.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psycopg
+from pgvector import HalfVector
+
+from app import console
+from app.bank.indexes import keep
+from app.bank.search import search
+from app.demo.sample import temporary_stack
+from app.settings import settings
+from benchmarks.search_rows import DIMENSIONS, PROFILE, SHARES, Array, Filled, Keys, Rows
+
+_K = 10
+_CLIENTS = 8
+_PEERS = ("one index", "one index, iterative", "and a B-tree of tenants")
+Find = Callable[[int], list[int]]
+"""Number of a question -> ids of what is found."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Of one way to search, one tenant and one reader. Times are milliseconds.
+
+    fewest: rows that came back, where `there` could have; p50_8: with 8 clients at a time.
+    """
+
+    way: str
+    memories: int
+    readable: int
+    recall: float
+    fewest: int
+    there: int
+    p50: float
+    p95: float
+    p50_8: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes of the tenants that are asked, rows of all together, and questions of each reader."""
+
+    sizes: tuple[int, ...] = (10, 1_000, 10_000, 100_000)
+    rows: int = 1_000_000
+    questions: int = 60
+    seed: int = 0
+
+
+def run(plan: Plan, corpus: Path | None, as_json: bool) -> None:
+    """Fill a database of its own and measure. `corpus`: passages whose keys are the real ones."""
+    keys = Keys(plan.seed, None if corpus is None else _real(corpus))
+    with temporary_stack(console.complain, services=()) as stack:
+        assert stack.postgres is not None  # noqa: S101 (the temporary stack's own)
+        rows = Rows(stack.postgres.url, keys)
+        asked = {size: rows.tenant(f"size{size}", size) for size in plan.sizes[:2]}
+        rows.settle()
+        middle = asked[plan.sizes[:2][-1]]
+        alone = _alone(middle, keys, plan)
+        asked |= {size: rows.tenant(f"size{size}", size) for size in plan.sizes[2:]}
+        _fill(rows, max(0, plan.rows - sum(plan.sizes)))
+        rows.settle()
+        started = time.perf_counter()
+        made = keep(settings().hnsw_from).made
+        seconds = time.perf_counter() - started
+        beside = _alone(middle, keys, plan)
+        questions = {size: _questions(filled, keys, plan) for size, filled in asked.items()}
+        found = [
+            row
+            for words in (False, True)
+            for size, filled in asked.items()
+            for row in _ours(filled, questions[size], words)
+        ]
+        with _Peer(stack.postgres.url) as peer:
+            for way in _PEERS:
+                peer.change(way)
+                for size, filled in asked.items():
+                    found += peer.rows(way, filled, questions[size])
+            peer_seconds = peer.seconds
+    value = {
+        "rows": plan.rows,
+        "keys": "drawn" if corpus is None else corpus.name,
+        "indexes": len(made),
+        "index_seconds": round(seconds, 1),
+        "peer_index_seconds": round(peer_seconds, 1),
+        "alone_ms": alone,
+        "beside_ms": beside,
+        "results": [asdict(row) for row in found],
+    }
+    if as_json:
+        console.print_json(value)
+    else:
+        _show(value, found)
+
+
+def _show(value: dict[str, Any], found: Sequence[Row]) -> None:
+    head = ["", "memories", "readable", f"recall@{_K}", "fewest", "of"]
+    console.table(
+        f"{value['rows']} rows; milliseconds",
+        [*head, "p50", "p95", f"p50, {_CLIENTS} clients"],
+        [list(asdict(row).values()) for row in found],
+    )
+    console.say(
+        f"{value['indexes']} indexes of large banks in {value['index_seconds']} s, the peer's one"
+        f" in {value['peer_index_seconds']} s"
+    )
+    console.say(
+        f"the second tenant alone {value['alone_ms']} ms (p50), beside the others"
+        f" {value['beside_ms']} ms"
+    )
+
+
+def _fill(rows: Rows, count: int) -> None:
+    with console.progress() as bar:
+        task = bar.add_task("rows", total=count, rate="")
+        for before, now in pairwise([0, *rows.others(count)]):
+            bar.update(task, advance=now - before)
+
+
+def _real(corpus: Path) -> Array:
+    """Keys of the pieces of a file of passages, from this machine's cache where they are there."""
+    from app.evaluation.corpus import Vectors, pieces_of
+    from app.evaluation.retrieval import read_corpus
+    from app.runtime import cache, count_tokens, models
+
+    passages, _ = read_corpus(corpus)
+    m = models()
+    vectors = Vectors(m.embedder, m.profile.embedder, cache() / "vectors")
+    found: Array = vectors.of([p.text for p in pieces_of(passages, count_tokens)]).numpy()
+    if found.shape[1] != DIMENSIONS:
+        raise ValueError(f"keys of {found.shape[1]} dimensions, the benchmark has {DIMENSIONS}")
+    return found
+
+
+@dataclass(frozen=True)
+class _Question:
+    key: Array
+    words: str
+
+
+def _questions(filled: Filled, keys: Keys, plan: Plan) -> list[_Question]:
+    """Questions near memories of the tenant, with some of their words."""
+    chance = np.random.default_rng(plan.seed + 1)
+    chosen = chance.integers(len(filled.keys), size=plan.questions)
+    near = keys.near(filled.keys[chosen])
+    words = [" ".join(chance.choice(filled.texts[i].split(), size=6)) for i in chosen]
+    return [_Question(key, text) for key, text in zip(near, words, strict=True)]
+
+
+def _alone(filled: Filled, keys: Keys, plan: Plan) -> float:
+    """Median of a search by the reader of everything, ms."""
+    asked = _questions(filled, keys, plan)
+    find = _finder(filled, 100, asked, True)
+    return round(statistics.median(_timed(find, i % len(asked))[1] for i in range(200)), 2)
+
+
+def _finder(filled: Filled, share: int, asked: Sequence[_Question], words: bool) -> Find:
+    of = (filled.readers[share], filled.bank.id, PROFILE)
+    vectors = [question.key.tolist() for question in asked]
+
+    def find(i: int) -> list[int]:
+        found = search(*of, vectors[i], _K, asked[i].words if words else "")
+        return [passage.id for passage in found]
+
+    return find
+
+
+def _ours(filled: Filled, asked: Sequence[_Question], words: bool) -> list[Row]:
+    name = "membank, key and words" if words else "membank, key alone"
+    return [
+        _row(name, filled, share, asked, _finder(filled, share, asked, words)) for share in SHARES
+    ]
+
+
+def _row(way: str, filled: Filled, share: int, asked: Sequence[_Question], find: Find) -> Row:
+    some = range(len(asked))
+    for i in some[:5]:
+        find(i)
+    single = [_timed(find, i) for i in some]
+    with ThreadPoolExecutor(_CLIENTS) as clients:
+        many = list(clients.map(lambda i: _timed(find, i)[1], some))
+    right = [filled.nearest(question.key, share, _K) for question in asked]
+    brought, times = [got for got, _ in single], [spent for _, spent in single]
+    hits = [len(set(got) & set(want)) / len(want) for got, want in zip(brought, right, strict=True)]
+    readable = len(filled.readable(share))
+    return Row(
+        way=way,
+        memories=len(filled.keys),
+        readable=readable,
+        recall=round(statistics.mean(hits), 4),
+        fewest=min(map(len, brought)),
+        there=min(_K, readable),
+        p50=round(statistics.median(times), 2),
+        p95=round(float(np.percentile(times, 95)), 2),
+        p50_8=round(statistics.median(many), 2),
+    )
+
+
+def _timed(find: Find, i: int) -> tuple[list[int], float]:
+    started = time.perf_counter()
+    found = find(i)
+    return found, 1000 * (time.perf_counter() - started)
+
+
+class _Peer:
+    """One table of all keys with one index, as its superuser: no policy costs it anything."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self.seconds = 0.0
+
+    def __enter__(self) -> "_Peer":
+        with psycopg.connect(self._url, autocommit=True) as connection:
+            connection.execute("SET maintenance_work_mem = '2GB'")
+            connection.execute(
+                "CREATE TABLE peer AS SELECT k.chunk_id AS id, k.tenant_id, d.access,"
+                " k.embedding::halfvec(384) AS embedding FROM memory_key k"
+                " JOIN document d ON d.tenant_id = k.tenant_id AND d.bank_id = k.bank_id"
+                " AND d.id = k.document_id"
+            )
+            started = time.perf_counter()
+            connection.execute("CREATE INDEX ON peer USING hnsw (embedding halfvec_cosine_ops)")
+            self.seconds = time.perf_counter() - started
+            connection.execute("VACUUM ANALYZE peer")
+        self._free = [psycopg.connect(self._url, autocommit=True) for _ in range(_CLIENTS)]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for connection in self._free:
+            connection.close()
+
+    def change(self, way: str) -> None:
+        """From now on search in one of _PEERS."""
+        scan = "off" if way == _PEERS[0] else "strict_order"
+        for connection in self._free:
+            connection.execute("SELECT set_config('hnsw.iterative_scan', %s, false)", (scan,))
+        if way == _PEERS[2]:
+            self._free[0].execute("CREATE INDEX ON peer (tenant_id)")
+            self._free[0].execute("ANALYZE peer")
+
+    def rows(self, way: str, filled: Filled, asked: Sequence[_Question]) -> list[Row]:
+        return [
+            _row(way, filled, share, asked, self._finder(filled, share, asked)) for share in SHARES
+        ]
+
+    def _finder(self, filled: Filled, share: int, asked: Sequence[_Question]) -> Find:
+        readers = [f"principal:reader{share}"]
+        vectors = [HalfVector(question.key.tolist()).to_text() for question in asked]
+
+        def find(i: int) -> list[int]:
+            connection = self._free.pop()
+            try:
+                rows = connection.execute(
+                    "SELECT id FROM peer WHERE tenant_id = %s AND access && %s"
+                    " ORDER BY embedding <=> %s::halfvec LIMIT %s",
+                    (filled.bank.tenant, readers, vectors[i], _K),
+                ).fetchall()
+            finally:
+                self._free.append(connection)
+            return [row[0] for row in rows]
+
+        return find

@@ -1,0 +1,84 @@
+"""What the relay does beside waking workers: now and then, in threads of its own."""
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+
+import structlog
+
+from app.bank.audit import expire
+from app.bank.indexes import keep
+from app.bank.reconcile import next_tenant, reconcile
+from app.bank.reseal import reseal
+from app.errors import UsageError
+from app.settings import settings
+
+log = structlog.get_logger("relay")
+Step = Callable[[threading.Event], None]
+
+
+def start(stop: threading.Event) -> threading.Thread:
+    """Begin all maintenance; the thread ends soon after `stop` is set."""
+    # In threads of their own: a look at all banks takes longer than a poll may.
+    rows = threading.Thread(target=rows_regularly, args=(stop,), name="maintenance")
+    rows.start()
+    # Nobody waits for a build that has begun: the database ends it alone.
+    threading.Thread(target=indexes_regularly, args=(stop,), name="indexes", daemon=True).start()
+    return rows
+
+
+def rows_regularly(stop: threading.Event) -> None:
+    """What no trigger noticed, what is to be encrypted, events that need not be kept."""
+    _regularly(stop, (_reconcile, _reseal, _expire), settings().reconcile_seconds)
+
+
+def indexes_regularly(stop: threading.Event) -> None:
+    """Vector indexes of banks that have grown large, or are so no more."""
+    _regularly(stop, (_indexes,), settings().maintain_seconds)
+
+
+def _regularly(stop: threading.Event, steps: Sequence[Step], seconds: float) -> None:
+    """Soon after the start and then at every interval."""
+    while not stop.is_set():
+        for step in steps:
+            try:
+                step(stop)
+            except Exception as error:  # the next time may succeed, so the thread must live
+                reason = f"{type(error).__name__}: {error}"
+                log.warning(f"cannot do {step.__name__.strip('_')}", reason=reason)
+        stop.wait(seconds)
+
+
+def _reconcile(stop: threading.Event) -> None:
+    found = reconcile(stop)
+    if found.any:
+        log.warning("changes that no trigger noticed", **asdict(found))
+    elif found.former_memories:
+        log.info("memories of former profiles removed", memories=found.former_memories)
+
+
+def _reseal(stop: threading.Event) -> None:
+    done = reseal(stop)
+    if done.any:
+        level = log.warning if done.faults else log.info
+        level("memories encrypted again", **asdict(done))
+
+
+def _expire(stop: threading.Event) -> None:
+    days = settings().audit_days
+    tenant = next_tenant(0) if days else None
+    while tenant is not None and not stop.is_set():
+        expire(tenant, days)
+        tenant = next_tenant(tenant)
+
+
+def _indexes(stop: threading.Event) -> None:
+    try:
+        kept = keep(settings().hnsw_from, stop)
+    except UsageError as error:
+        # Only the tables' owner can, and not every relay is told who that is.
+        log.info("vector indexes are left to membank maintain", reason=str(error))
+        stop.wait()
+        return
+    if kept.made or kept.dropped:
+        log.info("vector indexes", made=kept.made, dropped=kept.dropped)
