@@ -78,6 +78,9 @@ def run(plan: Plan, corpus: Path | None, as_json: bool) -> None:
         made = keep(settings().hnsw_from).made
         seconds = time.perf_counter() - started
         beside = _alone(middle, keys, plan)
+        console.complain(
+            f"indexes {seconds:.1f} s; alone {alone} ms, beside the others {beside} ms"
+        )
         questions = {size: _questions(filled, keys, plan) for size, filled in asked.items()}
         found = [
             row
@@ -197,7 +200,7 @@ def _row(way: str, filled: Filled, share: int, asked: Sequence[_Question], find:
     brought, times = [got for got, _ in single], [spent for _, spent in single]
     hits = [len(set(got) & set(want)) / len(want) for got, want in zip(brought, right, strict=True)]
     readable = len(filled.readable(share))
-    return Row(
+    row = Row(
         way=way,
         memories=len(filled.keys),
         readable=readable,
@@ -208,6 +211,8 @@ def _row(way: str, filled: Filled, share: int, asked: Sequence[_Question], find:
         p95=round(float(np.percentile(times, 95)), 2),
         p50_8=round(statistics.median(many), 2),
     )
+    console.complain(" ".join(map(str, asdict(row).values())))  # a run takes long
+    return row
 
 
 def _timed(find: Find, i: int) -> tuple[list[int], float]:

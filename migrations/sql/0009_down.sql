@@ -2,7 +2,6 @@ ALTER POLICY reader ON memory_key USING (EXISTS (SELECT FROM document d
     WHERE d.tenant_id = memory_key.tenant_id AND d.bank_id = memory_key.bank_id
     AND d.id = memory_key.document_id));
 DROP FUNCTION each_alone();
-ALTER TABLE document RESET (toast_tuple_target);
 DROP INDEX memory_key_document;
 -- Indexes of large banks, which searches of an earlier version do not use.
 DO $$

@@ -1,10 +1,6 @@
 -- To the keys of a few documents: a reader whose list leaves little of a large bank, a strict filter.
 CREATE INDEX memory_key_document ON memory_key (tenant_id, bank_id, document_id);
 
--- A search reads all of a bank's documents to know which of them may be read. Without their texts
--- between them that takes a fraction of the pages. Texts that are there already move when edited.
-ALTER TABLE document SET (toast_tuple_target = 256);
-
 -- One right, asked in two ways. A search that goes through all keys of a bank hashes the documents
 -- that may be read, once. One that takes keys from an index, nearest first, sees a hundred of them
 -- and must not read ten thousand documents for that: it looks up each key's document. Only a

@@ -41,6 +41,14 @@ def test_a_search_among_some_finds_no_other() -> None:
     assert hits.pieces == [[2, 0]]
 
 
+def test_questions_are_searched_in_the_order_of_the_product() -> None:
+    vectors = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    hits = corpus().best(["When was it? In 1973", ""], vectors, 2)
+    assert hits.pieces == [[1, 3], [0, 1]]
+    assert hits.scores[0] == pytest.approx([0.8, 1.0])
+    assert corpus().best(["gas"], vectors[:1], 1, [[0, 2]]).pieces == [[2]]
+
+
 def test_more_than_there_is_gives_what_there_is() -> None:
     assert len(corpus().search(torch.tensor([[0.0, 1.0]]), 9).pieces[0]) == 4
 
