@@ -58,14 +58,14 @@ def at_a_refresh(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None
     """Let something happen when the answer first searches again, just before it does."""
 
     def arrange(happen: Callable[[], None]) -> None:
-        waiting, usual = [happen], recalling.nearest
+        waiting, usual = [happen], recalling.found_for
 
-        def nearest(*values: Any) -> Found:
+        def found_for(*values: Any) -> Found:
             if waiting:
                 waiting.pop()()
             return usual(*values)
 
-        monkeypatch.setattr(recalling, "nearest", nearest)
+        monkeypatch.setattr(recalling, "found_for", found_for)
 
     return arrange
 

@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
@@ -75,9 +76,9 @@ def test_what_makes_the_encoder_raise_and_what_kills_the_worker_are_buried_and_t
     ) == [(20,)]
 
 
-@pytest.fixture
-def claims(stack: Stack) -> Iterator[None]:
-    """Every claim of a chunk is written down in a table `claimed`."""
+@contextmanager
+def claims_written_down() -> Iterator[None]:
+    """Every claim of a chunk goes into a table `claimed`, beside which no worker would start."""
     with psycopg.connect(_plain_owner(), autocommit=True) as connection:
         connection.execute(
             "CREATE TABLE claimed (chunk bigint);"
@@ -104,9 +105,7 @@ def worked_off(log: Path) -> int:
 
 
 @pytest.mark.timeout(300)
-def test_two_workers_on_one_queue_encode_no_chunk_twice(
-    stack: Stack, claims: None, tmp_path: Path
-) -> None:
+def test_two_workers_on_one_queue_encode_no_chunk_twice(stack: Stack, tmp_path: Path) -> None:
     make_tenant("shared", ("alice", []))
     command = [sys.executable, "-m", "workers.worker"]
     stack.processes.start("worker2", command, stack._environment())
@@ -115,13 +114,14 @@ def test_two_workers_on_one_queue_encode_no_chunk_twice(
     before = [worked_off(log) for log in logs]
     texts = {f"d{i}": f"Rule {i} says that room {i} is locked. " * 60 for i in range(40)}
     file = write(tmp_path / "rows.jsonl", texts)
-    report = ingest([file], "shared", "handbook", None, False, False)
-    assert report.chunks > 150
-    assert wait_until(settled, 240)
-    stack.processes.stop("worker2")  # it says how much it has done when its task ends
-    count = "SELECT count(*), count(DISTINCT chunk) FROM claimed"
-    with psycopg.connect(_plain_owner()) as connection:
-        assert connection.execute(count).fetchone() == (report.chunks, report.chunks)
+    with claims_written_down():
+        report = ingest([file], "shared", "handbook", None, False, False)
+        assert report.chunks > 150
+        assert wait_until(settled, 240)
+        stack.processes.stop("worker2")  # it says how much it has done when its task ends
+        count = "SELECT count(*), count(DISTINCT chunk) FROM claimed"
+        with psycopg.connect(_plain_owner()) as connection:
+            assert connection.execute(count).fetchone() == (report.chunks, report.chunks)
     assert wait_until(lambda: sum(map(worked_off, logs)) - sum(before) == report.chunks, 60), [
         worked_off(log) for log in logs
     ]

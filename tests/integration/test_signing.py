@@ -124,8 +124,10 @@ def test_a_key_whose_time_is_over_does_not_come_back(
 
 
 def test_a_key_of_the_environment_is_rotated_by_giving_a_new_one(
-    company: Company, monkeypatch: pytest.MonkeyPatch
+    company: Company, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setenv("MEMBANK_HOME", str(tmp_path))
+    settings.cache_clear()
     with pytest.raises(UsageError, match="knows already"):
         context.rotate(hours=1)
     use(monkeypatch, OTHER)
