@@ -13,6 +13,10 @@ class UsageError(MembankError):
     exit_code = 2
 
 
+class FilterError(UsageError):
+    """A condition on metadata that cannot be understood, or on a field that no document has."""
+
+
 class NotFoundError(MembankError):
     """A tenant, principal, bank or document that is not there, or not for the one who asks."""
 
@@ -31,6 +35,10 @@ class ConflictError(MembankError):
 
 class QuotaError(MembankError):
     """A tenant holds, or has asked today, as much as its quota lets it."""
+
+
+class BusyError(MembankError):
+    """More is asked at once than can be answered soon."""
 
 
 class VaultError(MembankError):

@@ -192,17 +192,18 @@ def _reading(mode: Mode, choice: str) -> Reading:
     return Reading(m.lm if found is None else found.merged(m.lm), found)
 
 
-def generator(mode: Mode = "closed") -> "Generator":
-    """What answers in a mode. Only readers need it: its weights are packed first."""
-    read = reading(mode)
-    return _generator("closed" if read.adapter is None else mode)
+def generator(mode: Mode = "closed", choice: str | None = None) -> "Generator":
+    """What answers in a mode with an adapter, as in `reading`. Its weights are packed first."""
+    chosen = settings().adapter if choice is None else choice
+    adapted = reading(mode, chosen).adapter is not None
+    return _generator(mode, chosen) if adapted else _generator("closed", "none")
 
 
-@lru_cache(maxsize=3)
-def _generator(mode: Mode) -> "Generator":
+@lru_cache(maxsize=4)
+def _generator(mode: Mode, choice: str) -> "Generator":
     from app.answer.generate import Generator
 
-    return Generator(reading(mode).lm, settings().weights, native())
+    return Generator(reading(mode, choice).lm, settings().weights, native())
 
 
 @lru_cache(maxsize=1)

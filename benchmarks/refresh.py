@@ -109,8 +109,8 @@ def measure(
                 pair.question,
                 k=k,
                 max_tokens=max_tokens,
-                min_score=_MIN_SCORE,
-                refresh_every=one,
+                least=_MIN_SCORE,
+                refresh=one,
             )
             if number:
                 right = sum(contains(answer.answer, wordings) for wordings in pair.right)

@@ -124,7 +124,7 @@ def measure(reader: Reader, questions: Sequence[str], k: int, peer: Peer | None 
     for number, question in enumerate([questions[0], *questions]):
         rows: Rows = {}
         for mode in MODES:
-            answer = ask(reader, question, k=k, mode=mode, max_tokens=1, min_score=_MIN_SCORE)
+            answer = ask(reader, question, k=k, mode=mode, max_tokens=1, least=_MIN_SCORE)
             rows[mode] = Row.of(answer)
         rows[GENERATE] = _peer_row(reader, question, k, _generate_ms)
         if peer:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -40,6 +41,11 @@ class Sampling:
 
 
 GREEDY = Sampling()
+Finish = Literal["stop", "length"] | None
+"""Why an answer ended: the model's end token, or as many tokens as were wanted; None: it has not,
+or was cut off."""
+Read = Memories | Callable[[], Memories] | None
+"""What is read: memories, what makes them when their turn comes, or nothing."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,20 @@ class Generation:
     first_token: float
     refreshes: int
     refreshing: float
+    finished: Finish = None
+
+
+class Streaming(Protocol):
+    """An answer that is being given."""
+
+    def __iter__(self) -> Iterator[str]:
+        """Its text in pieces, once."""
+
+    def generation(self) -> Generation:
+        """What was given so far."""
+
+    def cancel(self) -> None:
+        """No further token is computed. Harmless at any time, from any thread."""
 
 
 class Generator:
@@ -93,7 +113,7 @@ class Generator:
         self,
         prompt: list[int],
         max_tokens: int,
-        memories: Memories | None = None,
+        memories: Read = None,
         sampling: Sampling = GREEDY,
         refresh: Refresh | None = None,
     ) -> Generation:
@@ -110,7 +130,7 @@ class Generator:
         self,
         prompt: list[int],
         max_tokens: int,
-        memories: Memories | None = None,
+        memories: Read = None,
         sampling: Sampling = GREEDY,
         refresh: Refresh | None = None,
     ) -> "Stream":
@@ -126,12 +146,15 @@ class Stream:
         generator: Generator,
         prompt: list[int],
         max_tokens: int,
-        memories: Memories | None,
+        memories: Read,
         sampling: Sampling,
         refresh: Refresh | None,
     ) -> None:
         self._generator, self._prompt, self._max_tokens = generator, prompt, max_tokens
-        self._memories, self._sampling, self._refresh = memories, sampling, refresh
+        self._made, self._sampling, self._refresh = memories, sampling, refresh
+        self._memories: Memories | None = None
+        self._finished: Finish = None
+        self._cancelled = False
         self._text, self._tokens = "", list[int]()
         self._refreshes, self._refreshing = 0, 0.0
         self._started = self._first = time.perf_counter()
@@ -151,22 +174,28 @@ class Stream:
         entries = 0 if self._memories is None else self._memories.entries(0)
         return Generation(
             *(self._text, self._tokens, len(self._prompt), entries, self._started, self._first),
-            *(self._refreshes, self._refreshing),
+            *(self._refreshes, self._refreshing, self._finished),
         )
+
+    def cancel(self) -> None:
+        self._cancelled = True
 
     @torch.inference_mode()
     def _chosen(self) -> Iterator[int]:
         choose = _Choice(self._sampling)
         ends = self._generator.lm.end_tokens
         self._started = time.perf_counter()
+        self._memories = self._made() if callable(self._made) else self._made
         reading = self._read()
-        while True:
+        while not self._cancelled:
             token = choose(reading.logits)
             self._tokens.append(token)
             if len(self._tokens) == 1:
                 self._first = time.perf_counter()
-            yield token
             if token in ends or len(self._tokens) >= self._max_tokens:
+                self._finished = "stop" if token in ends else "length"
+            yield token
+            if self._finished:
                 return
             reread = self._reread()
             if reread is None:

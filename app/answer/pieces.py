@@ -1,5 +1,6 @@
 """Tokens -> pieces of text that can be shown as they come."""
 
+from collections.abc import Sequence
 from typing import Any
 
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
@@ -52,3 +53,35 @@ class Pieces:
         self._held = text[len(shown) :]
         self._begun = self._begun or bool(shown)
         return shown
+
+
+class Stops:
+    """Ends a text before the first of some texts that must not be in it.
+
+    What may be the beginning of one is held back until it is known not to be.
+    """
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._texts = [text for text in texts if text]
+        self._held = ""
+        self.met = False
+
+    def push(self, piece: str) -> str:
+        """What of the text so far can be shown. `met` is True once one has come."""
+        text = self._held + piece
+        found = [at for at in map(text.find, self._texts) if at >= 0]
+        if found:
+            self.met, self._held = True, ""
+            return text[: min(found)]
+        most = max(map(len, self._texts), default=1) - 1
+        keep = next((n for n in range(min(most, len(text)), 0, -1) if self._begins(text[-n:])), 0)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def end(self) -> str:
+        """What is left when nothing follows."""
+        held, self._held = self._held, ""
+        return held
+
+    def _begins(self, text: str) -> bool:
+        return any(stop.startswith(text) for stop in self._texts)

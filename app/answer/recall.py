@@ -50,8 +50,10 @@ class Recall:
         k: int | None,
         least: float,
         where: Filter | None = None,
+        adapter: str | None = None,
     ) -> None:
         """`k`: memories at a time; `least` and `where`: which count, as in `find`."""
+        self._adapter = reading("memory", adapter).adapter
         self._reader, self._question = reader, question
         self._k, self._least, self._where = k, least, where
         self._passages: Sequence[Passage] = ()
@@ -73,7 +75,7 @@ class Recall:
         self._passages, self._stored = passages, {p.id: known[p.id] for p in passages}
         stored = list(self._stored.values())
         self._memories = compose([stored], m.lm.rotary, m.encoder.prefix)
-        adapter = reading("memory").adapter
+        adapter = self._adapter
         if adapter is not None and adapter.preference and len(passages) > 1:
             gains = adapter.gains([[p.score for p in passages]])
             self._memories = self._memories.preferring(gains)

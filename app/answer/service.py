@@ -1,22 +1,22 @@
-"""A question -> an answer with its sources: from memory, from text in the prompt, or neither."""
+"""Questions to a bank, answered: what is said while it is said, and what there is to know of it."""
 
 import time
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
 
-from app.answer.generate import Generation, Refresh
+from app.answer.generate import Finish, Read, Refresh, Streaming
+from app.answer.pieces import Stops
+from app.answer.question import Question
 from app.answer.recall import Recall, Source
-from app.answer.retrieval import Found, Reader, checked, found_for, ms
+from app.answer.retrieval import Found, Reader, found_for, ms
 from app.bank.audit import note
-from app.bank.filters import Filter
 from app.bank.quota import begin_request, count_tokens
-from app.bank.search import Passage
 from app.bank.session import transaction
 from app.errors import UsageError
-from app.memory.compose import compose
+from app.memory.compose import Memories, compose
 from app.memory.prompt import closed_book
 from app.runtime import Mode, Models, generator, models, reading
-from app.settings import LEAST_REFRESH, settings
 
 NOTHING = "The bank holds nothing for this question that you may read."
 _NO_TIME = dict.fromkeys(
@@ -35,6 +35,7 @@ class Answer:
     refreshes: how often memories were searched for again, in `refresh` milliseconds of the total,
     of which refresh_search and refresh_load; the rest read the live tokens again. swaps: how often
     that brought other memories. memory_tokens are those of the memories that were read last.
+    finished: why it ended, None for one that was cut off.
     """
 
     answer: str
@@ -44,60 +45,185 @@ class Answer:
     usage: dict[str, int]
     refreshes: int = 0
     swaps: int = 0
+    finished: Finish = "stop"
 
     def json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def ask(
-    reader: Reader,
-    question: str,
-    *,
-    k: int | None = None,
-    mode: Mode = "memory",
-    max_tokens: int = 64,
-    min_score: float | None = None,
-    refresh_every: int | None = None,
-    where: Filter | None = None,
-) -> Answer:
+class Generates(Protocol):
+    """What computes answers: this thread, or an engine that many threads share."""
+
+    def __call__(
+        self,
+        question: Question,
+        prompt: list[int],
+        memories: Read,
+        refresh: Refresh | None,
+    ) -> Streaming: ...
+
+
+def here(
+    question: Question, prompt: list[int], memories: Read, refresh: Refresh | None
+) -> Streaming:
+    """Compute it in this thread, one answer at a time."""
+    chosen = generator(question.mode, question.adapter)
+    return chosen.stream(prompt, question.max_tokens, memories, question.sampling, refresh)
+
+
+def ask(reader: Reader, question: str, **how: Any) -> Answer:
     """Answer a question. When nothing readable is near enough, the answer says so.
 
-    `where`: what the metadata of the documents must be that it is answered from; all by default.
-
-    After every `refresh_every` tokens memories are searched for again, with question and answer so
-    far; 0: never; None: as MEMBANK_REFRESH_EVERY says. Only answers from memory are refreshed.
-    The audit log notes which memories entered the answer, and nothing of what was said.
-    Raises UsageError for an empty question, one beyond the model's window, or a value out of range;
-    QuotaError when the day's requests or tokens are used up.
+    `how`: the fields of Question. Raises what Answering raises.
     """
-    if max_tokens < 1:
-        raise UsageError(f"--max-tokens is {max_tokens}: give at least 1")
-    every = _checked_refresh(refresh_every, mode)
-    text, m = checked(question), models()
-    tail = m.prompt.tail(text)
-    _require_room(m, len(tail) + max_tokens)
-    generator(mode)  # what is loaded once belongs to no answer's time
-    started = time.perf_counter()
-    begin_request(reader.asker)
-    if mode == "closed":
-        answer = _closed(m, text, max_tokens, started)
-    else:
-        reader = reader.now()  # and so to the answer's end, also when the bank is switched
-        least = settings().min_score if min_score is None else min_score
-        found = found_for(reader, text, k, least, where)
-        passages = found.passages
-        if not passages:
-            answer = _nothing(mode, started, found)
-        elif mode == "memory":
-            recall = Recall(reader, text, k, least, where)
-            answer = _from_memory(recall, tail, passages, max_tokens, every, started, found)
-        else:
-            answer = _from_text(m, text, passages, max_tokens, started, found)
-    _record(reader, answer)
-    return answer
+    asked = Question(question, **how)
+    generator(asked.mode, asked.adapter)  # what is loaded once belongs to no answer's time
+    answering = Answering(reader, asked)
+    for _ in answering:
+        pass
+    return answering.answer()
 
 
-def _record(reader: Reader, answer: Answer) -> None:
+class Answering:
+    """An answer that is being given: iterate once over its text, then ask for the whole."""
+
+    def __init__(self, reader: Reader, question: Question, generates: Generates = here) -> None:
+        """Search and load, under the rights of this moment; begin to compute.
+
+        Raises UsageError for a prompt beyond the model's window, QuotaError when the day's requests
+        or tokens are used up, BlobError for a memory that is damaged, and what `generates` raises.
+        """
+        self._question, self._generates = question, generates
+        self._started = time.perf_counter()
+        self._text, self._stops = "", Stops(question.stop)
+        self._load_ms, self._found = 0.0, Found([], {})
+        self._recall: Recall | None = None
+        begin_request(reader.asker)
+        # The profile is that of now to the answer's end, also when the bank is switched.
+        self._reader = reader if question.mode == "closed" else reader.now()
+        self._stream = self._begin()
+
+    def __iter__(self) -> Iterator[str]:
+        """What is said, in pieces. The audit log notes at the end which memories entered it, and
+        nothing of what was said."""
+        try:
+            yield from self._pieces()
+        finally:
+            self.cancel()
+            record(self._reader, self.answer())
+
+    def cancel(self) -> None:
+        """Let no more be computed. Harmless at any time, from any thread."""
+        if self._stream is not None:
+            self._stream.cancel()
+
+    @property
+    def sources(self) -> list[Source]:
+        """What is being read, the shares of attention as far as they are known."""
+        if self._recall is not None:
+            return self._recall.sources()
+        return [Source.of(passage) for passage in self._found.passages]
+
+    def answer(self) -> Answer:
+        """What was said so far."""
+        timings = dict(_NO_TIME)
+        timings["search"] = self._found.timings_ms.get("search", 0.0)
+        timings["load"] = self._load_ms
+        timings["total"] = ms(self._started, time.perf_counter())
+        if self._stream is None:
+            timings["first_token"] = timings["total"]
+            return Answer(NOTHING, self._question.mode, [], timings, _usage(0, 0, 0))
+        said, swaps = self._stream.generation(), 0
+        timings["prefill"] = ms(said.started, said.first_token)
+        timings["first_token"] = ms(self._started, said.first_token)
+        timings["refresh"] = ms(0.0, said.refreshing)
+        entries = 0
+        if self._recall is not None:
+            entries, swaps = said.memory_entries, self._recall.swaps
+            timings["refresh_search"] = self._recall.search_ms
+            timings["refresh_load"] = self._recall.load_ms
+        return Answer(
+            self._text,
+            self._question.mode,
+            self.sources,
+            timings,
+            _usage(self._prompt_tokens, len(said.tokens), entries),
+            said.refreshes,
+            swaps,
+            "stop" if self._stops.met else said.finished,
+        )
+
+    def _begin(self) -> Streaming | None:
+        """None when nothing readable is near enough."""
+        asked, m = self._question, models()
+        if asked.mode == "closed":
+            return self._generate(closed_book(m.lm.tokenizer, asked.text, asked.turns), None)
+        tail = m.prompt.tail(asked.text, asked.turns)
+        _require_room(m, len(tail) + asked.max_tokens)
+        self._found = self._search()
+        if not self._found.passages:
+            return None
+        return self._from_memory(tail) if asked.mode == "memory" else self._from_text(tail)
+
+    def _search(self) -> Found:
+        asked = self._question
+        found = [
+            found_for(self._reader, words, asked.k, asked.threshold, asked.where)
+            for words in asked.searches
+        ]
+        return max(found, key=lambda one: max((p.score for p in one.passages), default=-1.0))
+
+    def _from_memory(self, tail: list[int]) -> Streaming:
+        asked, before = self._question, time.perf_counter()
+        how = (asked.k, asked.threshold, asked.where)
+        self._recall = Recall(self._reader, asked.text, *how, asked.adapter)
+        memories = self._recall.read(self._found.passages)
+        self._load_ms = ms(before, time.perf_counter())
+        refresh = Refresh(asked.every, self._recall.again) if asked.every else None
+        return self._generate(tail, memories, refresh)
+
+    def _from_text(self, tail: list[int]) -> Streaming:
+        asked, m = self._question, models()
+        chunks = [m.prompt.chunk(passage.text) for passage in self._found.passages]
+        ids = m.prompt.with_text(chunks, asked.text, asked.turns)
+        _require_room(m, len(ids) + asked.max_tokens)
+        if reading("rag", asked.adapter).adapter is None:
+            return self._generate(ids, None)
+
+        def read() -> Memories:
+            # The adapter acts on the question alone: text is read by the model that encodes.
+            text = m.encoder.encode([[i for chunk in chunks for i in chunk]])
+            return compose([text], m.lm.rotary, m.encoder.prefix)
+
+        stream = self._generate(tail, read)
+        self._prompt_tokens = len(ids)
+        return stream
+
+    def _generate(
+        self, prompt: list[int], memories: Read, refresh: Refresh | None = None
+    ) -> Streaming:
+        _require_room(models(), len(prompt) + self._question.max_tokens)
+        self._prompt_tokens = len(prompt)
+        return self._generates(self._question, prompt, memories, refresh)
+
+    def _pieces(self) -> Iterator[str]:
+        if self._stream is None:
+            yield NOTHING
+            return
+        for piece in self._stream:
+            shown = self._stops.push(piece)
+            self._text += shown
+            if shown:
+                yield shown
+            if self._stops.met:
+                return
+        if shown := self._stops.end():
+            self._text += shown
+            yield shown
+
+
+def record(reader: Reader, answer: Answer) -> None:
+    """Note what an answer was made of, and count its tokens."""
     documents = [source.document_id for source in answer.memories]
     chunks = [source.id for source in answer.memories]
     tokens = answer.usage["prompt_tokens"] + answer.usage["completion_tokens"]
@@ -108,95 +234,8 @@ def _record(reader: Reader, answer: Answer) -> None:
         count_tokens(connection, tokens)
 
 
-def _from_memory(
-    recall: Recall,
-    tail: list[int],
-    passages: list[Passage],
-    max_tokens: int,
-    every: int,
-    started: float,
-    found: Found,
-) -> Answer:
-    before = time.perf_counter()
-    memories = recall.read(passages)
-    loaded = time.perf_counter()
-    refresh = Refresh(every, recall.again) if every else None
-    generation = generator("memory").generate(tail, max_tokens, memories, refresh=refresh)
-    answer = _answer("memory", generation, recall.sources(), started, found, ms(before, loaded))
-    spent = {"refresh_search": recall.search_ms, "refresh_load": recall.load_ms}
-    return replace(answer, timings_ms=answer.timings_ms | spent, swaps=recall.swaps)
-
-
-def _from_text(
-    m: Models, question: str, passages: list[Passage], max_tokens: int, started: float, found: Found
-) -> Answer:
-    chunks = [m.prompt.chunk(p.text) for p in passages]
-    ids = m.prompt.with_text(chunks, question)
-    _require_room(m, len(ids) + max_tokens)
-    if reading("rag").adapter is None:
-        generation = generator("rag").generate(ids, max_tokens)
-    else:
-        # The adapter acts on the question alone: text is read by the model that encodes.
-        before = time.perf_counter()
-        text = m.encoder.encode([[i for chunk in chunks for i in chunk]])
-        memories = compose([text], m.lm.rotary, m.encoder.prefix)
-        generation = generator("rag").generate(m.prompt.tail(question), max_tokens, memories)
-        generation = replace(generation, prompt_tokens=len(ids), memory_entries=0, started=before)
-    return _answer("rag", generation, [Source.of(p) for p in passages], started, found)
-
-
-def _closed(m: Models, question: str, max_tokens: int, started: float) -> Answer:
-    generation = generator().generate(closed_book(m.lm.tokenizer, question), max_tokens)
-    return _answer("closed", generation, [], started, Found([], {}))
-
-
-def _answer(
-    mode: Mode,
-    generation: Generation,
-    sources: list[Source],
-    started: float,
-    found: Found,
-    load_ms: float = 0.0,
-) -> Answer:
-    timings = _NO_TIME | {
-        "search": found.timings_ms.get("search", 0.0),
-        "load": load_ms,
-        "prefill": ms(generation.started, generation.first_token),
-        "first_token": ms(started, generation.first_token),
-        "total": ms(started, time.perf_counter()),
-        "refresh": ms(0.0, generation.refreshing),
-    }
-    usage = {
-        "prompt_tokens": generation.prompt_tokens,
-        "completion_tokens": len(generation.tokens),
-        "memory_tokens": generation.memory_entries,
-    }
-    return Answer(generation.text, mode, sources, timings, usage, generation.refreshes)
-
-
-def _nothing(mode: Mode, started: float, found: Found) -> Answer:
-    now = ms(started, time.perf_counter())
-    timings = _NO_TIME | {
-        "search": found.timings_ms["search"],
-        "first_token": now,
-        "total": now,
-    }
-    usage = {"prompt_tokens": 0, "completion_tokens": 0, "memory_tokens": 0}
-    return Answer(NOTHING, mode, [], timings, usage)
-
-
-def _checked_refresh(every: int | None, mode: Mode) -> int:
-    """Tokens between two searches, 0 for none."""
-    if every is None:
-        return settings().refresh_every if mode == "memory" else 0
-    if every and every < LEAST_REFRESH:
-        raise UsageError(f"--refresh-every is {every}: give 0 (never) or at least {LEAST_REFRESH}")
-    if every and mode != "memory":
-        raise UsageError(
-            f"--refresh-every is {every} with --mode {mode}: only memories can be swapped in the"
-            " middle of an answer; leave it out, or use --mode memory"
-        )
-    return every
+def _usage(prompt: int, completion: int, memory: int) -> dict[str, int]:
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "memory_tokens": memory}
 
 
 def _require_room(m: Models, tokens: int) -> None:
@@ -204,5 +243,5 @@ def _require_room(m: Models, tokens: int) -> None:
     if tokens > window:
         raise UsageError(
             f"question and answer need {tokens} tokens, the model's window is {window}:"
-            " shorten the question, or lower -k or --max-tokens"
+            " shorten the question, or lower k or the longest answer"
         )

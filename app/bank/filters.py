@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from app.errors import UsageError
+from app.errors import FilterError
 
 _ORDER = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 _DEEPEST, _MOST = 8, 100
@@ -45,10 +45,10 @@ Filter = Comparison | Compound
 
 
 def parse(value: object) -> Filter:
-    """The condition that a JSON value writes. Raises UsageError that says what is wrong with it."""
+    """The condition that a JSON value writes. Raises FilterError that says what is wrong."""
     found = _parsed(value, 1)
     if sum(len(each.values) for each in comparisons(found)) > _MOST:
-        raise UsageError(f"the filter compares with more than {_MOST} values: take fewer")
+        raise FilterError(f"the filter compares with more than {_MOST} values: take fewer")
     return found
 
 
@@ -65,7 +65,7 @@ def of_options(texts: Sequence[str]) -> Filter | None:
         elif equals and key.strip():
             found.append({"type": "eq", "key": key.strip(), "value": _scalar(value.strip())})
         else:
-            raise UsageError(f"--filter is {text!r}: write KEY=VALUE, or a condition as JSON")
+            raise FilterError(f"--filter is {text!r}: write KEY=VALUE, or a condition as JSON")
     if len(found) < 2:
         return parse(found[0]) if found else None
     return parse({"type": "and", "filters": found})
@@ -105,52 +105,52 @@ def _bound(value: str, values: dict[str, Any]) -> str:
 
 def _parsed(value: object, depth: int) -> Filter:
     if depth > _DEEPEST:
-        raise UsageError(f"the filter is nested deeper than {_DEEPEST}: write it flatter")
+        raise FilterError(f"the filter is nested deeper than {_DEEPEST}: write it flatter")
     if not isinstance(value, dict):
-        raise UsageError(f'a filter is an object such as {{"type": "eq", ...}}, not {value!r}')
+        raise FilterError(f'a filter is an object such as {{"type": "eq", ...}}, not {value!r}')
     kind = value.get("type")
     if kind in ("and", "or"):
         some = value.get("filters")
         _only(value, {"type", "filters"})
         if not isinstance(some, list) or not some:
-            raise UsageError(f"the filter {kind!r} needs `filters`, a list of at least one")
+            raise FilterError(f"the filter {kind!r} needs `filters`, a list of at least one")
         return Compound(kind, tuple(_parsed(each, depth + 1) for each in some))
     if not isinstance(kind, str) or kind not in ("eq", "in", *_ORDER):
-        raise UsageError(
+        raise FilterError(
             f"a filter has the type {kind!r}: there are eq, in, gt, gte, lt, lte, and, or"
         )
     _only(value, {"type", "key", "value"})
     key, given = value.get("key"), value.get("value")
     if not isinstance(key, str) or not key:
-        raise UsageError(f"the filter {kind!r} needs a `key`, the name of a metadata field")
+        raise FilterError(f"the filter {kind!r} needs a `key`, the name of a metadata field")
     _require_text(key)
     operands = given if kind == "in" else [given]
     if not isinstance(operands, list) or not operands:
-        raise UsageError(f"the filter on {key!r}: `in` needs `value`, a list of at least one")
+        raise FilterError(f"the filter on {key!r}: `in` needs `value`, a list of at least one")
     return Comparison(kind, key, tuple(_operand(kind, key, each) for each in operands))
 
 
 def _operand(kind: str, key: str, value: object) -> Scalar:
     if not isinstance(value, str | int | float | bool):
-        raise UsageError(f"the filter on {key!r} has the value {value!r}: text, number or boolean")
+        raise FilterError(f"the filter on {key!r} has the value {value!r}: text, number or boolean")
     if isinstance(value, bool) and kind in _ORDER:
-        raise UsageError(f"the filter on {key!r}: {kind} is for numbers and text")
+        raise FilterError(f"the filter on {key!r}: {kind} is for numbers and text")
     if isinstance(value, float) and not math.isfinite(value):
-        raise UsageError(f"the filter on {key!r} has the value {value}: give a finite number")
+        raise FilterError(f"the filter on {key!r} has the value {value}: give a finite number")
     if isinstance(value, str):
         _require_text(value)
     return value
 
 
 def _require_text(value: str) -> None:
-    """Raises UsageError for characters that the database cannot keep."""
+    """Raises FilterError for characters that the database cannot keep."""
     if "\x00" in value or any("\ud800" <= character <= "\udfff" for character in value):
-        raise UsageError(f"the filter has {value!r}, which no metadata can hold: correct it")
+        raise FilterError(f"the filter has {value!r}, which no metadata can hold: correct it")
 
 
 def _only(value: dict[str, Any], known: set[str]) -> None:
     if unknown := sorted(set(value) - known):
-        raise UsageError(f"a filter of type {value['type']!r} has no {', '.join(unknown)}")
+        raise FilterError(f"a filter of type {value['type']!r} has no {', '.join(unknown)}")
 
 
 def _json(text: str, where: str) -> object:
@@ -160,13 +160,13 @@ def _json(text: str, where: str) -> object:
     try:
         return json.loads(text, parse_constant=refused)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{where} is no JSON: {error}") from None
+        raise FilterError(f"{where} is no JSON: {error}") from None
 
 
 def _scalar(text: str) -> object:
     """A JSON number, boolean or quoted text; anything else is the text itself."""
     try:
         value = _json(text, "")
-    except UsageError:
+    except FilterError:
         return text
     return value if isinstance(value, str | int | float | bool) else text

@@ -12,7 +12,7 @@ from app.bank.nearest import Nearest
 from app.bank.rank import POOL, best
 from app.bank.session import Asker, driver_of, transaction
 from app.bank.vault import Place, unseal
-from app.errors import UsageError
+from app.errors import FilterError
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def search(
 
     words: the question, by which passages are ordered beside its vector; without it the nearest
     come first. least: cosine below which a passage does not count. where: what the metadata of its
-    document must be. k come back wherever there are k. Raises UsageError for a filter on a field
+    document must be. k come back wherever there are k. Raises FilterError for a filter on a field
     that no document has which the asker may read.
     """
     nearest = Nearest(asker, bank, profile, vector, where)
@@ -80,7 +80,7 @@ def _require_fields(connection: Connection, asker: Asker, bank: int, where: Filt
     for key in dict.fromkeys(each.key for each in comparisons(where)):
         if not connection.execute(_HAS_FIELD, values | {"key": key}).scalar():
             known = ", ".join(map(repr, connection.execute(_FIELDS, values).scalars()))
-            raise UsageError(
+            raise FilterError(
                 f"no document that you may read has the metadata {key!r}:"
                 f" correct the filter; there are {known or 'none'}"
             )

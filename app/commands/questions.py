@@ -82,8 +82,8 @@ def ask(
         k=k,
         mode=chosen,
         max_tokens=max_tokens,
-        min_score=min_score,
-        refresh_every=refresh_every,
+        least=min_score,
+        refresh=refresh_every,
         where=condition,
     )
     if as_json:

@@ -8,11 +8,20 @@ closed book has none, so that the three differ in nothing else.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 INSTRUCTION = "Answer the question in one short sentence, using only these facts."
 CLOSED_INSTRUCTION = "Answer the question in one short sentence."
-_FACTS, _QUESTION = "\u2063facts\u2063", "\u2063question\u2063"
+_MARK = "\u2063"
+_FACTS, _QUESTION = f"{_MARK}facts{_MARK}", f"{_MARK}question{_MARK}"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What was said before the question, by the user or by the model."""
+
+    role: Literal["user", "assistant"]
+    text: str
 
 
 @dataclass(frozen=True)
@@ -20,53 +29,68 @@ class Prompt:
     """The fixed text around memories and question, for one tokenizer."""
 
     tokenizer: Any
+    instruction: str
     prefix_text: str
     middle_text: str
     end_text: str
 
     @classmethod
     def of(cls, tokenizer: Any, instruction: str = INSTRUCTION) -> "Prompt":
-        text = _rendered(tokenizer, instruction)
-        prefix, rest = text.split(_FACTS)
+        prefix, rest = _rendered(tokenizer, instruction, ()).split(_FACTS)
         middle, end = rest.split(_QUESTION)
-        return cls(tokenizer, prefix, middle, end)
+        return cls(tokenizer, instruction, prefix, middle, end)
 
     @property
     def prefix(self) -> list[int]:
         return self._ids(self.prefix_text)
 
-    def tail(self, question: str) -> list[int]:
-        """Ids of what follows the memories: the live tokens."""
-        return self._ids(self.middle_text + question.strip() + self.end_text)
+    def tail(self, question: str, turns: Sequence[Turn] = ()) -> list[int]:
+        """Ids of what follows the memories: the live tokens.
+
+        `turns`: the dialogue before the question, which the chat template must take.
+        """
+        middle = self.middle_text
+        if turns:
+            rendered = _rendered(self.tokenizer, self.instruction, turns)
+            middle = rendered.split(_FACTS)[1].split(_QUESTION)[0]
+        return self._ids(middle + question.strip() + self.end_text)
 
     def chunk(self, text: str) -> list[int]:
         """Ids of one chunk as it stands in the prompt, the blank line after it included."""
         return self._ids(text.strip() + "\n\n")
 
-    def with_text(self, chunks: Sequence[Sequence[int]], question: str) -> list[int]:
+    def with_text(
+        self, chunks: Sequence[Sequence[int]], question: str, turns: Sequence[Turn] = ()
+    ) -> list[int]:
         """The whole prompt of RAG: the same ids, the chunks in the memories' place."""
-        return [*self.prefix, *(i for chunk in chunks for i in chunk), *self.tail(question)]
+        tail = self.tail(question, turns)
+        return [*self.prefix, *(i for chunk in chunks for i in chunk), *tail]
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
 
-def closed_book(tokenizer: Any, question: str) -> list[int]:
+def closed_book(tokenizer: Any, question: str, turns: Sequence[Turn] = ()) -> list[int]:
     """Ids of the prompt that asks for an answer from the weights alone."""
-    return Prompt.of(tokenizer, CLOSED_INSTRUCTION).with_text([], question)
+    return Prompt.of(tokenizer, CLOSED_INSTRUCTION).with_text([], question, turns)
 
 
-def _rendered(tokenizer: Any, instruction: str) -> str:
+def _rendered(tokenizer: Any, instruction: str, turns: Sequence[Turn]) -> str:
     facts = f"{instruction}\n\n{_FACTS}"
+    said = [Turn(turn.role, turn.text.replace(_MARK, "")) for turn in turns]
     if not getattr(tokenizer, "chat_template", None):
-        bos = tokenizer.bos_token or ""
-        return f"{bos}{facts}Question: {_QUESTION}\nAnswer:"
-    system = [{"role": "system", "content": facts}, {"role": "user", "content": _QUESTION}]
-    together = [{"role": "user", "content": f"{facts}{_QUESTION}"}]
+        before = "".join(
+            f"Question: {turn.text}\n" if turn.role == "user" else f"Answer: {turn.text}\n\n"
+            for turn in said
+        )
+        return f"{tokenizer.bos_token or ''}{facts}{before}Question: {_QUESTION}\nAnswer:"
+    messages = [{"role": turn.role, "content": turn.text} for turn in said]
+    messages.append({"role": "user", "content": _QUESTION})
+    first = {"role": "user", "content": facts + messages[0]["content"]}
     try:
-        return _template(tokenizer, system)
+        return _template(tokenizer, [{"role": "system", "content": facts}, *messages])
     except Exception:  # templates refuse a system role each in their own way (Gemma, Mistral)
-        return _template(tokenizer, together)
+        return _template(tokenizer, [first, *messages[1:]])
 
 
 def _template(tokenizer: Any, messages: list[dict[str, str]]) -> str:

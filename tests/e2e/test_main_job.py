@@ -128,7 +128,7 @@ def test_the_command_gives_the_objects_of_the_design(
     asked = membank_process("ask", LEAVE, *where, "-k", "2", "--json")
     assert asked.returncode == 0, asked.stderr
     answer = json.loads(asked.stdout)
-    fields = {"answer", "mode", "memories", "timings_ms", "usage", "refreshes", "swaps"}
+    fields = {"answer", "mode", "memories", "timings_ms", "usage", "refreshes", "swaps", "finished"}
     assert set(answer) == fields
     assert answer["mode"] == "memory"
     assert set(answer["memories"][0]) == {

@@ -110,7 +110,7 @@ def prefix_tokens() -> int:
 
 
 def test_an_answer_whose_memories_stay_is_the_answer_without_refresh(hana: Reader) -> None:
-    usual, refreshed = ask(hana, LEAVE, refresh_every=0), ask(hana, LEAVE, refresh_every=8)
+    usual, refreshed = ask(hana, LEAVE, refresh=0), ask(hana, LEAVE, refresh=8)
     assert refreshed.answer == usual.answer
     assert (usual.refreshes, refreshed.refreshes > 0, refreshed.swaps) == (0, True, 0)
     assert refreshed.memories == usual.memories
@@ -123,7 +123,7 @@ def test_a_right_that_is_revoked_in_mid_answer_ends_at_the_next_refresh(
     """Nothing else is near enough, and still the memory does not stay."""
     at_a_refresh(lambda: leave_the_group(hana))
     try:
-        answer = ask(hana, SAFE, refresh_every=8)
+        answer = ask(hana, SAFE, refresh=8)
     finally:
         join_the_group(hana)
     assert answer.swaps == 1
@@ -140,7 +140,7 @@ def test_a_text_that_is_changed_in_mid_answer_is_not_read_after_the_next_refresh
 
     at_a_refresh(changed)
     try:
-        answer = ask(hana, SAFE, refresh_every=8)
+        answer = ask(hana, SAFE, refresh=8)
     finally:
         edit(hana, "330077", "112299")
         settle()
@@ -189,10 +189,10 @@ def test_the_command_refreshes_and_refuses_what_cannot_be(
     refused = membank_process(*where, MEMBANK_REFRESH_EVERY="5")
     assert refused.returncode == 2
     assert "MEMBANK_REFRESH_EVERY='5'" in refused.stderr
-    with pytest.raises(UsageError, match="--refresh-every is 7"):
-        ask(hana, LEAVE, refresh_every=7)
-    with pytest.raises(UsageError, match="--refresh-every is 16 with --mode rag"):
-        ask(hana, LEAVE, mode="rag", refresh_every=16)
+    with pytest.raises(UsageError, match="refresh every 7"):
+        ask(hana, LEAVE, refresh=7)
+    with pytest.raises(UsageError, match="refresh every 16 tokens in mode rag"):
+        ask(hana, LEAVE, mode="rag", refresh=16)
 
 
 @pytest.mark.parametrize("mode", ["memory", "rag", "closed"])

@@ -251,7 +251,7 @@ class TestWhatIsNoted:
         find(reader, "Secret question?", 2)
         usage = {"prompt_tokens": 5, "completion_tokens": 2}
         answer = Answer("Secret", "memory", [Source.of(p) for p in passages], {}, usage)
-        service._record(reader, answer)
+        service.record(reader, answer)
         search, asked = noted(company, "search") + noted(company, "ask")
         for event in (search, asked):
             assert (event["actor"], event["principal_id"]) == ("alice", reader.asker.principal)

@@ -33,7 +33,7 @@ class Words:
         return "".join(chr(ord("a") + token % 26) for token in tokens if token > 2)
 
 
-PROMPT = Prompt(Words(), "facts: ", " q ", " a ")
+PROMPT = Prompt(Words(), "", "facts: ", " q ", " a ")
 
 
 @pytest.fixture(autouse=True)
