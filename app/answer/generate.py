@@ -183,7 +183,7 @@ class Stream:
 
     @torch.inference_mode()
     def _chosen(self) -> Iterator[int]:
-        choose = _Choice(self._sampling)
+        choose = Choice(self._sampling)
         ends = self._generator.lm.end_tokens
         self._started = time.perf_counter()
         self._memories = self._made() if callable(self._made) else self._made
@@ -225,7 +225,9 @@ class Stream:
         return reading
 
 
-class _Choice:
+class Choice:
+    """Chooses an answer's tokens, one after the other."""
+
     def __init__(self, sampling: Sampling) -> None:
         self._sampling = sampling
         self._random = torch.Generator()

@@ -60,11 +60,12 @@ class Generates(Protocol):
         prompt: list[int],
         memories: Read,
         refresh: Refresh | None,
+        tenant: int,
     ) -> Streaming: ...
 
 
 def here(
-    question: Question, prompt: list[int], memories: Read, refresh: Refresh | None
+    question: Question, prompt: list[int], memories: Read, refresh: Refresh | None, tenant: int
 ) -> Streaming:
     """Compute it in this thread, one answer at a time."""
     chosen = generator(question.mode, question.adapter)
@@ -204,7 +205,8 @@ class Answering:
     ) -> Streaming:
         _require_room(models(), len(prompt) + self._question.max_tokens)
         self._prompt_tokens = len(prompt)
-        return self._generates(self._question, prompt, memories, refresh)
+        tenant = self._reader.asker.tenant or 0
+        return self._generates(self._question, prompt, memories, refresh, tenant)
 
     def _pieces(self) -> Iterator[str]:
         if self._stream is None:

@@ -20,8 +20,8 @@ from app.memory.compose import Memories
 from app.memory.model import LanguageModel
 
 _PROBE = 7
-_PROBED = (1, 2, 7, 16, 23, 64, 300)
-"""Numbers of rows with which products are compared."""
+_PROBED, _ROWS = (1, 2, 3, 7, 16, 23, 64, 300), 128
+"""Numbers of rows with which products are compared, and how many rows are."""
 
 
 @dataclass(frozen=True)
@@ -145,25 +145,24 @@ class Flat:
             return True  # as everyone does there: rounding may differ with the size of the batch
         layer = self.layers[0]
         random = torch.Generator().manual_seed(0)
-        for part, most in (
-            *((part, _PROBED[-1]) for part in (layer.qkv, layer.out, layer.gate_up, layer.down)),
-            (self.head, _PROBED[3]),
-        ):
-            x = torch.randn(most, part.weight.shape[1], generator=random).to(self.dtype)
-            whole = part(x)
-            sizes = [size for size in _PROBED if size < most]
-            if not all(torch.equal(part(x[-size:].clone()), whole[-size:]) for size in sizes):
-                return False
-        prompts = [list(range(1, size + 1)) for size in _PROBED[:5]]
+        for part in (layer.qkv, layer.out, layer.gate_up, layer.down):
+            x = torch.randn(_PROBED[-1], part.weight.shape[1], generator=random).to(self.dtype)
+            whole = part(x)[:_ROWS]
+            for size in _PROBED[:-1]:
+                # Another order of sums shows in few of the results only.
+                some = torch.cat([part(rows) for rows in torch.split(x[:_ROWS], size)])
+                if not torch.equal(some, whole):
+                    return False
+        prompts = [list(range(1, size + 1)) for size in _PROBED[:6]]
         alone = [self._read_twice([prompt]) for prompt in prompts]
         return torch.equal(self._read_twice(prompts), torch.cat(alone, dim=1))
 
     def _read_twice(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """Last hidden states of prompts and of one more token, (2, prompts, hidden)."""
+        """Logits after prompts and after one more token, (2, prompts, vocabulary)."""
         prompts = [[token % len(self.embedding) for token in prompt] for prompt in prompts]
         readings = [FlatReading(self, Start(prompt, 1), self.dtype) for prompt in prompts]
-        first = self.forward(readings, prompts)
-        return torch.stack([first, self.forward(readings, [prompt[:1] for prompt in prompts])])
+        again = [prompt[:1] for prompt in prompts]
+        return torch.stack([self.head(self.forward(readings, part)) for part in (prompts, again)])
 
     @torch.no_grad()
     def _require_same(self, lm: LanguageModel) -> None:

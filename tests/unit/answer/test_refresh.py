@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from app.answer.generate import GREEDY, Generation, Generator, Refresh, Sampling, _Choice
+from app.answer.generate import GREEDY, Choice, Generation, Generator, Refresh, Sampling
 from app.errors import UsageError
 from app.memory.compose import Memories, compose
 from app.memory.decoder import ModelDecoder, Reading
@@ -65,7 +65,7 @@ class Case:
     @torch.inference_mode()
     def started_over(self, sets: Sequence[Memories], sampling: Sampling) -> list[int]:
         """Each set's share of the answer from a new reading of all that is written by then."""
-        choose, written = _Choice(sampling), list[int]()
+        choose, written = Choice(sampling), list[int]()
         for number, memories in enumerate(sets):
             [reading] = self.decoder.read([Start([*PROMPT, *written], LONG, memories)])
             last = number == len(sets) - 1
