@@ -33,6 +33,9 @@ class Settings(BaseSettings):
     owner_database_url: str | None = Field(
         None, description="Role membank_owner: migrations. Derived from MEMBANK_DATABASE_URL."
     )
+    app_database_url: str | None = Field(
+        None, description="Role membank_app: questions. Derived likewise."
+    )
     worker_database_url: str | None = Field(
         None, description="Role membank_worker: ingest and encode. Derived likewise."
     )
@@ -170,8 +173,27 @@ class Settings(BaseSettings):
     maintain_seconds: float = Field(
         300, gt=0, description="How often the relay looks for banks that need an index, or no more."
     )
+    api_host: str = Field("127.0.0.1", description="Address that the HTTP service listens on.")
+    api_port: int = Field(
+        0,
+        ge=0,
+        le=65_535,
+        description="Its port; 0: the one that this home had before, else the first free one from"
+        " 8000 on.",
+    )
+    api_admin: bool = Field(
+        True,
+        description="Whether the HTTP service offers administration, for which it logs in as"
+        " membank_admin.",
+    )
+    api_stale_seconds: float = Field(
+        600,
+        gt=0,
+        description="Age of the oldest due work from which on the HTTP service says that it is not"
+        " ready.",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        "INFO", description="Least severe log line that worker and relay write."
+        "INFO", description="Least severe log line that worker, relay and HTTP service write."
     )
 
     @field_validator("refresh_every")
