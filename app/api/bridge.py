@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from starlette.types import Receive
@@ -49,7 +49,7 @@ class Bridge:
         """Begin nothing more."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _submit(self, work: Callable[[], T]) -> "asyncio.futures.Future[T]":
+    def _submit(self, work: Callable[[], T]) -> Future[T]:
         if not self._free.acquire(blocking=False):
             raise BusyError("too many requests are being answered: try again soon")
         future = self._pool.submit(work)

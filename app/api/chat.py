@@ -28,6 +28,7 @@ from app.runtime import Mode, count_tokens, models
 from app.settings import settings
 
 router = APIRouter(prefix="/v1", tags=["chat"])
+_EVENTS = {"text/event-stream": {"schema": {"type": "string"}}}
 _LONGEST = 256
 """Tokens of an answer where the request says nothing of it."""
 
@@ -188,7 +189,7 @@ class ChatCompletion(BaseModel):
 @router.post(
     "/chat/completions",
     response_model=ChatCompletion,
-    responses=responses(401, 403, 404, 422, 429, 500, 503, 504),
+    responses={200: {"content": _EVENTS}, **responses(404, 504)},
 )
 async def chat(body: ChatRequest, who: Reading, request: Request) -> Response:
     """Answer a question from a bank, from what the caller may read of it.
@@ -260,6 +261,9 @@ class _Reply:
                 yield line
         except MembankError as error:
             yield _line(shape(error)[1])
+        except Exception:
+            yield _line(error_body("something went wrong here", "server_error"))
+            raise
         finally:
             running.cancel()
 

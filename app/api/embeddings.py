@@ -69,7 +69,7 @@ class EmbeddingList(BaseModel):
     usage: EmbeddingUsage
 
 
-@router.post("/embeddings", responses=responses(401, 403, 404, 429, 500, 503))
+@router.post("/embeddings", responses=responses(404))
 async def embeddings(body: EmbeddingRequest, who: Reading, request: Request) -> EmbeddingList:
     """Vectors of texts. Longer ones than the embedder reads are cut."""
     bridge: Bridge = request.app.state.bridge

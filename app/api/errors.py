@@ -63,8 +63,9 @@ class Failure(BaseModel):
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """What a route's description says of its failures: these, and those that every body has."""
-    return {status: {"model": Failure} for status in (*statuses, 400, 413)}
+    """What a route's description says of its failures: these, and those that every route has."""
+    every = (400, 401, 403, 413, 422, 429, 500, 503)
+    return {status: {"model": Failure} for status in sorted({*statuses, *every})}
 
 
 def error_body(

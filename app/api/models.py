@@ -32,13 +32,13 @@ class ModelList(BaseModel):
     data: list[Model]
 
 
-@router.get("/models", responses=responses(401, 403, 429, 503))
+@router.get("/models", responses=responses())
 def list_models(who: Reading) -> ModelList:
     """The banks that the caller may read."""
     return ModelList(data=[_model(bank.name, bank, who) for bank in readable_banks(who.asker)])
 
 
-@router.get("/models/{model:path}", responses=responses(401, 403, 404, 429, 503))
+@router.get("/models/{model:path}", responses=responses(404))
 def get_model(model: str, who: Reading) -> Model:
     """One of them, also with an adapter: BANK@ADAPTER."""
     bank, _ = chosen(who, model)
