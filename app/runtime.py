@@ -39,6 +39,11 @@ class Models:
     codec: Codec
     profile: Profile
 
+    @property
+    def window(self) -> int:
+        """Tokens that a question and its answer may have."""
+        return int(self.lm.model.config.get_text_config().max_position_embeddings)
+
 
 @lru_cache(maxsize=1)
 def tokenizer() -> Any:
