@@ -153,6 +153,28 @@ class Settings(BaseSettings):
     max_document_bytes: int = Field(
         20_000_000, ge=1, description="Documents with more UTF-8 bytes of text are refused."
     )
+    adapters: Path | None = Field(
+        None,
+        description="Folder of `membank train --out` folders, which the HTTP service reads with"
+        " when a request asks for BANK@NAME.",
+    )
+    requests_at_once: int = Field(
+        96, ge=1, le=10_000, description="Answers that the HTTP service works on at most at a time."
+    )
+    request_seconds: float = Field(
+        120, gt=0, description="Seconds after which the HTTP service gives an answer up."
+    )
+    rate_per_minute: int = Field(
+        0,
+        ge=0,
+        description="Requests a minute that one process of the HTTP service takes from a tenant;"
+        " 0: any number.",
+    )
+    max_request_bytes: int = Field(
+        2_000_000,
+        ge=1,
+        description="Bytes of a request to the HTTP service, files apart.",
+    )
     batch_tokens: int = Field(
         2048, ge=128, description="Tokens that a worker encodes in one model call."
     )

@@ -377,3 +377,17 @@ Table(
     _whole("tokens"),
     PrimaryKeyConstraint("tenant_id", "day"),
 )
+Table(
+    "idempotency_key",
+    metadata,
+    _tenant(),
+    _whole("principal_id"),
+    _text("key"),
+    Column("request_hash", LargeBinary, nullable=False),
+    Column("status", SmallInteger),
+    Column("body", LargeBinary),
+    _time("created_at"),
+    PrimaryKeyConstraint("tenant_id", "principal_id", "key"),
+    _reference(("tenant_id", "principal_id"), "principal", ("tenant_id", "id")),
+    Index("idempotency_key_age", "tenant_id", "created_at"),
+)
