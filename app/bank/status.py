@@ -21,6 +21,26 @@ def queue() -> dict[str, int]:
     return {"pending": row[0], "encoding": row[1], "failed": row[2]}
 
 
+def backlog(profile: str) -> dict[str, float]:
+    """Of one profile's work over all tenants: rows of the outbox that are due, rows that workers
+    hold, and the age in seconds of the oldest that is due. Paused tenants' work is not due."""
+    with transaction(Asker("worker")) as connection:
+        row = connection.execute(_BACKLOG, {"profile": profile}).one()
+    return {"pending": row[0], "encoding": row[1], "oldest_seconds": round(float(row[2] or 0), 1)}
+
+
+_BACKLOG = text(
+    """
+    SELECT count(*) FILTER (WHERE due), count(*) FILTER (WHERE lease_until >= now()),
+           extract(epoch FROM now() - min(greatest(created_at, not_before)) FILTER (WHERE due))
+    FROM (SELECT created_at, not_before, lease_until,
+              not_before <= now() AND (lease_until IS NULL OR lease_until < now())
+                  AND tenant_id NOT IN (SELECT paused_tenants()) AS due
+          FROM outbox WHERE profile_id = :profile) work
+    """
+)
+
+
 def banks() -> list[dict[str, object]]:
     """One row per bank, as the view bank_status has it; ages and times in seconds.
 
