@@ -161,6 +161,12 @@ class Settings(BaseSettings):
     requests_at_once: int = Field(
         96, ge=1, le=10_000, description="Answers that the HTTP service works on at most at a time."
     )
+    max_batch: int = Field(
+        32,
+        ge=1,
+        le=256,
+        description="Answers that the HTTP service computes at a time; more wait for their turn.",
+    )
     request_seconds: float = Field(
         120, gt=0, description="Seconds after which the HTTP service gives an answer up."
     )

@@ -23,7 +23,7 @@ from app.tracing import carried, past
 NOTHING = "The bank holds nothing for this question that you may read."
 _NO_TIME = dict.fromkeys(
     (
-        *("search", "load", "prefill", "first_token", "total"),
+        *("search", "load", "queue", "prefill", "first_token", "total"),
         *("refresh", "refresh_search", "refresh_load"),
     ),
     0.0,
@@ -32,7 +32,8 @@ _NO_TIME = dict.fromkeys(
 
 @dataclass(frozen=True)
 class Answer:
-    """Times are in milliseconds from the question on, first_token and total whole.
+    """Times are in milliseconds from the question on, first_token and total whole; queue: until
+    the model took it up.
 
     refreshes: how often memories were searched for again, in `refresh` milliseconds of the total,
     of which refresh_search and refresh_load; the rest read the live tokens again. swaps: how often
@@ -98,6 +99,7 @@ class Answering:
         """
         self._question, self._generates = question, generates
         self._started = time.perf_counter()
+        self._handed = self._started
         self._text, self._stops = "", Stops(question.stop)
         self._load_ms, self._found = 0.0, Found([], {})
         self._recall: Recall | None = None
@@ -146,6 +148,7 @@ class Answering:
             timings["first_token"] = timings["total"]
             return Answer(NOTHING, self._question.mode, [], timings, _usage(0, 0, 0))
         said, swaps = self._stream.generation(), 0
+        timings["queue"] = max(0.0, ms(self._handed, said.started))
         timings["prefill"] = ms(said.started, said.first_token)
         timings["first_token"] = ms(self._started, said.first_token)
         timings["refresh"] = ms(0.0, said.refreshing)
@@ -216,7 +219,7 @@ class Answering:
     ) -> Streaming:
         _require_room(models(), len(prompt) + self._question.max_tokens)
         self._prompt_tokens = len(prompt)
-        tenant = self._reader.asker.tenant or 0
+        tenant, self._handed = self._reader.asker.tenant or 0, time.perf_counter()
         return self._generates(self._question, prompt, memories, refresh, tenant)
 
     def _pieces(self) -> Iterator[str]:

@@ -31,6 +31,7 @@ def main() -> None:
     require_safe(log, threading.Event(), "app")
     try:
         generator("memory")
+        engine = Engine(settings().max_batch)
         listening = listen()
     except MembankError as error:
         log.error("does not start", reason=str(error))

@@ -220,3 +220,20 @@ def bench_search(
 
     plan = search.Plan(tuple(numbers("--sizes", sizes)), rows, n, seed)
     search.run(plan, corpus, as_json)
+
+
+@commands.command("serve")
+def bench_serve(
+    clients: Annotated[str, typer.Option(help="Clients at a time: one number or several.")] = (
+        "1,4,16,64"
+    ),
+    n: Annotated[
+        int, typer.Option("-n", help="Requests of each load; at least two a client.")
+    ] = 64,
+    k: Annotated[int, typer.Option("-k", help="Memories per question.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """The HTTP service under load, memory beside RAG."""
+    from benchmarks import serve
+
+    serve.run(numbers("--clients", clients), n, k, as_json)
