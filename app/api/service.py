@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from fastapi import FastAPI
 
 from app.answer.service import Generates
-from app.api import chat, embeddings, health, metrics, models
+from app.api import admin, chat, embeddings, health, metrics, models
 from app.api.bridge import Bridge
 from app.api.errors import handle_errors
 from app.api.limits import hold
@@ -30,6 +30,9 @@ def create(generates: Generates) -> FastAPI:
     app.include_router(models.router)
     app.include_router(health.router)
     app.include_router(metrics.router)
+    if settings().api_admin:
+        app.include_router(admin.router)
+        app.include_router(admin.ending)
     return app
 
 

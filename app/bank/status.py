@@ -41,13 +41,15 @@ _BACKLOG = text(
 )
 
 
-def banks() -> list[dict[str, object]]:
-    """One row per bank, as the view bank_status has it; ages and times in seconds.
+def banks(tenant: int | None = None) -> list[dict[str, object]]:
+    """One row per bank, of one tenant or of all, as the view bank_status has it; ages and times in
+    seconds.
 
     `next_changes`: what the next profile has other than the present one, field -> [present, next].
     """
-    with transaction(Asker("admin")) as connection:
-        rows = [dict(row) for row in connection.execute(_BANKS).mappings()]
+    with transaction(Asker("admin", tenant)) as connection:
+        found = connection.execute(_BANKS, {"tenant": tenant}).mappings()
+        rows = [dict(row) for row in found]
     for row in rows:
         for name in ("staleness", "staleness_next", "time_left"):
             row[name] = _seconds(row[name])
@@ -64,6 +66,7 @@ _BANKS = text(
     "SELECT s.*, p.spec, n.spec AS next_spec FROM bank_status s"
     " JOIN encoder_profile p ON p.tenant_id = s.tenant_id AND p.id = s.profile_id"
     " LEFT JOIN encoder_profile n ON n.tenant_id = s.tenant_id AND n.id = s.next_profile_id"
+    " WHERE s.tenant_id = coalesce(cast(:tenant AS bigint), s.tenant_id)"
     " ORDER BY s.tenant, s.bank"
 )
 
