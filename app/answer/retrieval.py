@@ -17,6 +17,7 @@ from app.memory.codec import Codec, check, decode
 from app.memory.kv import KV
 from app.runtime import codec_of, models
 from app.settings import settings
+from app.tracing import span
 
 _LONGEST_QUESTION = 8_000
 
@@ -85,6 +86,7 @@ def find(
     return found
 
 
+@span("search")
 def found_for(
     reader: Reader, words: str, k: int | None, least: float, where: Filter | None = None
 ) -> Found:
@@ -107,6 +109,7 @@ def found_for(
     )
 
 
+@span("load")
 def load(reader: Reader, passages: Sequence[Passage], dtype: torch.dtype) -> list[KV]:
     """The memories of `passages`, decoded.
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
+from app import metrics
 from app.answer.generate import Finish, Read, Refresh, Streaming
 from app.answer.pieces import Stops
 from app.answer.question import Question
@@ -17,6 +18,7 @@ from app.errors import UsageError
 from app.memory.compose import Memories, compose
 from app.memory.prompt import closed_book
 from app.runtime import Mode, Models, generator, models, reading
+from app.tracing import carried, past
 
 NOTHING = "The bank holds nothing for this question that you may read."
 _NO_TIME = dict.fromkeys(
@@ -113,12 +115,21 @@ class Answering:
             yield from self._pieces()
         finally:
             self.cancel()
-            record(self._reader, self.answer())
+            record(self._reader, self._ended())
 
     def cancel(self) -> None:
         """Let no more be computed. Harmless at any time, from any thread."""
         if self._stream is not None:
             self._stream.cancel()
+
+    def _ended(self) -> Answer:
+        """What was said, counted and noted as a part of the trace."""
+        answer, mode = self.answer(), self._question.mode
+        metrics.answered(mode, answer.timings_ms, answer.usage)
+        if self._stream is not None:
+            began = self._stream.generation().started
+            past("model", began, mode=mode, finished=str(answer.finished), **answer.usage)
+        return answer
 
     @property
     def sources(self) -> list[Source]:
@@ -183,7 +194,7 @@ class Answering:
         self._recall = Recall(self._reader, asked.text, *how, asked.adapter)
         memories = self._recall.read(self._found.passages)
         self._load_ms = ms(before, time.perf_counter())
-        refresh = Refresh(asked.every, self._recall.again) if asked.every else None
+        refresh = Refresh(asked.every, carried(self._recall.again)) if asked.every else None
         return self._generate(tail, memories, refresh)
 
     def _from_text(self, tail: list[int]) -> Streaming:

@@ -172,6 +172,21 @@ def apply_split(
     return True
 
 
+def access_of(tenant: int, bank: int, document: str) -> list[str]:
+    """Who may read a document, as an operator sees it. Raises NotFoundError."""
+    with transaction(Asker("worker", tenant)) as connection:
+        found: list[str] | None = connection.execute(
+            text(
+                "SELECT access FROM document"
+                " WHERE tenant_id = :tenant AND bank_id = :bank AND id = :id"
+            ),
+            {"tenant": tenant, "bank": bank, "id": document},
+        ).scalar()
+    if found is None:
+        raise NotFoundError(f"document {document!r} does not exist in this bank")
+    return found
+
+
 def set_access(
     tenant: int, bank: int, document: str, access: Sequence[str], by: int | None = None
 ) -> None:

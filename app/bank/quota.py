@@ -5,6 +5,7 @@ at the moment it is reached, and by no more.
 """
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from sqlalchemy import Connection, text
 
@@ -127,3 +128,17 @@ def quota_of(tenant: int) -> tuple[Quota, Quota]:
             {"tenant": tenant},
         ).one()
     return (Quota() if row is None else Quota(*row)), Quota(*used)
+
+
+def usage(tenant: int, days: int) -> list[dict[str, Any]]:
+    """What a tenant has asked on each of the last days, the latest first: day, requests, tokens."""
+    with transaction(Asker("admin", tenant)) as connection:
+        rows = connection.execute(
+            text(
+                "SELECT day, requests, tokens FROM tenant_usage"  # noqa: S608 (no values)
+                f" WHERE tenant_id = :tenant AND day > {_TODAY} - cast(:days AS int)"
+                " ORDER BY day DESC"
+            ),
+            {"tenant": tenant, "days": days},
+        )
+        return [dict(row) for row in rows.mappings()]
