@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import re
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -494,3 +496,46 @@ class TestEmbeddings:
 def test_the_models_are_the_banks(hana: openai.OpenAI) -> None:
     assert [model.id for model in hana.models.list()] == ["handbook"]
     assert hana.models.retrieve("handbook").owned_by == "delta"
+
+
+PAGE = (Path(__file__).parents[2] / "docs/how-to/openai-client.md").read_text()
+
+
+@pytest.fixture
+def as_the_page_says(address: str, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", f"{address}/v1")
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+
+
+@pytest.mark.usefixtures("as_the_page_says")
+def test_the_examples_in_python_print_what_they_say(capsys: pytest.CaptureFixture[str]) -> None:
+    printed = []
+    for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
+        names: dict[str, Any] = {}
+        exec(compile(code, "openai-client.md", "exec"), names)  # noqa: S102
+        names["client"].close()
+        printed.append(capsys.readouterr().out)
+    whole, streamed, follows, refused, vectors = printed
+    assert "27" in whole
+    assert "Annual Leave" in whole
+    assert whole.splitlines()[0] in streamed
+    assert "leave.md" in streamed
+    assert "tokens:" in streamed
+    assert "first_token" in follows
+    assert "Friday" in follows
+    assert refused == "model_not_found\n"
+    assert vectors == "384\n"
+
+
+@pytest.mark.usefixtures("as_the_page_says")
+def test_the_examples_with_curl_run() -> None:
+    printed = []
+    for code in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL):
+        done = subprocess.run(
+            ["bash", "-ec", code], capture_output=True, text=True, timeout=120, check=True
+        )
+        printed.append(done.stdout)
+    whole, streamed, listed = printed
+    assert "27" in json.loads(whole)["choices"][0]["message"]["content"]
+    assert streamed.endswith("data: [DONE]\n\n")
+    assert json.loads(listed)["data"][0]["id"] == "handbook"
