@@ -18,9 +18,10 @@ from app import console
 from app.access.tenants import add_principal, find_bank
 from app.answer.retrieval import Reader, found_for, load
 from app.bank.audit import note
+from app.bank.blobs import load_blobs
 from app.bank.quota import Quota, begin_request, count_tokens, set_quota
 from app.bank.reseal import Resealed, reseal_tenant
-from app.bank.search import Passage, load_blobs
+from app.bank.search import Passage
 from app.bank.session import transaction
 from app.demo.sample import HANDBOOKS, temporary_stack
 from app.errors import UsageError

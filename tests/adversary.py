@@ -31,6 +31,7 @@ TOLD = {
     "find_tenant": "the number of a tenant whose name the caller knows",
     "next_tenant": "numbers of tenants, to the worker",
     "paused_tenants": "numbers of tenants, to the worker",
+    "gone_tenants": "numbers of tenants, to the worker",
     "changing_banks": "numbers of tenants and banks, to the worker",
 }
 _SEEN = re.compile(rf"{MARK}|\b77\d{{10}}\b")

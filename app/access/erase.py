@@ -34,7 +34,7 @@ def erase(name: str) -> dict[str, Any]:
         receipt: dict[str, Any] = {"tenant": name, "id": tenant, "rows": _rows(connection, tenant)}
         receipt["blob_bytes"] = connection.execute(
             text(
-                "SELECT coalesce(sum(octet_length(payload)), 0)::bigint FROM memory_blob"
+                "SELECT coalesce(sum(coalesce(size, octet_length(payload))), 0)::bigint FROM memory_blob"
                 " WHERE tenant_id = :tenant"
             ),
             {"tenant": tenant},
