@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 _LASTING = 0.8
-"""Share of a tenant's bytes that what was used again may hold, so that something new has a chance."""
+"""Share of a tenant's bytes for what was used again: something new needs a chance too."""
 
 
 @dataclass
