@@ -170,9 +170,8 @@ async def _ask(client: httpx.AsyncClient, question: str, mode: Mode, k: int) -> 
     started, first, parts, tokens = time.perf_counter(), 0.0, dict[str, float](), 0
     async with client.stream("POST", "/v1/chat/completions", json=body) as response:
         if response.status_code != 200:
-            raise MembankError(
-                f"the service answers {response.status_code}: {await _body(response)}"
-            )
+            told = (await response.aread()).decode(errors="replace")[:300]
+            raise MembankError(f"the service answers {response.status_code}: {told}")
         async for line in response.aiter_lines():
             if not line.startswith("data: {"):
                 continue

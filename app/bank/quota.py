@@ -47,8 +47,8 @@ def count_tokens(connection: Connection, tokens: int) -> None:
 
 
 _ROOM = text(
-    "SELECT t.name, q.bytes, (SELECT coalesce(sum(octet_length(payload)), 0) FROM memory_blob"
-    " WHERE tenant_id = q.tenant_id) AS held"
+    "SELECT t.name, q.bytes, (SELECT coalesce(sum(coalesce(size, octet_length(payload))), 0)"
+    " FROM memory_blob WHERE tenant_id = q.tenant_id) AS held"
     " FROM tenant_quota q JOIN tenant t ON t.id = q.tenant_id"
     " WHERE q.tenant_id = :tenant AND q.bytes IS NOT NULL"
 )
@@ -121,8 +121,9 @@ def quota_of(tenant: int) -> tuple[Quota, Quota]:
         used = connection.execute(
             text(
                 "SELECT (SELECT count(*) FROM document WHERE tenant_id = :tenant),"  # noqa: S608 (no values)
-                " (SELECT coalesce(sum(octet_length(payload)), 0)::bigint FROM memory_blob"
-                " WHERE tenant_id = :tenant), coalesce(max(requests), 0), coalesce(max(tokens), 0)"
+                " (SELECT coalesce(sum(coalesce(size, octet_length(payload))), 0)::bigint"
+                " FROM memory_blob WHERE tenant_id = :tenant), coalesce(max(requests), 0),"
+                " coalesce(max(tokens), 0)"
                 f" FROM tenant_usage WHERE tenant_id = :tenant AND day = {_TODAY}"
             ),
             {"tenant": tenant},

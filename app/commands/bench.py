@@ -200,6 +200,18 @@ def bench_vault(
     vault.run(n, numbers("-k", k), as_json)
 
 
+@commands.command("cache")
+def bench_cache(
+    n: Annotated[int, typer.Option("-n", help="Loads and answers of each kind.", min=1)] = 20,
+    k: Annotated[str, typer.Option("-k", help="Memories of a load.")] = "1,5,20",
+    as_json: Json = False,
+) -> None:
+    """Loading and the first token from memory, disk, Postgres and a folder as object store."""
+    from benchmarks import cache
+
+    cache.run(n, numbers("-k", k), as_json)
+
+
 @commands.command("search")
 def bench_search(
     rows: Annotated[
