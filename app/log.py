@@ -23,5 +23,6 @@ def configure(level: str) -> None:
     logging.basicConfig(
         level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
-    # It repeats what tools were told.
-    logging.getLogger("mcp").setLevel(logging.WARNING)
+    # The one repeats what tools were told, the other says the same at every look at the schema.
+    for name in ("mcp", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -127,6 +127,8 @@ async def running(app: FastAPI) -> AsyncIterator[None]:
 class _Keyed:
     """Lets in who shows a good key."""
 
+    path = PATH
+
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
