@@ -203,7 +203,7 @@ def _value(kind: str, word: str) -> Any:
         return []
     if kind.startswith("timestamp"):
         return "2026-01-01T00:00:00Z"
-    known = {"jsonb": {}, "boolean": False, "bytea": "\\x00", "date": "2026-01-01"}
+    known = {"jsonb": {}, "boolean": False, "bytea": "\\x" + "00" * 32, "date": "2026-01-01"}
     if kind in known:
         return known[kind]
     if kind == "uuid":
