@@ -1,4 +1,7 @@
-"""Log lines of worker and relay: one line each, no text of documents, no secrets."""
+"""Log lines of worker, relay and HTTP service: one line each, no text, no secrets.
+
+What a request leaves is in app/api/watch.py.
+"""
 
 import logging
 import sys
@@ -20,3 +23,6 @@ def configure(level: str) -> None:
     logging.basicConfig(
         level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
+    # The one repeats what tools were told, the other says the same at every look at the schema.
+    for name in ("mcp", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,20 +1,18 @@
 """/metrics: what app/metrics.py counts, and what is looked at when somebody asks."""
 
 import asyncio
-import importlib
-import importlib.util
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 
+from app.answer.cache import cache
 from app.api.health import Health
 
 router = APIRouter(tags=["operation"])
 _WAIT = 2.0
-_CACHE = "app.answer.cache"
 
 
 @router.get("/metrics", response_class=Response)
@@ -71,18 +69,13 @@ def _exposition(generates: Any, health: Health) -> bytes:
 
 
 def _cache() -> Iterator[Metric]:
-    """Counters of each tier of memories, if there are tiers."""
-    if importlib.util.find_spec(_CACHE) is None:
-        return
-    tiers: Mapping[str, Mapping[str, float]] = importlib.import_module(_CACHE).stats()
+    """Counters of each tier of memories."""
     families: dict[str, GaugeMetricFamily] = {}
-    for tier, counters in tiers.items():
+    for tier, counters in cache().stats().items():
         for name, value in counters.items():
+            told = f"{name} of each tier of memories (app/answer/cache.py)."
             family = families.setdefault(
-                name,
-                GaugeMetricFamily(
-                    f"membank_cache_{name}", f"{name} of each tier of memories.", labels=["tier"]
-                ),
+                name, GaugeMetricFamily(f"membank_cache_{name}", told, labels=["tier"])
             )
             family.add_metric([tier], value)
     yield from families.values()

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from fastapi import FastAPI
 
 from app.answer.service import Generates
-from app.api import admin, chat, embeddings, health, metrics, models
+from app.api import admin, chat, embeddings, health, mcp, metrics, models
 from app.api.bridge import Bridge
 from app.api.errors import handle_errors
 from app.api.limits import hold
@@ -33,11 +33,13 @@ def create(generates: Generates) -> FastAPI:
     if settings().api_admin:
         app.include_router(admin.router)
         app.include_router(admin.ending)
+    mcp.prepare(app)
     return app
 
 
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    yield
+    async with mcp.running(app):
+        yield
     app.state.bridge.close()
     app.state.health.close()

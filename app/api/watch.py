@@ -77,5 +77,5 @@ class Watch:
 
 def _route(scope: Scope) -> str:
     """The route's pattern, without what a path has in its places."""
-    route = scope.get("route")
-    return getattr(route, "path", None) or "unknown"
+    known = scope.get("route") or scope.get("endpoint")
+    return getattr(known, "path", None) or "unknown"

@@ -176,6 +176,7 @@ def test_metrics_count_by_route_and_tell_engine_and_queue(
     assert "membank_engine_running 3.0" in lines
     assert "membank_engine_waiting 2.0" in lines
     assert "membank_queue_pending 2.0" in lines
+    assert any(line.startswith('membank_cache_hits{tier="disk"}') for line in lines)
     counted = [line for line in lines if line.startswith("membank_requests_total{")]
     assert any('route="/v1/things/{name}",status="401"' in line for line in counted)
     assert any('route="unknown",status="404"' in line for line in counted)
