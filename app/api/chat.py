@@ -22,6 +22,7 @@ from app.api.caller import Reading
 from app.api.dialogue import Dialogue, Message
 from app.api.errors import error_body, responses, shape
 from app.api.models import reader
+from app.api.text import Text
 from app.bank.filters import parse
 from app.errors import MembankError
 from app.runtime import Mode, count_tokens, models
@@ -58,7 +59,7 @@ Tokens = Annotated[int, Field(ge=1, le=1_000_000)]
 class ChatRequest(BaseModel):
     """A question with the dialogue before it. `model`: BANK or BANK@ADAPTER."""
 
-    model: Annotated[str, Field(min_length=1, max_length=500)]
+    model: Annotated[Text, Field(min_length=1, max_length=500)]
     messages: Annotated[list[Message], Field(min_length=1)]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -66,7 +67,7 @@ class ChatRequest(BaseModel):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     max_tokens: Tokens | None = None
     max_completion_tokens: Tokens | None = None
-    stop: str | Annotated[list[str], Field(max_length=4)] | None = None
+    stop: Text | Annotated[list[Text], Field(max_length=4)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     n: Literal[1] | None = None
     membank: Options = Options()

@@ -14,6 +14,7 @@ from app.api.bridge import Bridge
 from app.api.caller import Reading
 from app.api.errors import responses
 from app.api.models import reader
+from app.api.text import Text
 from app.bank.quota import begin_request, count_tokens
 from app.bank.session import transaction
 from app.errors import UsageError
@@ -26,8 +27,8 @@ _MOST = 2048
 class EmbeddingRequest(BaseModel):
     """Texts for the embedder of a bank. `dimensions` must be those that it has."""
 
-    model: Annotated[str, Field(min_length=1, max_length=500)]
-    input: str | Annotated[list[str], Field(min_length=1, max_length=_MOST)]
+    model: Annotated[Text, Field(min_length=1, max_length=500)]
+    input: Text | Annotated[list[Text], Field(min_length=1, max_length=_MOST)]
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None
 

@@ -183,9 +183,8 @@ class TestAnswer:
         assert joined(chunks) == message.content
         assert chunks[0].choices[0].delta.role == "assistant"
         (cited,) = [c for c in chunks if c.choices and hasattr(c.choices[0].delta, "annotations")]
-        assert cited.choices[0].delta.annotations == [
-            one.model_dump() for one in message.annotations
-        ]
+        streamed = cited.choices[0].delta.annotations
+        assert streamed == [one.to_dict() for one in message.annotations]
         *_, before, last, use = chunks
         assert (before, last.choices[0].finish_reason) == (cited, "stop")
         assert (use.choices, use.usage) == ([], whole.usage)
@@ -274,7 +273,7 @@ class TestDialogue:
     def test_a_long_one_loses_its_beginning_and_is_answered(self, hana: openai.OpenAI) -> None:
         long = ["word " * 400 if n % 2 == 0 else "Yes." for n in range(60)]
         answer = ask(hana, *long, LEAVE, max_tokens=4)
-        assert answer.usage.prompt_tokens < 8192
+        assert 100 < answer.usage.prompt_tokens < 1200
 
     def test_one_that_does_not_end_with_the_user_is_refused(self, hana: openai.OpenAI) -> None:
         with pytest.raises(openai.BadRequestError, match="the last message must be the user's"):
@@ -426,22 +425,21 @@ class TestEnd:
                 client.send(request)
             assert waits.cancelled.wait(30)
 
-    @pytest.mark.parametrize("first", [False, True])
+    @pytest.mark.parametrize(
+        ("first", "stream", "seconds"), [(False, False, 0.3), (False, True, 0.3), (True, True, 5)]
+    )
     def test_its_time_limit_is_an_error_before_the_first_piece_and_an_event_after_it(
-        self, address: str, key: str, first: bool, monkeypatch: pytest.MonkeyPatch
+        self, key: str, first: bool, stream: bool, seconds: float, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(settings(), "request_seconds", 0.5)
+        monkeypatch.setattr(settings(), "request_seconds", seconds)
         with served(create(waits := Waiting(first))) as url, client_of(url, key) as client:
-            for stream in (False, True):
-                waits.cancelled.clear()
-                waits.go_on.clear()
-                with pytest.raises(openai.APIError) as caught:
-                    list(ask(client, LEAVE, stream=stream))
-                assert caught.value.code == "timeout"
-                if not (first and stream):
-                    assert isinstance(caught.value, openai.InternalServerError)
-                    assert caught.value.status_code == 504
-                assert waits.cancelled.wait(30)
+            with pytest.raises(openai.APIError) as caught:
+                list(ask(client, LEAVE, stream=stream))
+            assert caught.value.code == "timeout"
+            if not first:
+                assert isinstance(caught.value, openai.InternalServerError)
+                assert caught.value.status_code == 504
+            assert waits.cancelled.wait(30) or not waits.begun.is_set()
 
     def test_one_that_waits_for_its_search_is_never_begun(
         self, address: str, key: str, monkeypatch: pytest.MonkeyPatch
@@ -467,7 +465,8 @@ class TestEmbeddings:
             model="handbook", input=texts, encoding_format="float", dimensions=384
         )
         question, leave, dogs = [one.embedding for one in as_numbers.data]
-        assert [one.embedding for one in as_bytes.data] == pytest.approx([question, leave, dogs])
+        for one, vector in zip(as_bytes.data, (question, leave, dogs), strict=True):
+            assert one.embedding == pytest.approx(vector)
         assert sum(map(float.__mul__, question, question)) == pytest.approx(1)
         near = sum(map(float.__mul__, question, leave))
         assert near > sum(map(float.__mul__, question, dogs))
