@@ -1,5 +1,6 @@
 """The models of this process, loaded once, as the settings name them."""
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -170,6 +171,11 @@ def models() -> Models:
     return Models(lm, Encoder(lm, words.prefix), words, embedder, codec(), profile())
 
 
+def loaded() -> bool:
+    """Whether the models are."""
+    return models.cache_info().currsize > 0
+
+
 @dataclass(frozen=True)
 class Reading:
     """What a mode's answers are read with: the model, changed by an adapter if there is one."""
@@ -178,12 +184,17 @@ class Reading:
     adapter: "Adapter | None"
 
 
+_loading = threading.RLock()
+"""Held while something is loaded, so that threads that want the same wait for it."""
+
+
 def reading(mode: Mode, choice: str | None = None) -> Reading:
     """The model that reads in a mode. `choice`: an adapter, default what the settings name.
 
     Raises AdapterError for one that is damaged or does not fit.
     """
-    return _reading(mode, settings().adapter if choice is None else choice)
+    with _loading:
+        return _reading(mode, settings().adapter if choice is None else choice)
 
 
 @lru_cache(maxsize=4)
@@ -200,8 +211,9 @@ def _reading(mode: Mode, choice: str) -> Reading:
 def generator(mode: Mode = "closed", choice: str | None = None) -> "Generator":
     """What answers in a mode with an adapter, as in `reading`. Its weights are packed first."""
     chosen = settings().adapter if choice is None else choice
-    adapted = reading(mode, chosen).adapter is not None
-    return _generator(mode, chosen) if adapted else _generator("closed", "none")
+    with _loading:
+        adapted = reading(mode, chosen).adapter is not None
+        return _generator(mode, chosen) if adapted else _generator("closed", "none")
 
 
 @lru_cache(maxsize=4)

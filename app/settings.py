@@ -33,6 +33,9 @@ class Settings(BaseSettings):
     owner_database_url: str | None = Field(
         None, description="Role membank_owner: migrations. Derived from MEMBANK_DATABASE_URL."
     )
+    app_database_url: str | None = Field(
+        None, description="Role membank_app: questions. Derived likewise."
+    )
     worker_database_url: str | None = Field(
         None, description="Role membank_worker: ingest and encode. Derived likewise."
     )
@@ -86,6 +89,29 @@ class Settings(BaseSettings):
         None,
         description="Folder of the wrapped data keys, the same for all processes, in no backup of"
         " the database; keyring in MEMBANK_HOME without it.",
+    )
+    blob_store: str | None = Field(
+        None,
+        description="Object store that new memories are kept in: a folder that all processes share,"
+        " or s3://BUCKET/PREFIX. Without it they are in Postgres.",
+    )
+    old_blob_store: str | None = Field(
+        None,
+        description="Store that was set before, read until `membank store move` has emptied it.",
+    )
+    cache_bytes: int = Field(
+        500_000_000,
+        ge=0,
+        description="Bytes of decoded memories that a process keeps; 0: none.",
+    )
+    cache_disk_bytes: int = Field(
+        2_000_000_000,
+        ge=0,
+        description="Bytes of memories, as they are stored, that are kept in the cache folder; 0:"
+        " none.",
+    )
+    cache_folder: Path | None = Field(
+        None, description="That folder, of this machine; cache in MEMBANK_HOME without it."
     )
     audit_days: int = Field(
         0,
@@ -158,6 +184,12 @@ class Settings(BaseSettings):
     requests_at_once: int = Field(
         96, ge=1, le=10_000, description="Answers that the HTTP service works on at most at a time."
     )
+    max_batch: int = Field(
+        32,
+        ge=1,
+        le=256,
+        description="Answers that the HTTP service computes at a time; more wait for their turn.",
+    )
     request_seconds: float = Field(
         120, gt=0, description="Seconds after which the HTTP service gives an answer up."
     )
@@ -192,8 +224,27 @@ class Settings(BaseSettings):
     maintain_seconds: float = Field(
         300, gt=0, description="How often the relay looks for banks that need an index, or no more."
     )
+    api_host: str = Field("127.0.0.1", description="Address that the HTTP service listens on.")
+    api_port: int = Field(
+        0,
+        ge=0,
+        le=65_535,
+        description="Its port; 0: the one that this home had before, else the first free one from"
+        " 8000 on.",
+    )
+    api_admin: bool = Field(
+        True,
+        description="Whether the HTTP service offers administration, for which it logs in as"
+        " membank_admin.",
+    )
+    api_stale_seconds: float = Field(
+        600,
+        gt=0,
+        description="Age of the oldest due work from which on the HTTP service says that it is not"
+        " ready.",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        "INFO", description="Least severe log line that worker and relay write."
+        "INFO", description="Least severe log line that worker, relay and HTTP service write."
     )
 
     @field_validator("refresh_every")

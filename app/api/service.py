@@ -6,10 +6,11 @@ from collections.abc import AsyncIterator
 from fastapi import FastAPI
 
 from app.answer.service import Generates
-from app.api import chat, embeddings, models
+from app.api import admin, chat, embeddings, health, metrics, models
 from app.api.bridge import Bridge
 from app.api.errors import handle_errors
 from app.api.limits import hold
+from app.api.watch import Watch
 from app.settings import settings
 
 
@@ -22,9 +23,16 @@ def create(generates: Generates) -> FastAPI:
     app.state.bridge = Bridge(settings().requests_at_once)
     handle_errors(app)
     hold(app)
+    app.add_middleware(Watch)
+    health.prepare(app)
     app.include_router(chat.router)
     app.include_router(embeddings.router)
     app.include_router(models.router)
+    app.include_router(health.router)
+    app.include_router(metrics.router)
+    if settings().api_admin:
+        app.include_router(admin.router)
+        app.include_router(admin.ending)
     return app
 
 
@@ -32,3 +40,4 @@ def create(generates: Generates) -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     yield
     app.state.bridge.close()
+    app.state.health.close()

@@ -1,13 +1,14 @@
 """Documents and their chunks: written together, changed by difference."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 
 from app.bank import profiles
+from app.bank.disk import disk
 from app.bank.roles import Role, on_list, require
 from app.bank.session import Asker, transaction
 from app.errors import ForbiddenError, NotFoundError
@@ -47,13 +48,14 @@ class Stored:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What a deletion removed, in rows."""
+    """What a deletion removed, in rows; cache_entries: files of this machine's cache folder."""
 
     documents: int
     chunks: int
     keys: int
     blobs: int
     queue: int
+    cache_entries: int = 0
 
 
 def known_hash(tenant: int, bank: int, document: str) -> str | None:
@@ -172,6 +174,21 @@ def apply_split(
     return True
 
 
+def access_of(tenant: int, bank: int, document: str) -> list[str]:
+    """Who may read a document, as an operator sees it. Raises NotFoundError."""
+    with transaction(Asker("worker", tenant)) as connection:
+        found: list[str] | None = connection.execute(
+            text(
+                "SELECT access FROM document"
+                " WHERE tenant_id = :tenant AND bank_id = :bank AND id = :id"
+            ),
+            {"tenant": tenant, "bank": bank, "id": document},
+        ).scalar()
+    if found is None:
+        raise NotFoundError(f"document {document!r} does not exist in this bank")
+    return found
+
+
 def set_access(
     tenant: int, bank: int, document: str, access: Sequence[str], by: int | None = None
 ) -> None:
@@ -210,7 +227,7 @@ def forget(tenant: int, document: str, bank: int | None = None, by: int | None =
             require(connection, each, Role.WRITER)
         if not banks:
             raise NotFoundError(f"document {document!r} does not exist in this tenant")
-        counts = connection.execute(_MADE_OF, whose | {"banks": banks}).one()
+        chunks, *counts = connection.execute(_MADE_OF, whose | {"banks": banks}).one()
         connection.execute(
             text(
                 "DELETE FROM document WHERE tenant_id = :tenant AND id = :id"
@@ -218,7 +235,9 @@ def forget(tenant: int, document: str, bank: int | None = None, by: int | None =
             ),
             whose | {"banks": banks},
         )
-    return Receipt(len(banks), *counts)
+    folder = disk()
+    files = folder.forget(tenant, chunks) if folder else 0
+    return replace(Receipt(len(banks), len(chunks), *counts), cache_entries=files)
 
 
 _LOCK = text(
@@ -227,7 +246,7 @@ _LOCK = text(
 )
 _MADE_OF = text(
     """
-    SELECT (SELECT count(*) FROM chunk c WHERE c.tenant_id = :tenant AND c.document_id = :id
+    SELECT ARRAY(SELECT c.id FROM chunk c WHERE c.tenant_id = :tenant AND c.document_id = :id
                 AND c.bank_id = ANY(:banks)),
            (SELECT count(*) FROM memory_key k WHERE k.tenant_id = :tenant AND k.document_id = :id
                 AND k.bank_id = ANY(:banks)),
