@@ -29,7 +29,8 @@ from app.runtime import Mode, count_tokens, models
 from app.settings import settings
 
 router = APIRouter(prefix="/v1", tags=["chat"])
-_EVENTS = {"text/event-stream": {"schema": {"type": "string"}}}
+_EVENT = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string"}}}
+_EVENTS = {"text/event-stream": {"schema": _EVENT}}
 _LONGEST = 256
 """Tokens of an answer where the request says nothing of it."""
 

@@ -9,7 +9,6 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from app.access.identity import Identity
-from app.answer.retrieval import checked
 from app.api.bridge import Bridge
 from app.api.caller import Reading
 from app.api.errors import responses
@@ -38,7 +37,9 @@ class EmbeddingRequest(BaseModel):
         embedder = models().embedder
         if self.dimensions not in (None, embedder.dimensions):
             raise UsageError(f"vectors of this bank have {embedder.dimensions} dimensions")
-        texts = [checked(each) for each in self._texts]
+        texts = self._texts
+        if not all(text.strip() for text in texts):
+            raise UsageError("an empty text has no vector: leave it out of the input")
         begin_request(who.asker)
         vectors, tokens = embedder.embed(texts), embedder.count_tokens(texts)
         with transaction(who.asker) as connection:
