@@ -150,6 +150,9 @@ class Settings(BaseSettings):
     max_document_bytes: int = Field(
         20_000_000, ge=1, description="Documents with more UTF-8 bytes of text are refused."
     )
+    max_upload_bytes: int = Field(
+        50_000_000, ge=1, description="Larger files are refused by the service (413)."
+    )
     batch_tokens: int = Field(
         2048, ge=128, description="Tokens that a worker encodes in one model call."
     )
