@@ -1,5 +1,5 @@
-# One image for the command, the worker and the relay. It has no entry point, so that a service
-# says itself what it runs: `membank migrate`, `python -m workers.worker`.
+# One image for the command, the worker, the relay and the HTTP service. It has no entry point, so
+# that a service says itself what it runs: `membank migrate`, `python -m app.api.server`.
 FROM python:3.11-slim
 
 # What the builder wants to add to every `pip install`, for example another index. PyPI's torch for

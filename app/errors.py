@@ -5,6 +5,8 @@ class MembankError(Exception):
     """Anything a user can cause or mend. The command prints it as one line and exits with 1."""
 
     exit_code = 1
+    retry_after: float | None = None
+    """Seconds after which the same may succeed, where that is known."""
 
 
 class UsageError(MembankError):
@@ -25,6 +27,10 @@ class NotFoundError(MembankError):
     """A tenant, principal, bank or document that is not there, or not for the one who asks."""
 
 
+class ModelNotFoundError(NotFoundError):
+    """A `model` of a request that names no bank and adapter for the one who asks."""
+
+
 class UnauthorizedError(MembankError):
     """A key or token that is missing, wrong, expired or revoked: nobody knows who asks."""
 
@@ -37,12 +43,22 @@ class ConflictError(MembankError):
     """Something of that name exists already."""
 
 
+class RepeatError(MembankError):
+    """A key that names one request was given with another."""
+
+
 class QuotaError(MembankError):
     """A tenant holds, or has asked today, as much as its quota lets it."""
 
 
 class BusyError(MembankError):
     """More is asked at once than can be answered soon."""
+
+    retry_after = 1.0
+
+
+class LateError(MembankError):
+    """What was asked for took longer than a request may."""
 
 
 class VaultError(MembankError):
@@ -51,6 +67,8 @@ class VaultError(MembankError):
 
 class UnavailableError(MembankError):
     """A server that is needed does not answer: Postgres, Valkey."""
+
+    retry_after = 1.0
 
 
 class IngestError(MembankError):

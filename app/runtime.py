@@ -1,5 +1,6 @@
 """The models of this process, loaded once, as the settings name them."""
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -37,6 +38,11 @@ class Models:
     embedder: "Embedder"
     codec: Codec
     profile: Profile
+
+    @property
+    def window(self) -> int:
+        """Tokens that a question and its answer may have."""
+        return int(self.lm.model.config.get_text_config().max_position_embeddings)
 
 
 @lru_cache(maxsize=1)
@@ -173,12 +179,17 @@ class Reading:
     adapter: "Adapter | None"
 
 
+_loading = threading.RLock()
+"""Held while something is loaded, so that threads that want the same wait for it."""
+
+
 def reading(mode: Mode, choice: str | None = None) -> Reading:
     """The model that reads in a mode. `choice`: an adapter, default what the settings name.
 
     Raises AdapterError for one that is damaged or does not fit.
     """
-    return _reading(mode, settings().adapter if choice is None else choice)
+    with _loading:
+        return _reading(mode, settings().adapter if choice is None else choice)
 
 
 @lru_cache(maxsize=4)
@@ -195,8 +206,9 @@ def _reading(mode: Mode, choice: str) -> Reading:
 def generator(mode: Mode = "closed", choice: str | None = None) -> "Generator":
     """What answers in a mode with an adapter, as in `reading`. Its weights are packed first."""
     chosen = settings().adapter if choice is None else choice
-    adapted = reading(mode, chosen).adapter is not None
-    return _generator(mode, chosen) if adapted else _generator("closed", "none")
+    with _loading:
+        adapted = reading(mode, chosen).adapter is not None
+        return _generator(mode, chosen) if adapted else _generator("closed", "none")
 
 
 @lru_cache(maxsize=4)

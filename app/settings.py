@@ -33,6 +33,9 @@ class Settings(BaseSettings):
     owner_database_url: str | None = Field(
         None, description="Role membank_owner: migrations. Derived from MEMBANK_DATABASE_URL."
     )
+    app_database_url: str | None = Field(
+        None, description="Role membank_app: questions. Derived likewise."
+    )
     worker_database_url: str | None = Field(
         None, description="Role membank_worker: ingest and encode. Derived likewise."
     )
@@ -151,7 +154,35 @@ class Settings(BaseSettings):
         20_000_000, ge=1, description="Documents with more UTF-8 bytes of text are refused."
     )
     max_upload_bytes: int = Field(
-        50_000_000, ge=1, description="Larger files are refused by the service (413)."
+        50_000_000, ge=1, description="Files with more bytes are refused by the HTTP service."
+    )
+    adapters: Path | None = Field(
+        None,
+        description="Folder of `membank train --out` folders, which the HTTP service reads with"
+        " when a request asks for BANK@NAME.",
+    )
+    requests_at_once: int = Field(
+        96, ge=1, le=10_000, description="Answers that the HTTP service works on at most at a time."
+    )
+    max_batch: int = Field(
+        32,
+        ge=1,
+        le=256,
+        description="Answers that the HTTP service computes at a time; more wait for their turn.",
+    )
+    request_seconds: float = Field(
+        120, gt=0, description="Seconds after which the HTTP service gives an answer up."
+    )
+    rate_per_minute: int = Field(
+        0,
+        ge=0,
+        description="Requests a minute that one process of the HTTP service takes from a tenant;"
+        " 0: any number.",
+    )
+    max_request_bytes: int = Field(
+        2_000_000,
+        ge=1,
+        description="Bytes of a request to the HTTP service, files apart.",
     )
     batch_tokens: int = Field(
         2048, ge=128, description="Tokens that a worker encodes in one model call."
@@ -173,8 +204,27 @@ class Settings(BaseSettings):
     maintain_seconds: float = Field(
         300, gt=0, description="How often the relay looks for banks that need an index, or no more."
     )
+    api_host: str = Field("127.0.0.1", description="Address that the HTTP service listens on.")
+    api_port: int = Field(
+        0,
+        ge=0,
+        le=65_535,
+        description="Its port; 0: the one that this home had before, else the first free one from"
+        " 8000 on.",
+    )
+    api_admin: bool = Field(
+        True,
+        description="Whether the HTTP service offers administration, for which it logs in as"
+        " membank_admin.",
+    )
+    api_stale_seconds: float = Field(
+        600,
+        gt=0,
+        description="Age of the oldest due work from which on the HTTP service says that it is not"
+        " ready.",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        "INFO", description="Least severe log line that worker and relay write."
+        "INFO", description="Least severe log line that worker, relay and HTTP service write."
     )
 
     @field_validator("refresh_every")

@@ -20,7 +20,8 @@ from app import console
 from app.demo.sample import HANDBOOKS
 from app.errors import ModelError, UsageError
 from app.memory.compose import Memories, compose
-from app.memory.decoder import Decoder, ModelReading, Weights, decoder_of
+from app.memory.decoder import Decoder, ModelDecoder, Weights, decoder_of
+from app.memory.flat import Start
 from app.memory.kv import KV
 from app.memory.prompt import closed_book
 from app.runtime import Models, models, native
@@ -128,7 +129,7 @@ def _ours(task: Task) -> tuple[dict[str, Callable[[], Times]], dict[str, str]]:
             found[weights] = partial(_measured, task, decoder_of(lm, weights, native()))
         except ModelError as error:
             missing[weights] = str(error)
-    found[MODULES] = partial(_measured, task, partial(ModelReading, lm))
+    found[MODULES] = partial(_measured, task, ModelDecoder(lm))
     return found, missing
 
 
@@ -151,11 +152,11 @@ def _answer(
 ) -> tuple[float, float]:
     """Milliseconds to the first token, and of the n - 1 that follow it. End tokens end nothing."""
     started = time.perf_counter()
-    reading = decoder(prompt, n, memories)
+    [reading] = decoder.read([Start(prompt, n, memories)])
     token = int(reading.logits.argmax())
     first = time.perf_counter()
     for _ in range(n - 1):
-        reading.feed(token)
+        decoder.feed([reading], [token])
         token = int(reading.logits.argmax())
     return (first - started) * 1000, (time.perf_counter() - first) * 1000
 

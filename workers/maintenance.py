@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import structlog
 
-from app.bank.audit import expire
+from app.bank import audit, idempotency
 from app.bank.indexes import keep
 from app.bank.reconcile import next_tenant, reconcile
 from app.bank.reseal import reseal
@@ -28,7 +28,7 @@ def start(stop: threading.Event) -> threading.Thread:
 
 
 def rows_regularly(stop: threading.Event) -> None:
-    """What no trigger noticed, what is to be encrypted, events that need not be kept."""
+    """What no trigger noticed, what is to be encrypted, what need not be kept."""
     _regularly(stop, (_reconcile, _reseal, _expire), settings().reconcile_seconds)
 
 
@@ -65,10 +65,11 @@ def _reseal(stop: threading.Event) -> None:
 
 
 def _expire(stop: threading.Event) -> None:
-    days = settings().audit_days
-    tenant = next_tenant(0) if days else None
+    days, tenant = settings().audit_days, next_tenant(0)
     while tenant is not None and not stop.is_set():
-        expire(tenant, days)
+        if days:
+            audit.expire(tenant, days)
+        idempotency.expire(tenant)
         tenant = next_tenant(tenant)
 
 

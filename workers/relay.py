@@ -18,9 +18,9 @@ from app.bank.outbox import waiting_profiles
 from app.errors import MembankError
 from app.log import configure
 from app.settings import settings
+from app.starting import require_safe
 from workers import maintenance
 from workers.app import app, queue_of
-from workers.start import require_safe
 
 log = structlog.get_logger("relay")
 
@@ -31,7 +31,7 @@ def main() -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    require_safe(log, stop)
+    require_safe(log, stop, "worker")
     log.info("started", poll_seconds=settings().poll_seconds)
     upkeep = maintenance.start(stop)
     well = True

@@ -12,15 +12,15 @@ from app.console import quiet
 from app.log import configure
 from app.runtime import profile
 from app.settings import settings
+from app.starting import require_safe
 from workers.app import app, queue_of
-from workers.start import require_safe
 
 
 def main() -> None:
     """Run until SIGTERM: the batch in hand is finished, the rest stays in the outbox."""
     quiet()
     configure(settings().log_level)
-    require_safe(structlog.get_logger("worker"), threading.Event())
+    require_safe(structlog.get_logger("worker"), threading.Event(), "worker")
     app.worker_main(
         [
             "worker",

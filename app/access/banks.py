@@ -126,4 +126,3 @@ def _update(tenant: int, id: int, name: str | None, metadata: Mapping[str, Any] 
                 "metadata": dict(metadata or {}),
             },
         )
-

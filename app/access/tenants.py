@@ -29,6 +29,7 @@ class Bank:
     spec: Mapping[str, Any]
     next_profile: str | None = None
     switched_at: datetime | None = None
+    created: datetime | None = None
 
 
 def add_tenant(name: str) -> int:
@@ -140,35 +141,51 @@ def tenant_id(name: str) -> int:
 
 def find_bank(tenant: str, name: str) -> Bank:
     """Raises NotFoundError that says how to make the tenant or the bank."""
-    found = _bank(tenant_id(tenant), "b.name = :which", _storable(name))
-    if found is None:
+    found = _banks(Asker("app", tenant_id(tenant)), "b.name = :which", _storable(name))
+    if not found:
         raise NotFoundError(
             f"bank {name!r} of tenant {tenant!r} does not exist:"
             f" membank bank add {name!r} --tenant {tenant!r}"
         )
-    return found
+    return found[0]
 
 
 def bank_now(tenant: int, bank: int) -> Bank:
     """A bank by its id, as it is now. Raises NotFoundError when it was deleted."""
-    found = _bank(tenant, "b.id = :which", bank)
-    if found is None:
+    found = _banks(Asker("app", tenant), "b.id = :which", bank)
+    if not found:
         raise NotFoundError(f"bank {bank} of tenant {tenant} was deleted: ask another one")
-    return found
+    return found[0]
 
 
-def _bank(tenant: int, which: str, value: str | int) -> Bank | None:
-    with transaction(Asker("app", tenant)) as connection:
-        row = connection.execute(
+_READABLE = "b.id = ANY ((SELECT current_banks())::bigint[])"
+
+
+def readable_banks(reader: Asker) -> list[Bank]:
+    """The banks that let a principal read, by name."""
+    return _banks(reader, _READABLE)
+
+
+def readable_bank(reader: Asker, name: str) -> Bank:
+    """One of them. Raises NotFoundError also for a bank that is there for others."""
+    found = _banks(reader, f"{_READABLE} AND b.name = :which", _storable(name))
+    if not found:
+        raise NotFoundError(f"there is no bank {name!r} that you may read")
+    return found[0]
+
+
+def _banks(asker: Asker, which: str, value: str | int | None = None) -> list[Bank]:
+    with transaction(asker) as connection:
+        rows = connection.execute(
             text(
                 "SELECT b.tenant_id, b.id, b.name, b.profile_id, p.spec, b.next_profile_id,"  # noqa: S608 (words of ours)
-                " b.switched_at FROM bank b JOIN encoder_profile p"
+                " b.switched_at, b.created_at FROM bank b JOIN encoder_profile p"
                 " ON p.tenant_id = b.tenant_id AND p.id = b.profile_id"
-                f" WHERE b.tenant_id = :tenant AND {which}"
+                f" WHERE b.tenant_id = :tenant AND {which} ORDER BY b.name"
             ),
-            {"tenant": tenant, "which": value},
-        ).one_or_none()
-    return None if row is None else Bank(*row)
+            {"tenant": asker.tenant} | ({} if value is None else {"which": value}),
+        )
+        return [Bank(*row) for row in rows]
 
 
 def find_principal(tenant: str, name: str) -> Asker:

@@ -17,6 +17,7 @@ from app.answer.pieces import Pieces
 from app.errors import UsageError
 from app.memory.compose import Memories
 from app.memory.decoder import Reading, Weights, decoder_of
+from app.memory.flat import Start
 from app.memory.model import LanguageModel
 
 
@@ -107,7 +108,7 @@ class Generator:
     ) -> None:
         """`weights` and `folder` are those of `decoder_of`, which also says what is raised."""
         self.lm = lm
-        self._read = decoder_of(lm, weights, folder)
+        self.decoder = decoder_of(lm, weights, folder)
 
     def generate(
         self,
@@ -182,7 +183,7 @@ class Stream:
 
     @torch.inference_mode()
     def _chosen(self) -> Iterator[int]:
-        choose = _Choice(self._sampling)
+        choose = Choice(self._sampling)
         ends = self._generator.lm.end_tokens
         self._started = time.perf_counter()
         self._memories = self._made() if callable(self._made) else self._made
@@ -199,14 +200,16 @@ class Stream:
                 return
             reread = self._reread()
             if reread is None:
-                reading.feed(token)
+                self._generator.decoder.feed([reading], [token])
             else:
                 reading = reread
 
     def _read(self) -> Reading:
         """Prompt and answer so far in one pass, with room for the rest."""
         live, left = [*self._prompt, *self._tokens], self._max_tokens - len(self._tokens)
-        return self._generator._read(live, left, self._memories)
+        [reading] = self._generator.decoder.read([Start(live, left, self._memories)])
+        found: Reading = reading
+        return found
 
     def _reread(self) -> Reading | None:
         """The same behind other memories, where it is time to ask for them and there are any."""
@@ -222,7 +225,9 @@ class Stream:
         return reading
 
 
-class _Choice:
+class Choice:
+    """Chooses an answer's tokens, one after the other."""
+
     def __init__(self, sampling: Sampling) -> None:
         self._sampling = sampling
         self._random = torch.Generator()

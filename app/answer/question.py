@@ -32,6 +32,7 @@ class Question:
     sampling: Sampling = GREEDY
     stop: tuple[str, ...] = ()
     adapter: str | None = None
+    instruction: str = ""
 
     def __post_init__(self) -> None:
         """Raises UsageError for an empty or too long question, or a value out of range."""
@@ -57,6 +58,11 @@ class Question:
     @property
     def threshold(self) -> float:
         return settings().min_score if self.least is None else self.least
+
+    @property
+    def told(self) -> str:
+        """The question as the model reads it."""
+        return f"{self.instruction}\n\n{self.text}" if self.instruction else self.text
 
     @property
     def searches(self) -> list[str]:

@@ -22,6 +22,7 @@ class Source:
 
     The share is that of the last token of the first pass that read the memory: the prompt's, or,
     for a memory that a refresh brought, prompt's and answer's. None for text in the prompt.
+    heading, start, end: its place in the document, as in Passage.
     """
 
     id: int
@@ -30,11 +31,16 @@ class Source:
     source: str
     score: float
     attention: float | None
+    heading: str
+    start: int
+    end: int
+    text: str
 
     @classmethod
     def of(cls, passage: Passage, share: float | None = None) -> "Source":
         p, rounded = passage, None if share is None else round(share, 4)
-        return cls(p.id, p.document_id, p.title, p.source, round(p.score, 4), rounded)
+        of = (p.id, p.document_id, p.title, p.source, round(p.score, 4), rounded)
+        return cls(*of, p.heading, p.start, p.end, p.text)
 
 
 class Recall:

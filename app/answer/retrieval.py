@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from app.access.tenants import bank_now, find_bank, find_principal
+from app.access.tenants import Bank, bank_now, find_bank, find_principal
 from app.bank.audit import note
 from app.bank.filters import Filter
 from app.bank.quota import begin_request
@@ -45,7 +45,12 @@ class Reader:
     def of(cls, tenant: str, bank: str, principal: str) -> "Reader":
         """Raises NotFoundError for an unknown name, ProfileError for a foreign bank."""
         found = find_bank(tenant, bank)
-        return cls(find_principal(tenant, principal), found.id, found.profile, codec_of(found))
+        return cls.of_bank(find_principal(tenant, principal), found)
+
+    @classmethod
+    def of_bank(cls, asker: Asker, bank: Bank) -> "Reader":
+        """The same for what is known already."""
+        return cls(asker, bank.id, bank.profile, codec_of(bank))
 
     def now(self) -> "Reader":
         """The same for a new question: the bank may have been switched to another profile.

@@ -60,11 +60,12 @@ class Generates(Protocol):
         prompt: list[int],
         memories: Read,
         refresh: Refresh | None,
+        tenant: int,
     ) -> Streaming: ...
 
 
 def here(
-    question: Question, prompt: list[int], memories: Read, refresh: Refresh | None
+    question: Question, prompt: list[int], memories: Read, refresh: Refresh | None, tenant: int
 ) -> Streaming:
     """Compute it in this thread, one answer at a time."""
     chosen = generator(question.mode, question.adapter)
@@ -157,8 +158,8 @@ class Answering:
         """None when nothing readable is near enough."""
         asked, m = self._question, models()
         if asked.mode == "closed":
-            return self._generate(closed_book(m.lm.tokenizer, asked.text, asked.turns), None)
-        tail = m.prompt.tail(asked.text, asked.turns)
+            return self._generate(closed_book(m.lm.tokenizer, asked.told, asked.turns), None)
+        tail = m.prompt.tail(asked.told, asked.turns)
         _require_room(m, len(tail) + asked.max_tokens)
         self._found = self._search()
         if not self._found.passages:
@@ -185,7 +186,7 @@ class Answering:
     def _from_text(self, tail: list[int]) -> Streaming:
         asked, m = self._question, models()
         chunks = [m.prompt.chunk(passage.text) for passage in self._found.passages]
-        ids = m.prompt.with_text(chunks, asked.text, asked.turns)
+        ids = m.prompt.with_text(chunks, asked.told, asked.turns)
         _require_room(m, len(ids) + asked.max_tokens)
         if reading("rag", asked.adapter).adapter is None:
             return self._generate(ids, None)
@@ -204,7 +205,8 @@ class Answering:
     ) -> Streaming:
         _require_room(models(), len(prompt) + self._question.max_tokens)
         self._prompt_tokens = len(prompt)
-        return self._generates(self._question, prompt, memories, refresh)
+        tenant = self._reader.asker.tenant or 0
+        return self._generates(self._question, prompt, memories, refresh, tenant)
 
     def _pieces(self) -> Iterator[str]:
         if self._stream is None:
@@ -239,9 +241,8 @@ def _usage(prompt: int, completion: int, memory: int) -> dict[str, int]:
 
 
 def _require_room(m: Models, tokens: int) -> None:
-    window = m.lm.model.config.get_text_config().max_position_embeddings
-    if tokens > window:
+    if tokens > m.window:
         raise UsageError(
-            f"question and answer need {tokens} tokens, the model's window is {window}:"
+            f"question and answer need {tokens} tokens, the model's window is {m.window}:"
             " shorten the question, or lower k or the longest answer"
         )

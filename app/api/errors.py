@@ -1,10 +1,12 @@
 """Errors as OpenAI's clients expect them: {"error": {"message", "type", "param", "code"}}."""
 
+import math
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from app.errors import (
@@ -13,9 +15,12 @@ from app.errors import (
     ConflictError,
     FilterError,
     ForbiddenError,
+    LateError,
     MembankError,
+    ModelNotFoundError,
     NotFoundError,
     QuotaError,
+    RepeatError,
     TooLargeError,
     UnauthorizedError,
     UnavailableError,
@@ -25,25 +30,56 @@ from app.errors import (
 # The first class that an error is of: its status, OpenAI's type and code.
 _KINDS: tuple[tuple[type[MembankError], int, str, str], ...] = (
     (FilterError, 422, "invalid_request_error", "invalid_filter"),
-    (TooLargeError, 413, "invalid_request_error", "too_large"),
+    (TooLargeError, 413, "invalid_request_error", "request_too_large"),
     (UsageError, 400, "invalid_request_error", "invalid_value"),
     (UnauthorizedError, 401, "authentication_error", "invalid_api_key"),
     (ForbiddenError, 403, "permission_error", "forbidden"),
+    (ModelNotFoundError, 404, "invalid_request_error", "model_not_found"),
     (NotFoundError, 404, "invalid_request_error", "not_found"),
     (ConflictError, 409, "invalid_request_error", "conflict"),
+    (RepeatError, 422, "idempotency_error", "idempotency_key_reused"),
     (QuotaError, 429, "insufficient_quota", "insufficient_quota"),
     (BusyError, 429, "rate_limit_error", "rate_limit_exceeded"),
     (UnavailableError, 503, "server_error", "unavailable"),
+    (LateError, 504, "server_error", "timeout"),
     (BlobError, 500, "server_error", "damaged_memory"),
     (MembankError, 500, "server_error", "server_error"),
 )
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+_CODES = {413: "request_too_large"}
+
+
+class Error(BaseModel):
+    """What went wrong, and the way out."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class Failure(BaseModel):
+    """The body of every response that is no success."""
+
+    error: Error
+
+
+def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """What a route's description says of its failures: these, and those that every route has."""
+    every = (400, 401, 403, 413, 422, 429, 500, 503)
+    return {status: {"model": Failure} for status in sorted({*statuses, *every})}
 
 
 def error_body(
     message: str, kind: str, code: str | None = None, param: str | None = None
 ) -> dict[str, Any]:
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    told = {"message": message, "type": kind, "param": param, "code": code}
+    # What a message repeats may be half a character, which no response can hold.
+    return {"error": {name: text and _whole(text) for name, text in told.items()}}
+
+
+def _whole(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
 
 
 def shape(error: MembankError) -> tuple[int, dict[str, Any]]:
@@ -60,10 +96,7 @@ def handle_errors(app: FastAPI) -> None:
     @app.exception_handler(MembankError)
     async def ours(_: Request, error: MembankError) -> JSONResponse:
         status, body = shape(error)
-        headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
-        if status in (429, 503):
-            headers["Retry-After"] = "1"
-        return JSONResponse(body, status, headers)
+        return JSONResponse(body, status, _headers(error, status))
 
     @app.exception_handler(RequestValidationError)
     async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -75,9 +108,21 @@ def handle_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def plain(_: Request, error: HTTPException) -> JSONResponse:
         kind = _TYPES.get(error.status_code, "invalid_request_error")
-        body = error_body(str(error.detail), kind)
+        body = error_body(str(error.detail), kind, _CODES.get(error.status_code))
         return JSONResponse(body, error.status_code, error.headers)
 
     @app.exception_handler(Exception)
-    async def unforeseen(_: Request, error: Exception) -> JSONResponse:
-        return JSONResponse(error_body("something went wrong here", "server_error"), 500)
+    async def unforeseen(request: Request, _: Exception) -> JSONResponse:
+        body = error_body("something went wrong here", "server_error")
+        # This answer is made outside of what gives all others their number (app/api/limits.py).
+        number = getattr(request.state, "request_id", None)
+        return JSONResponse(body, 500, {"x-request-id": number} if number else None)
+
+
+def _headers(error: MembankError, status: int) -> dict[str, str]:
+    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(math.ceil(error.retry_after))
+    if isinstance(error, QuotaError):
+        headers["x-should-retry"] = "false"  # OpenAI's clients would try again at once
+    return headers

@@ -1,14 +1,49 @@
 """The HTTP service: its routes put together."""
 
+import contextlib
+from collections.abc import AsyncIterator
+
 from fastapi import FastAPI
 
 from app.answer.service import Generates
+from app.api import (
+    chat,
+    embeddings,
+    file_batches,
+    files,
+    models,
+    store_files,
+    store_search,
+    vector_stores,
+)
+from app.api.bridge import Bridge
 from app.api.errors import handle_errors
+from app.api.limits import hold
+from app.settings import settings
 
 
 def create(generates: Generates) -> FastAPI:
     """The application. `generates` computes the answers."""
-    app = FastAPI(title="Membank", version="0.1.0", docs_url="/docs", redoc_url=None)
+    app = FastAPI(
+        title="Membank", version="0.1.0", docs_url="/docs", redoc_url=None, lifespan=_lifespan
+    )
     app.state.generates = generates
+    app.state.bridge = Bridge(settings().requests_at_once)
     handle_errors(app)
+    hold(app)
+    app.include_router(chat.router)
+    app.include_router(embeddings.router)
+    app.include_router(models.router)
+    app.include_router(files.router)
+    app.include_router(files.uploads(settings().max_upload_bytes))
+    app.include_router(vector_stores.router)
+    app.include_router(store_files.router)
+    app.include_router(file_batches.router)
+    app.include_router(store_search.router)
     return app
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    yield
+    app.state.bridge.close()

@@ -8,6 +8,7 @@ may read all that it gave.
 import base64
 import binascii
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -177,7 +178,19 @@ def _entries(connection: Connection, values: Mapping[str, Any], rows: Sequence[A
         },
     )
     size = {(row.file_id, row.document_id): int(row.bytes) for row in sizes}
-    return [Entry(*row[:7], size.get((row.file_id, row.document_id), 0)) for row in rows]
+    return [
+        Entry(
+            row.file_id,
+            row.document_id,
+            row.created_at,
+            row.attributes,
+            row.status,
+            row.error,
+            row.error_code,
+            size.get((row.file_id, row.document_id), 0),
+        )
+        for row in rows
+    ]
 
 
 _SIZES = text(
@@ -271,8 +284,10 @@ _CANCEL_ENCODING = text(
 )
 
 
-def set_attributes(asker: Asker, bank: int, entry: Entry, attributes: Attributes) -> None:
-    """Put attributes in place of those that an entry has, also in its documents' metadata.
+def set_attributes(
+    asker: Asker, bank: int, entry: Entry, former: Sequence[str], attributes: Attributes
+) -> None:
+    """Put attributes in place of those of the names `former`, also in the documents' metadata.
 
     Nothing is encoded again. Raises ForbiddenError.
     """
@@ -283,7 +298,7 @@ def set_attributes(asker: Asker, bank: int, entry: Entry, attributes: Attributes
             "bank": bank,
             "file": entry.file,
             "ids": held,
-            "former": list(entry.attributes),
+            "former": list(former),
             "attributes": attributes,
         }
         connection.execute(_SET_OF_FILE, values)
@@ -351,10 +366,31 @@ def texts(asker: Asker, bank: int, entry: Entry) -> list[str]:
     with transaction(asker) as connection:
         return list(
             connection.execute(
-                text(f"SELECT text {_DOCUMENTS} ORDER BY id"),  # noqa: S608 (words of ours)
+                text(f"SELECT text {_DOCUMENTS} ORDER BY id"),
                 _of_entry(asker, bank, entry),
             ).scalars()
         )
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The uploaded file that gave a document, if one did, and the document's metadata."""
+
+    file: str | None
+    metadata: dict[str, Any]
+
+
+def origins(asker: Asker, bank: int, ids: Sequence[str]) -> dict[str, Origin]:
+    """By document, of those that the asker may read."""
+    with transaction(asker) as connection:
+        rows = connection.execute(
+            text(
+                "SELECT id, file_id, metadata FROM document"
+                " WHERE tenant_id = :tenant AND bank_id = :bank AND id = ANY(:ids)"
+            ),
+            {"tenant": asker.tenant, "bank": bank, "ids": list(ids)},
+        )
+        return {row.id: Origin(row.file_id, row.metadata) for row in rows}
 
 
 _DOCUMENTS = (
@@ -395,10 +431,9 @@ def _held(connection: Connection, asker: Asker, bank: int, entry: Entry) -> list
 
 
 _LOCK = text(
-    f"SELECT id, access && (SELECT current_readers()) AS listed {_DOCUMENTS}"  # noqa: S608 (words of ours)
-    " ORDER BY id FOR UPDATE"
+    f"SELECT id, access && (SELECT current_readers()) AS listed {_DOCUMENTS} ORDER BY id FOR UPDATE"
 )
 
 
-def _writing(asker: Asker) -> Any:
+def _writing(asker: Asker) -> AbstractContextManager[Connection]:
     return transaction(Asker("worker", asker.tenant, asker.principal))

@@ -54,7 +54,8 @@ _BY_DOCUMENTS = """
         ORDER BY {order} LIMIT :size)
     """
 _WITH_TEXTS = """
-    SELECT n.chunk_id, n.document_id, n.distance, d.title, d.source, c.text
+    SELECT n.chunk_id, n.document_id, n.distance, d.title, d.source, c.text,
+        c.heading, c.start_at, c.end_at
     FROM near n
     JOIN document d ON d.tenant_id = :tenant AND d.bank_id = :bank AND d.id = n.document_id
     JOIN chunk c ON c.tenant_id = :tenant AND c.id = n.chunk_id
@@ -86,7 +87,8 @@ class Nearest:
     where: filters.Filter | None = None
 
     def read(self, connection: Connection, size: int) -> Sequence[Row[Any]]:
-        """chunk_id, document_id, distance, title, source, text of the `size` nearest, in order."""
+        """chunk_id, document_id, distance, title, source, text, heading, start_at and end_at of the
+        `size` nearest, in order."""
         name = index_name(self.asker.tenant or 0, self.bank, self.profile)
         if not connection.execute(_USABLE, {"name": name}).scalar():
             return self._run(connection, "all", size)

@@ -47,7 +47,8 @@ def page(
     if window.cursor is not None:
         given["page_id"] = window.cursor.replace("\x00", "\ufffd")
         start = connection.execute(
-            text(f"SELECT created_at FROM ({rows}) r WHERE r.id = :page_id"), given
+            text(f"SELECT created_at FROM ({rows}) r WHERE r.id = :page_id"),  # noqa: S608 (words of ours)
+            given,
         ).scalar()
         if start is None:
             name = "after" if window.after is not None else "before"
@@ -57,7 +58,7 @@ def page(
         conditions.append(f"(r.created_at, r.id) {sign} (:page_start, :page_id)")
     direction = "DESC" if newest_first else "ASC"
     query = (
-        f"SELECT * FROM ({rows}) r"  # noqa: S608 (words of the program)
+        f"SELECT * FROM ({rows}) r"  # noqa: S608 (words of ours)
         f" {'WHERE ' if conditions else ''}{' AND '.join(conditions)}"
         f" ORDER BY r.created_at {direction}, r.id {direction} LIMIT :page_rows"
     )

@@ -15,7 +15,8 @@ from app.errors import QuotaError
 _TODAY = "cast(now() AT TIME ZONE 'UTC' AS date)"
 _REACHED = text(
     "SELECT t.name, q.requests AS most_requests, q.tokens AS most_tokens,"  # noqa: S608 (no values)
-    " coalesce(u.requests, 0) AS requests, coalesce(u.tokens, 0) AS tokens"
+    " coalesce(u.requests, 0) AS requests, coalesce(u.tokens, 0) AS tokens,"
+    " 86400 - extract(epoch FROM cast(now() AT TIME ZONE 'UTC' AS time)) AS seconds_left"
     " FROM tenant_quota q JOIN tenant t ON t.id = q.tenant_id LEFT JOIN tenant_usage u"
     f" ON u.tenant_id = q.tenant_id AND u.day = {_TODAY} WHERE q.tenant_id = :tenant"
 )
@@ -30,11 +31,13 @@ def begin_request(asker: Asker) -> None:
     what = "requests"
     if row.most_requests is None or row.requests < row.most_requests:
         what = "tokens"
-    raise QuotaError(
+    error = QuotaError(
         f"tenant {row.name!r} may use {getattr(row, f'most_{what}')} {what} a day and has used"
         f" {getattr(row, what)}: wait until 0:00 UTC, or raise the limit"
         f" (membank tenant quota {row.name!r} --{what})"
     )
+    error.retry_after = float(row.seconds_left)
+    raise error
 
 
 def count_tokens(connection: Connection, tokens: int) -> None:

@@ -17,7 +17,11 @@ from app.errors import FilterError
 
 @dataclass(frozen=True)
 class Passage:
-    """A memory that was found. `score` is the cosine of question and key, -1 to 1."""
+    """A memory that was found. `score` is the cosine of question and key, -1 to 1.
+
+    heading: the headings above it in its document; start, end: where it stands there, in
+    characters of the document's text.
+    """
 
     id: int
     document_id: str
@@ -25,6 +29,9 @@ class Passage:
     source: str
     text: str
     score: float
+    heading: str = ""
+    start: int = 0
+    end: int = 0
 
 
 def search(
@@ -61,7 +68,8 @@ def search(
 
 
 def _passage(r: Row[Any]) -> Passage:
-    return Passage(r.chunk_id, r.document_id, r.title, r.source, r.text, 1.0 - r.distance)
+    of = (r.chunk_id, r.document_id, r.title, r.source, r.text)
+    return Passage(*of, 1.0 - r.distance, r.heading, r.start_at, r.end_at)
 
 
 _HAS_FIELD = text(

@@ -8,10 +8,16 @@ from typing import Any
 
 import psycopg
 from sqlalchemy import URL, Connection, Engine, create_engine, pool, text
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, ProgrammingError
+from sqlalchemy.exc import (
+    DBAPIError,
+    InterfaceError,
+    OperationalError,
+    ProgrammingError,
+    TimeoutError,
+)
 
 from app.addresses import Role, database_url
-from app.errors import MembankError, QuotaError, UnavailableError
+from app.errors import BusyError, MembankError, QuotaError, UnavailableError
 from app.signing import context_key
 
 _CONTEXT = text(
@@ -39,14 +45,18 @@ def transaction(asker: Asker) -> Iterator[Connection]:
     """One transaction for `asker`: committed at the end, rolled back on any error.
 
     Raises UnavailableError when the database does not answer or goes away, MembankError when it
-    was never migrated, or does not know the key that this process signs with; QuotaError when the
-    tenant has no room for what is stored.
+    was never migrated, or does not know the key that this process signs with; BusyError when no
+    connection comes free; QuotaError when the tenant has no room for what is stored.
     """
     engine = _engine(asker.role, str(database_url(asker.role).render_as_string(False)))
     try:
         with engine.begin() as connection:
             _say_who_asks(connection, asker)
             yield connection
+    except TimeoutError as error:
+        raise BusyError(
+            f"all connections to {_place(engine)} are in use: try again soon"
+        ) from error
     except ProgrammingError as error:
         if getattr(error.orig, "sqlstate", None) != _NO_SUCH_TABLE:
             raise

@@ -422,3 +422,17 @@ Table(
     Index("bank_file_file", "tenant_id", "file_id"),
     Index("bank_file_principal", "tenant_id", "principal_id"),
 )
+Table(
+    "idempotency_key",
+    metadata,
+    _tenant(),
+    _whole("principal_id"),
+    _text("key"),
+    Column("request_hash", LargeBinary, nullable=False),
+    Column("status", SmallInteger),
+    Column("body", LargeBinary),
+    _time("created_at"),
+    PrimaryKeyConstraint("tenant_id", "principal_id", "key"),
+    _reference(("tenant_id", "principal_id"), "principal", ("tenant_id", "id")),
+    Index("idempotency_key_age", "tenant_id", "created_at"),
+)

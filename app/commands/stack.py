@@ -16,7 +16,7 @@ commands = typer.Typer()
 
 @commands.command()
 def up(as_json: Json = False) -> None:
-    """Start Postgres, Valkey, migrations, worker and relay. Harmless when they run."""
+    """Start Postgres, Valkey, migrations, worker, relay, HTTP service. Harmless when they run."""
     from app.local.stack import SERVICES, Stack
 
     stack = Stack()
@@ -57,6 +57,8 @@ def status(as_json: Json = False) -> None:
         console.say(f"{process['name']:<10} pid {process['pid']:<8} {process['log']}")
     if not now["processes"]:
         console.say("nothing runs here: membank up")
+    if now["api_url"] is not None:
+        console.say(f"api        {now['api_url']}")
     if now["queue"] is not None:
         console.say("queue      " + ", ".join(f"{v} {k}" for k, v in now["queue"].items()))
         head = ["tenant", "bank", "documents", "chunks", "memories", "pending", "failed"]
@@ -112,6 +114,7 @@ def _short(value: object) -> str:
 
 def _status(stack: Any) -> dict[str, Any]:
     from app.bank import status as state
+    from app.local.stack import SERVICES
 
     processes = [{"name": p.name, "pid": p.pid, "log": str(p.log)} for p in stack.running()]
     try:
@@ -119,7 +122,7 @@ def _status(stack: Any) -> dict[str, Any]:
         rows = state.banks()
     except MembankError:
         queue, rows = None, []
-    needed = {"worker", "relay"} <= {p["name"] for p in processes}
+    needed = set(SERVICES) <= {p["name"] for p in processes}
     return {
         "running": needed and queue is not None,
         "processes": processes,

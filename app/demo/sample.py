@@ -17,7 +17,7 @@ from app.access.tenants import add_bank, add_principal, add_tenant
 from app.bank import session
 from app.errors import MembankError
 from app.ingest.command import run as ingest
-from app.local.stack import SERVICES, Stack
+from app.local.stack import ENCODING, Stack
 from app.runtime import profile
 from app.settings import settings
 
@@ -57,7 +57,7 @@ def update() -> Update:
 
 @contextlib.contextmanager
 def temporary_stack(
-    tell: Callable[[str], None], services: Collection[str] = tuple(SERVICES)
+    tell: Callable[[str], None], services: Collection[str] = ENCODING
 ) -> Iterator[Stack]:
     """A stack in a temporary home, ended and deleted afterwards; `services` beside its servers.
 
@@ -70,7 +70,7 @@ def temporary_stack(
         "MEMBANK_REDIS_URL",
         "MEMBANK_CONTEXT_KEY",
         "MEMBANK_KEYRING",
-        *(f"MEMBANK_{role}DATABASE_URL" for role in ("", "OWNER_", "WORKER_", "ADMIN_")),
+        *(f"MEMBANK_{role}DATABASE_URL" for role in ("", "OWNER_", "APP_", "WORKER_", "ADMIN_")),
     ]
     before = {name: os.environ.get(name) for name in overridden}
     os.environ.update(

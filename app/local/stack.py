@@ -1,4 +1,5 @@
-"""The processes of one machine: Postgres, Valkey, the relay and one encoding worker."""
+"""The processes of one machine: Postgres, Valkey, the relay, one encoding worker and the HTTP
+service."""
 
 import signal
 import sys
@@ -12,14 +13,17 @@ from app.bank import schema
 from app.broker import require_broker
 from app.errors import MembankError, UnavailableError
 from app.files import private_folder
+from app.local import listening
 from app.local.postgres import EmbeddedPostgres
 from app.local.processes import Process, Processes, wait_until
 from app.local.valkey import EmbeddedValkey
 from app.settings import settings
 
 # The entry points of the services, the same in docker-compose.yml.
-SERVICES = {"worker": "workers.worker", "relay": "workers.relay"}
-_READY = {"worker": " ready.", "relay": "event=started"}
+SERVICES = {"worker": "workers.worker", "relay": "workers.relay", "api": "app.api.server"}
+ENCODING = ("worker", "relay")
+"""Those that make memories, which is all that tests and measurements need mostly."""
+_READY = {"worker": " ready.", "relay": "event=started", "api": "event=started"}
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Stack:
         return done
 
     def service(self, name: str) -> Step:
-        """Start the worker or the relay unless it runs, and wait until it is at work.
+        """Start one of SERVICES unless it runs, and wait until it is at work.
 
         Raises UnavailableError with the end of its log when it ends at once.
         """
@@ -104,7 +108,7 @@ class Stack:
             "database_url": _known(lambda: _plain(database_url("app"))),
             "admin_database_url": _known(lambda: _plain(database_url("admin"))),
             "redis_url": _known(redis_url),
-            "api_url": None,
+            "api_url": listening.url() if self.processes.get("api") else None,
         }
 
     def _environment(self) -> dict[str, str]:

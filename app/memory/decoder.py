@@ -4,11 +4,10 @@ The fastest that a model and a machine allow is taken; transformers' own modules
 and what is left for a model of another shape.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -16,10 +15,9 @@ from transformers import DynamicCache
 
 from app.errors import ModelError
 from app.memory.attention import injected
-from app.memory.compose import Memories
-from app.memory.flat import Flat, FlatReading
+from app.memory.flat import Flat, FlatDecoder, Start
 from app.memory.model import LanguageModel
-from app.memory.native import Native, NativeReading
+from app.memory.native import Native, NativeDecoder
 
 Weights = Literal["auto", "float", "int8", "int4"]
 
@@ -30,12 +28,18 @@ class Reading(Protocol):
     logits: Tensor
     """Of the next token, (vocabulary,), float32."""
 
-    def feed(self, token: int) -> None:
-        """Read one more token; `logits` are then of the one after it."""
 
+class Decoder(Protocol):
+    """Reads requests, each with memories of its own, and gives each what it would get alone.
 
-Decoder = Callable[[Sequence[int], int, Memories | None], Reading]
-"""Reads a prompt behind memories, or none, and has room for so many more tokens."""
+    On a GPU numbers may be rounded otherwise in a batch of another size, and only there.
+    """
+
+    def read(self, starts: Sequence[Start]) -> Sequence[Any]:
+        """Read the prompts, behind memories or none: a Reading for each."""
+
+    def feed(self, readings: Sequence[Any], tokens: Sequence[int]) -> None:
+        """Read one more token of each; `logits` are then of the ones after them."""
 
 
 def decoder_of(lm: LanguageModel, weights: Weights, folder: Path) -> Decoder:
@@ -52,35 +56,45 @@ def decoder_of(lm: LanguageModel, weights: Weights, folder: Path) -> Decoder:
             raise ModelError(
                 f"MEMBANK_WEIGHTS={weights} cannot be used with this model, {error}: use auto"
             ) from error
-        return partial(ModelReading, lm)
+        return ModelDecoder(lm)
     if weights == "float":
-        return partial(FlatReading, flat)
+        return FlatDecoder(flat)
     try:
-        return partial(NativeReading, Native(flat, weights, folder))
+        return NativeDecoder(Native(flat, weights, folder))
     except ModelError as error:
         if weights == "auto":
-            return partial(FlatReading, flat)
+            return FlatDecoder(flat)
         raise ModelError(
             f"MEMBANK_WEIGHTS={weights} cannot be used: {error}, or use auto"
         ) from error
 
 
+class ModelDecoder:
+    """The reference: transformers' modules and cache, one request after the other."""
+
+    def __init__(self, lm: LanguageModel) -> None:
+        self._lm = lm
+
+    def read(self, starts: Sequence[Start]) -> "list[ModelReading]":
+        return [ModelReading(self._lm, start) for start in starts]
+
+    def feed(self, readings: "Sequence[ModelReading]", tokens: Sequence[int]) -> None:
+        for reading, token in zip(readings, tokens, strict=True):
+            reading.feed([token])
+
+
 class ModelReading:
-    """The reference: transformers' modules and cache, the memories injected."""
+    """One request, the memories injected."""
 
-    def __init__(
-        self, lm: LanguageModel, prompt: Sequence[int], room: int, memories: Memories | None
-    ) -> None:
-        """`room` is not needed here: the cache grows."""
-        self._lm, self._memories, self._length = lm, memories, 0
+    logits: Tensor
+
+    def __init__(self, lm: LanguageModel, start: Start) -> None:
+        self._lm, self._memories, self._length = lm, start.memories, 0
         self._cache = DynamicCache(config=lm.model.config.get_text_config())
-        self.logits = self._forward(list(prompt))
-
-    def feed(self, token: int) -> None:
-        self.logits = self._forward([token])
+        self.feed(list(start.prompt))
 
     @torch.no_grad()
-    def _forward(self, ids: list[int]) -> Tensor:
+    def feed(self, ids: list[int]) -> None:
         lm, memories, n = self._lm, self._memories, len(ids)
         if memories is None:
             places = torch.arange(self._length, self._length + n, device=lm.device)[None]
@@ -97,4 +111,4 @@ class ModelReading:
                 # which bfloat16's vocabulary product takes 78 ms instead of 2 (decisions/0004).
                 logits_to_keep=torch.tensor([n - 1], device=lm.device),
             ).logits
-        return logits[0, -1].float()
+        self.logits = logits[0, -1].float()

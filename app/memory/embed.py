@@ -1,5 +1,6 @@
 """Text -> key: one unit vector for search (all-MiniLM-L6-v2 by default)."""
 
+import threading
 from collections.abc import Sequence
 
 import torch
@@ -25,10 +26,17 @@ class Embedder:
         self._model = self._model.eval().requires_grad_(False).to(device)
         limit = self._model.config.max_position_embeddings
         self._limit = min(limit, self._tokenizer.model_max_length)
+        self._tokenizing = threading.Lock()  # the tokenizer keeps padding and cutting in itself
 
     @property
     def dimensions(self) -> int:
         return int(self._model.config.hidden_size)
+
+    def count_tokens(self, texts: Sequence[str]) -> int:
+        """Tokens of the texts that are read, what is cut not counted."""
+        with self._tokenizing:
+            found = self._tokenizer(list(texts), truncation=True, max_length=self._limit)
+        return sum(len(ids) for ids in found.input_ids)
 
     @torch.no_grad()
     def embed(self, texts: Sequence[str], batch: int = 32) -> Tensor:
@@ -41,9 +49,11 @@ class Embedder:
         return found
 
     def _embed(self, texts: list[str]) -> Tensor:
-        inputs = self._tokenizer(
-            texts, padding=True, truncation=True, max_length=self._limit, return_tensors="pt"
-        ).to(self._model.device)
+        with self._tokenizing:
+            inputs = self._tokenizer(
+                texts, padding=True, truncation=True, max_length=self._limit, return_tensors="pt"
+            )
+        inputs = inputs.to(self._model.device)
         states = self._model(**inputs).last_hidden_state
         mask = inputs["attention_mask"][..., None].to(states.dtype)
         mean = (states * mask).sum(dim=1) / mask.sum(dim=1).clamp_min(1e-9)

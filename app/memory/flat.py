@@ -1,4 +1,4 @@
-"""The decoder written out, for one request at a time: what a token costs is its arithmetic.
+"""The decoder written out, for any number of requests: what a token costs is its arithmetic.
 
 transformers runs a layer as some forty calls; here it is about fifteen, and with `Native` all
 layers are one. It holds for decoders of the Llama shape (Llama, Mistral, Qwen2, Qwen3, SmolLM3 and
@@ -6,7 +6,7 @@ others that are built alike): `Flat` looks at the parts of a model, then holds i
 the model's. All other models keep transformers' way, which is the reference (decoder.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,17 @@ from app.memory.compose import Memories
 from app.memory.model import LanguageModel
 
 _PROBE = 7
+_PROBED, _ROWS = (1, 2, 3, 7, 16, 23, 64, 300), 128
+"""Numbers of rows with which products are compared, and how many rows are."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """A request before its first token: prompt, tokens that may follow, what it reads."""
+
+    prompt: Sequence[int]
+    room: int
+    memories: Memories | None = None
 
 
 @dataclass(frozen=True)
@@ -28,7 +39,10 @@ class Linear:
     bias: Tensor | None
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+        if len(x) > 1:
+            return F.linear(x, self.weight, self.bias)
+        # A row alone goes another way through the library, which may round otherwise.
+        return F.linear(x.expand(2, -1), self.weight, self.bias)[:1]
 
 
 @dataclass(frozen=True)
@@ -65,6 +79,7 @@ class Flat:
         self.eps = float(decoder.norm.variance_epsilon)
         self._rotary_embedding = decoder.rotary_emb
         _require_plain(lm)
+        self.row_by_row = self._is_row_by_row()
         self._require_same(lm)
 
     def angles(self, start: int, n: int) -> tuple[Tensor, Tensor]:
@@ -83,8 +98,8 @@ class Flat:
         x = x.view(len(x), -1, self.dim).transpose(0, 1)
         qk, v = x[: self.heads + self.kv_heads], x[self.heads + self.kv_heads :]
         if layer.norm_q is not None and layer.norm_k is not None:
-            q, k = self.normed(qk[: self.heads], layer.norm_q), qk[self.heads :]
-            qk = torch.cat([q, self.normed(k, layer.norm_k)])
+            q, k = qk[: self.heads].contiguous(), qk[self.heads :].contiguous()
+            qk = torch.cat([self.normed(q, layer.norm_q), self.normed(k, layer.norm_k)])
         if layer.rotary:
             qk = _turned(qk, cos, sin)
         return qk[: self.heads], qk[self.heads :], v
@@ -99,15 +114,67 @@ class Flat:
         return F.rms_norm(x, weight.shape, weight, self.eps)
 
     @torch.no_grad()
+    def forward(self, readings: Sequence["FlatReading"], tokens: Sequence[Sequence[int]]) -> Tensor:
+        """Read more tokens of each request -> the last hidden state of each, (requests, hidden)."""
+        sizes = [len(some) for some in tokens]
+        ids = [token for some in tokens for token in some]
+        x = self.embedding[torch.tensor(ids, device=self.device)]
+        angles = [reading.angles(n) for reading, n in zip(readings, sizes, strict=True)]
+        cos, sin = (torch.cat(parts).to(self.dtype) for parts in zip(*angles, strict=True))
+        last = torch.tensor(sizes, device=self.device).cumsum(0) - 1
+        for index, layer in enumerate(self.layers):
+            qkv = [torch.split(part, sizes, 1) for part in self.project(layer, x, cos, sin)]
+            mixed = torch.cat(
+                # Laid out alike, or a product might sum in another order beside others than alone.
+                [
+                    reading.attend(index, *(part.contiguous() for part in parts))
+                    for reading, *parts in zip(readings, *qkv, strict=True)
+                ]
+            )
+            if index == len(self.layers) - 1:
+                x, mixed = x[last], mixed[last]
+            x = self.finish(layer, x, mixed)
+        for reading, n in zip(readings, sizes, strict=True):
+            reading.length += n
+        return self.normed(x, self.norm)
+
+    @torch.no_grad()
+    def _is_row_by_row(self) -> bool:
+        """Whether a request gets the same beside others as alone, bit for bit."""
+        if self.device.type != "cpu":
+            return True  # as everyone does there: rounding may differ with the size of the batch
+        layer = self.layers[0]
+        random = torch.Generator().manual_seed(0)
+        for part in (layer.qkv, layer.out, layer.gate_up, layer.down):
+            x = torch.randn(_PROBED[-1], part.weight.shape[1], generator=random).to(self.dtype)
+            whole = part(x)[:_ROWS]
+            for size in _PROBED[:-1]:
+                # Another order of sums shows in few of the results only.
+                some = torch.cat([part(rows) for rows in torch.split(x[:_ROWS], size)])
+                if not torch.equal(some, whole):
+                    return False
+        prompts = [list(range(1, size + 1)) for size in _PROBED[:6]]
+        alone = [self._read_twice([prompt]) for prompt in prompts]
+        return torch.equal(self._read_twice(prompts), torch.cat(alone, dim=1))
+
+    def _read_twice(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """Logits after prompts and after one more token, (2, prompts, vocabulary)."""
+        prompts = [[token % len(self.embedding) for token in prompt] for prompt in prompts]
+        readings = [FlatReading(self, Start(prompt, 1), self.dtype) for prompt in prompts]
+        again = [prompt[:1] for prompt in prompts]
+        return torch.stack([self.head(self.forward(readings, part)) for part in (prompts, again)])
+
+    @torch.no_grad()
     def _require_same(self, lm: LanguageModel) -> None:
         """Compare logits of a few tokens, read together and one by one, with the model's own."""
         vocabulary = lm.model.config.get_text_config().vocab_size
         ids = torch.arange(1, _PROBE + 1, device=self.device) * 7 % vocabulary
         expected = lm.model(input_ids=ids[None], use_cache=False).logits[0].float()
-        reading = FlatReading(self, ids[:-2].tolist(), 2, None)
+        decoder = FlatDecoder(self)
+        [reading] = decoder.read([Start(ids[:-2].tolist(), 2)])
         got = [reading.logits]
         for token in ids[-2:].tolist():
-            reading.feed(token)
+            decoder.feed([reading], [token])
             got.append(reading.logits)
         difference = (torch.stack(got) - expected[-3:]).norm() / expected[-3:].norm()
         if not difference < (1e-3 if self.dtype == torch.float32 else 0.1):
@@ -117,71 +184,59 @@ class Flat:
 class FlatReading:
     """One request: its memories and live tokens in one cache that is allocated once."""
 
-    def __init__(
-        self, flat: Flat, prompt: Sequence[int], room: int, memories: Memories | None
-    ) -> None:
-        """Read `prompt` behind `memories`; `room` more tokens can be fed afterwards."""
+    logits: Tensor
+
+    def __init__(self, flat: Flat, start: Start, cache: torch.dtype) -> None:
+        """`cache`: what keys and values are kept in."""
+        memories, prompt, room = start.memories, start.prompt, start.room
         self.flat = flat
         self.entries = 0 if memories is None else memories.keys.shape[3]
-        self.length = self.entries + len(prompt)
-        self.capacity = self.length + room
-        start = 0 if memories is None else int(memories.start[0])
-        self.cos, self.sin = flat.angles(start, len(prompt) + room)
+        self.length = self.entries
+        self.capacity = self.entries + len(prompt) + room
+        place = 0 if memories is None else int(memories.start[0])
+        self.cos, self.sin = flat.angles(place, len(prompt) + room)
         self.bias = None if memories is None else bias_of(memories)
         shape = (len(flat.layers), flat.kv_heads, self.capacity, flat.dim)
-        self.keys = torch.empty(shape, dtype=self.cache_dtype, device=flat.device)
+        self.keys = torch.empty(shape, dtype=cache, device=flat.device)
         self.values = torch.empty_like(self.keys)
         # The memories are copied in when the second token is asked for: the first needn't wait.
         self._memories = memories
-        self.logits = self._head(self._prefill(prompt))
 
-    @property
-    def cache_dtype(self) -> torch.dtype:
-        return self.flat.dtype
-
-    @torch.no_grad()
-    def feed(self, token: int) -> None:
-        """Read one more token: `logits` (vocabulary,), float32, are then of the one after it."""
+    def settle(self) -> None:
+        """The prompt is read: from now on the memories are in the cache."""
         if self._memories is not None:
             self.keys[:, :, : self.entries] = self._memories.keys[:, 0]
             self.values[:, :, : self.entries] = self._memories.values[:, 0]
             self._memories = None
-        self.logits = self._step(token)
-        self.length += 1
 
-    def _prefill(self, prompt: Sequence[int]) -> Tensor:
-        """The last hidden state, (1, hidden)."""
-        flat, n = self.flat, len(prompt)
-        x = flat.embedding[torch.tensor(prompt, device=flat.device)]
-        cos, sin = self.cos[:n].to(flat.dtype), _signed(self.sin[:n]).to(flat.dtype)
-        later = torch.full((n, n), float("-inf"), device=flat.device).triu(1)
-        later = later.repeat(flat.heads // flat.kv_heads, 1)
-        for index, layer in enumerate(flat.layers):
-            q, k, v = flat.project(layer, x, cos, sin)
-            self.keys[index, :, self.entries : self.length] = k
-            self.values[index, :, self.entries : self.length] = v
-            mixed = self._attend_prompt(index, q, k, v, later)
-            if index == len(flat.layers) - 1:
-                x, mixed = x[-1:], mixed[-1:]
-            x = flat.finish(layer, x, mixed)
-        return flat.normed(x, flat.norm)
+    def angles(self, n: int) -> tuple[Tensor, Tensor]:
+        """cos and sin of the next n tokens, as `Flat.project` takes them."""
+        at = self.length - self.entries
+        return self.cos[at : at + n], _signed(self.sin[at : at + n])
 
-    def _attend_prompt(self, index: int, q: Tensor, k: Tensor, v: Tensor, later: Tensor) -> Tensor:
-        """(n, heads * dim). Memories are read where they lie; their shares are noted.
+    def attend(self, index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Keep the keys and values of more tokens and read -> (n, heads * dim)."""
+        now = self.length + q.shape[1]
+        self.keys[index, :, self.length : now] = k
+        self.values[index, :, self.length : now] = v
+        if self.length == self.entries:
+            return self._attend_prompt(index, q, k, v)
+        return self._attend_one(index, q, now)
 
-        later: (group * n, n), minus infinity for tokens that a query does not see.
-        """
+    def _attend_prompt(self, index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Memories are read where they lie; their shares are noted."""
         flat, n = self.flat, q.shape[1]
         if self._memories is None:
             mixed = F.scaled_dot_product_attention(
                 q[None], k[None], v[None], is_causal=True, scale=flat.scaling, enable_gqa=True
             )[0]
             return mixed.transpose(0, 1).flatten(1)
+        later = torch.full((n, n), float("-inf"), device=flat.device).triu(1)
         rows = q.reshape(flat.kv_heads, -1, flat.dim) * flat.scaling
         stored = (rows @ self._memories.keys[index, 0].transpose(1, 2)).float()
         if self.bias is not None:
             stored = stored + self.bias[index, :, None]
-        live = (rows @ k.transpose(1, 2)) + later
+        live = (rows @ k.transpose(1, 2)) + later.repeat(flat.heads // flat.kv_heads, 1)
         weights = torch.cat([stored, live], dim=-1).softmax(dim=-1)
         self._memories.note(weights.view(1, flat.heads, n, -1)[:, :, -1, : self.entries])
         weights = weights.to(v.dtype)
@@ -189,24 +244,8 @@ class FlatReading:
         mixed = mixed + weights[..., self.entries :] @ v
         return mixed.view(flat.heads, n, flat.dim).transpose(0, 1).flatten(1)
 
-    def _head(self, hidden: Tensor) -> Tensor:
-        return self.flat.head(hidden)[0].float()
-
-    def _step(self, token: int) -> Tensor:
-        flat, at = self.flat, self.length - self.entries
-        x = flat.embedding[token : token + 1]
-        cos, sin = self.cos[at : at + 1], _signed(self.sin[at : at + 1])
-        cos, sin = cos.to(flat.dtype), sin.to(flat.dtype)
-        for index, layer in enumerate(flat.layers):
-            q, k, v = flat.project(layer, x, cos, sin)
-            self.keys[index, :, self.length] = k[:, 0]
-            self.values[index, :, self.length] = v[:, 0]
-            x = flat.finish(layer, x, self._attend(index, q))
-        return self._head(flat.normed(x, flat.norm))
-
-    def _attend(self, index: int, q: Tensor) -> Tensor:
-        flat, now = self.flat, self.length + 1
-        mask = None
+    def _attend_one(self, index: int, q: Tensor, now: int) -> Tensor:
+        flat, mask = self.flat, None
         if self.bias is not None:
             mask = F.pad(self.bias[index], (0, now - self.entries))[None, :, None].to(q.dtype)
         # The query heads that share a key-value head stand as rows, so nothing is repeated.
@@ -218,6 +257,48 @@ class FlatReading:
             scale=flat.scaling,
         )
         return mixed.reshape(1, -1)
+
+
+class FlatDecoder:
+    """Requests read together where each then gets what it gets alone, else one after the other."""
+
+    cache: torch.dtype
+
+    def __init__(self, flat: Flat) -> None:
+        self.flat, self.cache = flat, flat.dtype
+
+    def read(self, starts: Sequence[Start]) -> list[FlatReading]:
+        readings = [FlatReading(self.flat, start, self.cache) for start in starts]
+        for some in self._groups(len(readings)):
+            self._pass(readings[some], [start.prompt for start in starts[some]], self._head)
+        return readings
+
+    def feed(self, readings: Sequence[FlatReading], tokens: Sequence[int]) -> None:
+        for reading in readings:
+            reading.settle()
+        for some in self._groups(len(readings)):
+            self._pass(readings[some], [[token] for token in tokens[some]], self._head)
+
+    def _pass(
+        self,
+        readings: Sequence[FlatReading],
+        tokens: Sequence[Sequence[int]],
+        head: Callable[[Tensor], Tensor],
+    ) -> None:
+        for reading, logits in zip(
+            readings, head(self.flat.forward(readings, tokens)), strict=True
+        ):
+            reading.logits = logits
+
+    def _groups(self, n: int) -> list[slice]:
+        if self.flat.row_by_row:
+            return [slice(0, n)]
+        return [slice(i, i + 1) for i in range(n)]
+
+    @torch.no_grad()
+    def _head(self, hidden: Tensor) -> Tensor:
+        """(n, hidden) -> (n, vocabulary), float32."""
+        return self.flat.head(hidden).float()
 
 
 def bias_of(memories: Memories) -> Tensor | None:

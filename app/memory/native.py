@@ -1,4 +1,4 @@
-"""One token in one call: `step.c`, compiled for this processor, over packed weights.
+"""A token of each request in one call: `step.c`, compiled for this processor, packed weights.
 
 The library is built once by the C compiler of the machine and kept beside the models; without a
 compiler everything runs in torch. It shares torch's threads: libgomp is loaded with torch.
@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 
 from app.errors import ModelError
-from app.memory.compose import Memories
-from app.memory.flat import Flat, FlatReading, Linear
+from app.memory.flat import Flat, FlatDecoder, FlatReading, Linear
 from app.memory.packed import Bits, Packed, pack
 
 _SOURCE = Path(__file__).with_name("step.c")
@@ -69,6 +68,14 @@ class _Cache(ctypes.Structure):
     )
 
 
+class _Request(ctypes.Structure):
+    _fields_ = (
+        ("cache", _Cache),
+        *((name, c_void_p) for name in ("cos", "sin")),
+        ("entries", c_int64),
+    )
+
+
 class Native:
     """A flat model's weights, packed, and the compiled step over them."""
 
@@ -78,9 +85,9 @@ class Native:
         Raises ModelError that says why it cannot be: no compiler, or a shape that it does not take.
         """
         first = flat.layers[0]
-        widths = (flat.dim, flat.embedding.shape[1], first.down.weight.shape[1])
-        if flat.device.type != "cpu" or any(width % 8 for width in widths):
-            raise ModelError("packed weights run on the CPU, in widths that are multiples of 8")
+        widths = (2 * flat.dim, flat.embedding.shape[1], first.down.weight.shape[1])
+        if flat.device.type != "cpu" or any(width % 16 for width in widths):
+            raise ModelError("packed weights run on the CPU, in widths that are multiples of 16")
         self.library = _library(folder)
         self.flat = flat
         self.matrices: list[Packed] = []
@@ -106,11 +113,46 @@ class Native:
             self._matrix(bits, flat.head),
         )
 
-    def scratch(self, capacity: int) -> Tensor:
-        """Working memory of a step over a cache of that capacity."""
+    def step(self, readings: Sequence[FlatReading], tokens: Sequence[int]) -> Tensor:
+        """One more token of each request -> (requests, vocabulary), float32."""
+        requests = (_Request * len(readings))(*map(self._request, readings))
+        x = self.flat.embedding[torch.tensor(tokens)].float().contiguous()
+        scratch = self._scratch(readings)
+        logits = torch.empty(len(readings), self.flat.head.weight.shape[0])
+        self.library.step(
+            ctypes.byref(self.model),
+            len(readings),
+            ctypes.byref(requests),
+            *(x.data_ptr(), scratch.data_ptr(), logits.data_ptr()),
+        )
+        for reading in readings:
+            reading.length += 1
+        return logits
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """(n, hidden) -> (n, vocabulary), float32."""
+        hidden = hidden.float().contiguous()
+        logits = torch.empty(len(hidden), self.flat.head.weight.shape[0])
+        self.library.product(
+            ctypes.byref(self.model.head), len(hidden), hidden.data_ptr(), logits.data_ptr()
+        )
+        return logits
+
+    def _request(self, reading: FlatReading) -> _Request:
+        at, bias = reading.length - reading.entries, reading.bias
+        return _Request(
+            _Cache(
+                *(reading.keys.data_ptr(), reading.values.data_ptr(), reading.capacity),
+                *(None if bias is None else bias.data_ptr(), reading.entries),
+            ),
+            *(reading.cos[at].data_ptr(), reading.sin[at].data_ptr(), reading.length),
+        )
+
+    def _scratch(self, readings: Sequence[FlatReading]) -> Tensor:
         m = self.model
         fixed = 2 * (m.heads + m.kv_heads) * m.dim + m.inner
-        return torch.empty(fixed + m.heads * (capacity // _BLOCK + 1) * (m.dim + 2))
+        blocks = sum(reading.length // _BLOCK + 1 for reading in readings)
+        return torch.empty(len(readings) * fixed + m.heads * blocks * (m.dim + 2))
 
     def _matrix(self, bits: Bits, part: Linear) -> _Matrix:
         packed = pack(part.weight, bits)
@@ -130,42 +172,21 @@ class Native:
         return int(self._kept[-1].data_ptr())
 
 
-class NativeReading(FlatReading):
-    """One request whose prompt is read in torch and whose further tokens by the compiled step."""
+class NativeDecoder(FlatDecoder):
+    """Prompts are read in torch, further tokens of all requests by one compiled step."""
 
-    cache_dtype = torch.bfloat16
+    def __init__(self, native: Native) -> None:
+        super().__init__(native.flat)
+        self._native, self.cache = native, torch.bfloat16
 
-    def __init__(
-        self, native: Native, prompt: Sequence[int], room: int, memories: Memories | None
-    ) -> None:
-        self._native = native
-        super().__init__(native.flat, prompt, room, memories)
-        self._scratch = native.scratch(self.capacity)
-        bias = self.bias
-        self._cache = _Cache(
-            *(self.keys.data_ptr(), self.values.data_ptr(), self.capacity),
-            *(None if bias is None else bias.data_ptr(), self.entries),
-        )
+    def feed(self, readings: Sequence[FlatReading], tokens: Sequence[int]) -> None:
+        for reading in readings:
+            reading.settle()
+        for reading, logits in zip(readings, self._native.step(readings, tokens), strict=True):
+            reading.logits = logits
 
     def _head(self, hidden: Tensor) -> Tensor:
-        hidden = hidden[0].float().contiguous()
-        logits = torch.empty(self.flat.head.weight.shape[0])
-        self._native.library.product(
-            ctypes.byref(self._native.model.head), hidden.data_ptr(), logits.data_ptr()
-        )
-        return logits
-
-    def _step(self, token: int) -> Tensor:
-        x = self.flat.embedding[token].float().clone()
-        at = self.length - self.entries
-        logits = torch.empty(self.flat.head.weight.shape[0])
-        self._native.library.step(
-            ctypes.byref(self._native.model),
-            ctypes.byref(self._cache),
-            *(x.data_ptr(), self.cos[at].data_ptr(), self.sin[at].data_ptr(), self.length),
-            *(self._scratch.data_ptr(), logits.data_ptr()),
-        )
-        return logits
+        return self._native.head(hidden)
 
 
 def _library(folder: Path) -> ctypes.CDLL:
@@ -184,8 +205,8 @@ def _library(folder: Path) -> ctypes.CDLL:
         library = ctypes.CDLL(str(built))
     except OSError as error:
         raise ModelError(f"packed weights: {built} cannot be built or loaded: {error}") from error
-    library.step.argtypes = [c_void_p] * 5 + [c_int64] + [c_void_p] * 2
-    library.product.argtypes = [c_void_p] * 3
+    library.step.argtypes = [c_void_p, c_int64, *[c_void_p] * 4]
+    library.product.argtypes = [c_void_p, c_int64, *[c_void_p] * 2]
     library.step.restype = library.product.restype = None
     return library
 

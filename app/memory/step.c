@@ -1,8 +1,11 @@
-/* One token through a decoder of the Llama shape, weights in 8 or 4 bits, activations in float.
+/* One token of each of several requests through a decoder of the Llama shape, weights in 8 or 4
+bits, activations in float.
 
-A single token multiplies every weight once, so its time is the time of reading the weights and the
-cache. Here they are read packed, by all threads, in one call per token. Loops are written for the
-compiler to vectorise with whatever the processor has. app/memory/native.py has the same structs.
+A token multiplies every weight once, so its time is the time of reading the weights and the cache.
+Here they are read packed, by all threads, in one call per token, and once for all requests. What a
+request gets does not depend on those beside it: its sums have the same order, bit for bit. Loops
+are written for the compiler to vectorise with whatever the processor has. app/memory/native.py has
+the same structs.
 
 The work is a sequence of phases, each cut into pieces that threads claim one by one. A phase is over
 when its pieces are done, not when every thread has come: one that the system has put to sleep holds
@@ -20,13 +23,15 @@ nobody up, and finds itself behind when it wakes. */
 
 typedef float f8 __attribute__((vector_size(32), aligned(4)));
 typedef int32_t i8 __attribute__((vector_size(32), aligned(4)));
-typedef int8_t s8 __attribute__((vector_size(8), aligned(1)));
-typedef uint8_t u8 __attribute__((vector_size(8), aligned(1)));
 typedef uint16_t h8 __attribute__((vector_size(16), aligned(2)));
+typedef float f16 __attribute__((vector_size(64), aligned(4)));
+typedef int32_t i16 __attribute__((vector_size(64), aligned(4)));
+typedef int8_t s16 __attribute__((vector_size(16), aligned(1)));
+typedef uint8_t u16 __attribute__((vector_size(16), aligned(1)));
 
-enum { GROUP = 32, BLOCK = 128, FOUR = 4 };
+enum { GROUP = 32, BLOCK = 128, FOUR = 4, EIGHT = 8 };
 
-/* bits 8: int8 (rows, cols), one scale a row, cols a multiple of 8. bits 4: nibbles of groups of 32,
+/* bits 8: int8 (rows, cols), one scale a row, cols a multiple of 16. bits 4: nibbles of groups of 32,
 byte j holds elements j and j + 16; scales a pair of bfloat16 a group: step above, lowest below. */
 typedef struct {
     int64_t rows, cols, bits;
@@ -56,6 +61,13 @@ typedef struct {
     int64_t biased;
 } Cache;
 
+/* cos, sin (dim) are of the token's position; the cache holds `entries` before it and gets one. */
+typedef struct {
+    Cache cache;
+    const float *cos, *sin;
+    int64_t entries;
+} Request;
+
 static inline float bf16(uint32_t high) {
     union { uint32_t u; float f; } x = {high << 16};
     return x.f;
@@ -71,49 +83,67 @@ static inline f8 wide(const uint16_t *p) {
     return x.f;
 }
 
-/* Eight bytes, each made wide. GCC 12 takes the general form apart into single elements. */
-#ifdef __AVX2__
-static inline i8 unsigned8(const uint8_t *p) {
-    return (i8)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
+/* Sixteen bytes, each made wide. GCC 12 takes the general form apart into single elements. */
+#if defined(__AVX512F__)
+static inline i16 unsigned16(const uint8_t *p) {
+    return (i16)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
 }
-static inline f8 signed8(const int8_t *p) {
-    i8 x = (i8)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p));
-    return __builtin_convertvector(x, f8);
+static inline i16 signed16(const int8_t *p) {
+    return (i16)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p));
+}
+#elif defined(__AVX2__)
+typedef union { __m256i half[2]; i16 whole; } Halves;
+static inline i16 unsigned16(const uint8_t *p) {
+    return ((Halves){{_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)),
+                      _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(p + 8)))}}).whole;
+}
+static inline i16 signed16(const int8_t *p) {
+    return ((Halves){{_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)),
+                      _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(p + 8)))}}).whole;
 }
 #else
-static inline i8 unsigned8(const uint8_t *p) { return __builtin_convertvector(*(const u8 *)p, i8); }
-static inline f8 signed8(const int8_t *p) { return __builtin_convertvector(*(const s8 *)p, f8); }
+static inline i16 unsigned16(const uint8_t *p) {
+    return __builtin_convertvector(*(const u16 *)p, i16);
+}
+static inline i16 signed16(const int8_t *p) { return __builtin_convertvector(*(const s16 *)p, i16); }
 #endif
 
 static inline float sum(f8 v) {
     return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7]));
 }
 
-static float row8(const int8_t *w, const float *x, int64_t cols) {
-    f8 a = {0}, b = {0};
-    int64_t k = 0;
-    for (; k + 16 <= cols; k += 16) {
-        a += signed8(w + k) * *(const f8 *)(x + k);
-        b += signed8(w + k + 8) * *(const f8 *)(x + k + 8);
-    }
-    if (k < cols) a += signed8(w + k) * *(const f8 *)(x + k);
-    return sum(a + b);
+static inline float sum16(f16 v) {
+    union { f16 whole; f8 half[2]; } x = {v};
+    return sum(x.half[0] + x.half[1]);
 }
 
-static float row4(const uint8_t *w, const uint32_t *scales, const float *x, const float *sums,
-                  int64_t groups) {
-    f8 total = {0};
-    float lowest = 0;
-    for (int64_t g = 0; g < groups; g++, w += 16, x += GROUP) {
-        i8 a = unsigned8(w), b = unsigned8(w + 8);
-        f8 part = __builtin_convertvector(a & 15, f8) * *(const f8 *)x;
-        f8 more = __builtin_convertvector(b & 15, f8) * *(const f8 *)(x + 8);
-        part += __builtin_convertvector(a >> 4, f8) * *(const f8 *)(x + 16);
-        more += __builtin_convertvector(b >> 4, f8) * *(const f8 *)(x + 24);
-        total += (part + more) * bf16(scales[g] >> 16);
-        lowest += bf16(scales[g] & 0xffff) * sums[g];
+/* One row of a matrix with `count` inputs (count, cols) -> out (count). Each weight is made wide
+once for all of them. */
+static inline __attribute__((always_inline)) void row8(const int8_t *w, float scale, const float *x,
+                                                       int count, int64_t cols, float *out) {
+    f16 a[EIGHT] = {{0}};
+    for (int64_t k = 0; k < cols; k += 16) {
+        f16 weight = __builtin_convertvector(signed16(w + k), f16);
+        for (int c = 0; c < count; c++) a[c] += weight * *(const f16 *)(x + c * cols + k);
     }
-    return sum(total) + lowest;
+    for (int c = 0; c < count; c++) out[c] = sum16(a[c]) * scale;
+}
+
+static inline __attribute__((always_inline)) void row4(const uint8_t *w, const uint32_t *scales,
+                                                       const float *x, int count, int64_t cols,
+                                                       float *out) {
+    f16 a[EIGHT] = {{0}}, b[EIGHT] = {{0}};
+    for (int64_t k = 0; k < cols; k += GROUP, w += GROUP / 2, scales++) {
+        float step = bf16(*scales >> 16), lowest = bf16(*scales & 0xffff);
+        i16 codes = unsigned16(w);
+        f16 low = __builtin_convertvector(codes & 15, f16) * step + lowest;
+        f16 high = __builtin_convertvector(codes >> 4, f16) * step + lowest;
+        for (int c = 0; c < count; c++) {
+            a[c] += low * *(const f16 *)(x + c * cols + k);
+            b[c] += high * *(const f16 *)(x + c * cols + k + 16);
+        }
+    }
+    for (int c = 0; c < count; c++) out[c] = sum16(a[c] + b[c]);
 }
 
 typedef struct {
@@ -135,29 +165,22 @@ static inline void await(Phase *phase, int64_t pieces) {
         if (spins > SPINS) sched_yield();
 }
 
-/* An input of a product, and for 4 bits the sum of each of its groups. */
-typedef struct {
-    const float *x;
-    float *sums;
-} Input;
-
-static void sum_groups(Input in, int64_t cols) {
-    for (int64_t g = 0; g < cols / GROUP; g++) {
-        in.sums[g] = 0;
-        for (int j = 0; j < GROUP; j++) in.sums[g] += in.x[g * GROUP + j];
-    }
-}
-
-static inline float dot(const Matrix *m, int64_t row, Input in) {
-    int64_t groups = m->cols / GROUP;
-    float sum;
-    if (m->bits == 4)
-        sum = row4((const uint8_t *)m->values + row * m->cols / 2,
-                   (const uint32_t *)m->scales + row * groups, in.x, in.sums, groups);
-    else
-        sum = row8((const int8_t *)m->values + row * m->cols, in.x, m->cols) *
-              ((const float *)m->scales)[row];
-    return m->bias ? sum + m->bias[row] : sum;
+/* One row with up to eight inputs x (n, cols) -> out (n). */
+static inline void dot(const Matrix *m, int64_t row, const float *x, int64_t n, float *out) {
+    int64_t cols = m->cols;
+    const uint8_t *w4 = (const uint8_t *)m->values + row * cols / 2;
+    const uint32_t *steps = (const uint32_t *)m->scales + row * (cols / GROUP);
+    const int8_t *w8 = (const int8_t *)m->values + row * cols;
+#define ROW(count)                              \
+    case count:                                 \
+        if (m->bits == 4)                       \
+            row4(w4, steps, x, count, cols, out); \
+        else                                    \
+            row8(w8, ((const float *)m->scales)[row], x, count, cols, out); \
+        break;
+    switch (n) { ROW(1) ROW(2) ROW(3) ROW(4) ROW(5) ROW(6) ROW(7) ROW(8) }
+#undef ROW
+    for (int64_t c = 0; c < n && m->bias; c++) out[c] += m->bias[row];
 }
 
 static void normalise(const float *x, const float *weight, float *y, int64_t n, float eps) {
@@ -170,26 +193,36 @@ static void normalise(const float *x, const float *weight, float *y, int64_t n, 
 /* What a product does with its rows. */
 typedef enum { SET, ADD, GATE } Use;
 
-/* One phase: y = m x, or y += m x, or y = silu(upper half) * lower half. x is normalised first if
-there is a norm. Only who has claimed a piece reads x: it stays as it is until that piece is done. */
-static void multiply(Phase *phase, const Matrix *m, const float *x, const float *norm, float eps,
-                     float *y, Use use) {
-    float normed[norm ? m->cols : 1], sums[m->cols / GROUP + 1];
-    Input in = {norm ? normed : x, sums};
-    int64_t rows = use == GATE ? m->rows / 2 : m->rows;
+/* One phase: y = m x, or y += m x, or y = silu(upper half) * lower half, for each of n inputs x
+(n, cols). They are normalised first if there is a norm. Only who has claimed a piece reads x: it
+stays as it is until that piece is done. */
+static void multiply(Phase *phase, const Matrix *m, int64_t n, const float *x, const float *norm,
+                     float eps, float *y, Use use) {
+    int64_t cols = m->cols, rows = use == GATE ? m->rows / 2 : m->rows;
+    float normed[norm ? n * cols : 1], found[EIGHT], gated[EIGHT];
     int64_t size = rows / (4 * omp_get_num_threads()) + 1, pieces = (rows + size - 1) / size;
-    int ready = 0;
+    int ready = norm == 0;
     for (int64_t piece; (piece = claim(phase, pieces)) >= 0; finished(phase)) {
-        if (!ready) {
-            if (norm) normalise(x, norm, normed, m->cols, eps);
-            if (m->bits == 4) sum_groups(in, m->cols);
-            ready = 1;
-        }
+        for (int64_t c = 0; c < n && !ready; c++)
+            normalise(x + c * cols, norm, normed + c * cols, cols, eps);
+        ready = 1;
         int64_t end = (piece + 1) * size < rows ? (piece + 1) * size : rows;
-        for (int64_t r = piece * size; r < end; r++) {
-            float sum = dot(m, r, in);
-            if (use == GATE) sum = sum / (1.0f + expf(-sum)) * dot(m, rows + r, in);
-            y[r] = use == ADD ? y[r] + sum : sum;
+        /* Eight inputs at a time stay in the nearest cache while the rows pass by. */
+        for (int64_t c = 0; c < n; c += EIGHT) {
+            const float *some = (norm ? normed : x) + c * cols;
+            int64_t count = n - c < EIGHT ? n - c : EIGHT;
+            for (int64_t r = piece * size; r < end; r++) {
+                dot(m, r, some, count, found);
+                if (use == GATE) {
+                    dot(m, rows + r, some, count, gated);
+                    for (int64_t i = 0; i < count; i++)
+                        found[i] = found[i] / (1.0f + expf(-found[i])) * gated[i];
+                }
+                for (int64_t i = 0; i < count; i++) {
+                    float *to = y + (c + i) * rows + r;
+                    *to = use == ADD ? *to + found[i] : found[i];
+                }
+            }
         }
     }
     await(phase, pieces);
@@ -294,29 +327,46 @@ static void read_group(const float *q, int64_t count, const uint16_t *keys, cons
     }
 }
 
-/* One phase: queries, keys and values (heads + 2 kv_heads, dim) -> parts (heads, blocks, dim + 2).
-A piece is a block of one key-value head's entries, read by all its query heads. The last block's
-piece writes the new token's key and value to the cache. */
-static void attend(Phase *phase, const Model *m, const Cache *c, int64_t layer, const float *cos,
-                   const float *sin, int64_t entries, const float *qkv, float *parts) {
+/* Blocks of all requests' entries; of those before request r where it is not the number of all. */
+static int64_t blocks_of(const Request *requests, int64_t r) {
+    int64_t blocks = 0;
+    while (r-- > 0) blocks += requests[r].entries / BLOCK + 1;
+    return blocks;
+}
+
+/* One phase: queries, keys and values (n, heads + 2 kv_heads, dim) -> parts (heads, blocks, dim + 2)
+of each request, one after the other. A piece is a block of one key-value head's entries, read by
+all its query heads. The last block's piece writes the new token's key and value to the cache. */
+static void attend(Phase *phase, const Model *m, int64_t n, const Request *requests, int64_t layer,
+                   const float *all, float *all_parts) {
     const Layer *l = m->layer + layer;
-    int64_t dim = m->dim, group = m->heads / m->kv_heads, blocks = entries / BLOCK + 1;
+    int64_t dim = m->dim, group = m->heads / m->kv_heads, total = blocks_of(requests, n);
     float queries[group * dim], key[dim];
-    for (int64_t i; (i = claim(phase, m->kv_heads * blocks)) >= 0; finished(phase)) {
-        int64_t h = i / blocks, block = i % blocks, first = block * BLOCK;
+    for (int64_t i; (i = claim(phase, m->kv_heads * total)) >= 0; finished(phase)) {
+        int64_t before = 0, r = 0, blocks;
+        while (i >= m->kv_heads * (before + (blocks = requests[r].entries / BLOCK + 1))) {
+            before += blocks;
+            r++;
+        }
+        const Request *request = requests + r;
+        const Cache *c = &request->cache;
+        const float *qkv = all + r * (m->heads + 2 * m->kv_heads) * dim;
+        float *parts = all_parts + m->heads * before * (dim + 2);
+        int64_t entries = request->entries, mine = i - m->kv_heads * before;
+        int64_t h = mine / blocks, block = mine % blocks, first = block * BLOCK;
         int64_t at = (layer * m->kv_heads + h) * c->capacity * dim;
         uint16_t *keys = c->keys + at, *values = c->values + at;
         if (block == blocks - 1) {
             const float *k = qkv + (m->heads + h) * dim, *v = k + m->kv_heads * dim;
-            prepare(k, l->norm_k, l->rotary, m->eps, cos, sin, dim, key);
+            prepare(k, l->norm_k, l->rotary, m->eps, request->cos, request->sin, dim, key);
             for (int64_t d = 0; d < dim; d++) {
                 keys[entries * dim + d] = to_bf16(key[d]);
                 values[entries * dim + d] = to_bf16(v[d]);
             }
         }
         for (int64_t g = 0; g < group; g++)
-            prepare(qkv + (h * group + g) * dim, l->norm_q, l->rotary, m->eps, cos, sin, dim,
-                    queries + g * dim);
+            prepare(qkv + (h * group + g) * dim, l->norm_q, l->rotary, m->eps, request->cos,
+                    request->sin, dim, queries + g * dim);
         for (int64_t d = 0; d < group * dim; d++) queries[d] *= m->scaling;
         int64_t count = entries + 1 - first < BLOCK ? entries + 1 - first : BLOCK;
         int64_t biased = c->bias && c->biased > first ? c->biased - first : 0;
@@ -324,15 +374,17 @@ static void attend(Phase *phase, const Model *m, const Cache *c, int64_t layer, 
         read_group(queries, group, keys + first * dim, values + first * dim, bias, biased, count,
                    dim, parts + (h * group * blocks + block) * (dim + 2), blocks * (dim + 2));
     }
-    await(phase, m->kv_heads * blocks);
+    await(phase, m->kv_heads * total);
 }
 
-/* One phase: parts (heads, blocks, dim + 2) -> mixed (heads, dim), each block by its share. */
-static void join(Phase *phase, const Model *m, int64_t blocks, const float *parts, float *mixed) {
+/* One phase: the parts of each request -> mixed (n, heads, dim), each block by its share. */
+static void join(Phase *phase, const Model *m, int64_t n, const Request *requests,
+                 const float *parts, float *mixed) {
     int64_t dim = m->dim, width = dim + 2;
-    for (int64_t h; (h = claim(phase, m->heads)) >= 0; finished(phase)) {
-        const float *part = parts + h * blocks * width;
-        float most = -INFINITY, mass = 0, *out = mixed + h * dim;
+    for (int64_t i; (i = claim(phase, n * m->heads)) >= 0; finished(phase)) {
+        int64_t r = i / m->heads, blocks = requests[r].entries / BLOCK + 1;
+        const float *part = parts + (m->heads * blocks_of(requests, r) + i % m->heads * blocks) * width;
+        float most = -INFINITY, mass = 0, *out = mixed + i * dim;
         for (int64_t b = 0; b < blocks; b++)
             if (part[b * width + dim] > most) most = part[b * width + dim];
         memset(out, 0, dim * sizeof *out);
@@ -343,37 +395,37 @@ static void join(Phase *phase, const Model *m, int64_t blocks, const float *part
         }
         for (int64_t d = 0; d < dim; d++) out[d] /= mass;
     }
-    await(phase, m->heads);
+    await(phase, n * m->heads);
 }
 
-/* y = m x, for the vocabulary head after a prompt. */
-void product(const Matrix *m, const float *x, float *y) {
+/* y (n, rows) = m x, x (n, cols), for the vocabulary head after prompts. */
+void product(const Matrix *m, int64_t n, const float *x, float *y) {
     Phase phase = {0};
 #pragma omp parallel
-    multiply(&phase, m, x, 0, 0, y, SET);
+    multiply(&phase, m, n, x, 0, 0, y, SET);
 }
 
-/* x (hidden) is the token's embedding and is overwritten; cos, sin (dim) are of its position; the
-cache holds `entries` before it and one more after it. scratch: 2 * (heads + kv_heads) * dim +
-inner + heads * (entries / 128 + 1) * (dim + 2) floats. logits: (vocabulary). */
-void step(const Model *m, const Cache *c, float *x, const float *cos, const float *sin,
-          int64_t entries, float *scratch, float *logits) {
+/* x (n, hidden) are the embeddings of the requests' tokens and are overwritten. scratch: for each
+request 2 * (heads + kv_heads) * dim + inner + heads * (entries / 128 + 1) * (dim + 2) floats.
+logits: (n, vocabulary). */
+void step(const Model *m, int64_t n, const Request *requests, float *x, float *scratch,
+          float *logits) {
     Phase phases[m->layers * PHASES_A_LAYER + 1];
     memset(phases, 0, sizeof phases);
-    float *qkv = scratch, *mixed = qkv + (m->heads + 2 * m->kv_heads) * m->dim;
-    float *gate = mixed + m->heads * m->dim, *parts = gate + m->inner;
+    float *qkv = scratch, *mixed = qkv + n * (m->heads + 2 * m->kv_heads) * m->dim;
+    float *gate = mixed + n * m->heads * m->dim, *parts = gate + n * m->inner;
 #pragma omp parallel
     {
         Phase *p = phases;
         for (int64_t i = 0; i < m->layers; i++) {
             const Layer *l = m->layer + i;
-            multiply(p++, &l->qkv, x, l->norm_in, m->eps, qkv, SET);
-            attend(p++, m, c, i, cos, sin, entries, qkv, parts);
-            join(p++, m, entries / BLOCK + 1, parts, mixed);
-            multiply(p++, &l->out, mixed, 0, 0, x, ADD);
-            multiply(p++, &l->gate_up, x, l->norm_mid, m->eps, gate, GATE);
-            multiply(p++, &l->down, gate, 0, 0, x, ADD);
+            multiply(p++, &l->qkv, n, x, l->norm_in, m->eps, qkv, SET);
+            attend(p++, m, n, requests, i, qkv, parts);
+            join(p++, m, n, requests, parts, mixed);
+            multiply(p++, &l->out, n, mixed, 0, 0, x, ADD);
+            multiply(p++, &l->gate_up, n, x, l->norm_mid, m->eps, gate, GATE);
+            multiply(p++, &l->down, n, gate, 0, 0, x, ADD);
         }
-        multiply(p, &m->head, x, m->norm, m->eps, logits, SET);
+        multiply(p, &m->head, n, x, m->norm, m->eps, logits, SET);
     }
 }

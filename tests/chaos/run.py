@@ -22,7 +22,7 @@ from app.bank import session, status
 from app.demo.sample import temporary_stack
 from app.errors import MembankError
 from app.local.processes import wait_until
-from app.local.stack import SERVICES, Stack
+from app.local.stack import ENCODING, Stack
 from app.runtime import models, profile
 from app.settings import settings
 from tests.chaos.changes import Writer
@@ -124,7 +124,7 @@ def _raise(stack: Stack) -> None:
     """Start what is missing, as an operator or a service manager does."""
     session.dispose()
     stack.servers()
-    for name in SERVICES:
+    for name in ENCODING:
         stack.service(name)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from sqlalchemy import text
 
@@ -122,7 +123,7 @@ def test_ingesting_the_same_again_does_no_work(folder: Path) -> None:
 
 
 def test_the_command_gives_the_objects_of_the_design(
-    folder: Path, membank_json: Callable[..., Any], membank_process: Run
+    stack: Stack, folder: Path, membank_json: Callable[..., Any], membank_process: Run
 ) -> None:
     where = ("--tenant", "bolt", "--bank", "handbook", "--as", "alice")
     asked = membank_process("ask", LEAVE, *where, "-k", "2", "--json")
@@ -149,10 +150,15 @@ def test_the_command_gives_the_objects_of_the_design(
     assert len(found["results"]) == 2
     closed = membank_json("ask", LEAVE, *where, "--mode", "closed", "--max-tokens", "4")
     assert closed["memories"] == []
+    assert membank_json("status")["running"] is False
+    stack.service("api")
     now = membank_json("status")
     assert now["running"] is True
+    assert httpx.get(f"{now['api_url']}/openapi.json").status_code == 200
     assert {"processes", "database_url", "admin_database_url", "redis_url", "queue"} <= set(now)
-    assert {p["name"] for p in now["processes"]} == {"postgres", "valkey", "worker", "relay"}
+    assert {p["name"] for p in now["processes"]} == {
+        *("postgres", "valkey", "worker", "relay", "api")
+    }
 
 
 def test_forgetting_reaches_text_chunks_keys_and_blobs(

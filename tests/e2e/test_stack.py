@@ -14,7 +14,7 @@ import pytest
 
 from app.local.processes import Processes, wait_until
 
-NAMES = {"postgres", "valkey", "worker", "relay"}
+NAMES = {"postgres", "valkey", "worker", "relay", "api"}
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +160,7 @@ def test_servers_of_the_user_are_used_and_not_started(home: Path, tmp_path: Path
     try:
         done = command("up", "--json")
         assert done.returncode == 0, done.stderr
-        assert set(pids(json.loads(done.stdout))) == {"worker", "relay"}
+        assert set(pids(json.loads(done.stdout))) == {"worker", "relay", "api"}
         assert command("doctor").returncode == 0
     finally:
         assert command("down").returncode == 0

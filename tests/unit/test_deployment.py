@@ -62,7 +62,11 @@ def instructions() -> list[str]:
 
 
 def written(field: FieldInfo) -> str | None:
-    return None if field.default is None else str(field.default)
+    """As a person writes it."""
+    value = field.default
+    if value is None:
+        return None
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def test_env_example_has_every_setting_in_order_and_no_other() -> None:
@@ -103,7 +107,7 @@ def test_reference_has_one_row_for_every_setting() -> None:
         if line.startswith("| `MEMBANK_")
     ]
     expected = [
-        [f"`{name}`", f"`{field.default}`" if written(field) else "none", field.description]
+        [f"`{name}`", f"`{written(field)}`" if written(field) else "none", field.description]
         for name, field in FIELDS.items()
     ]
     assert [[name, default, told] for name, default, _, told in rows] == expected
@@ -139,10 +143,12 @@ def test_every_lasting_service_restarts_and_every_server_has_a_health_check() ->
         assert services[name]["restart"] == "unless-stopped", name
     assert services["postgres"]["healthcheck"]["test"][:2] == ["CMD", "pg_isready"]
     assert services["valkey"]["healthcheck"]["test"] == ["CMD", "valkey-cli", "ping"]
+    assert "http://127.0.0.1:8000/health/ready" in services["api"]["healthcheck"]["test"][-1]
     assert services["worker"]["stop_grace_period"] == "60s"
+    assert services["api"]["stop_grace_period"] == "45s"
 
 
-def test_servers_keep_their_data_in_volumes_and_publish_no_port() -> None:
+def test_servers_keep_their_data_in_volumes_and_only_the_api_is_published_to_this_host() -> None:
     loaded = compose()
     services = loaded["services"]
     mounts = {
@@ -154,9 +160,11 @@ def test_servers_keep_their_data_in_volumes_and_publish_no_port() -> None:
         "migrate": ["models:/models", "keyring:/keyring"],
         "worker": ["models:/models", "keyring:/keyring"],
         "relay": ["keyring:/keyring"],
+        "api": ["models:/models", "keyring:/keyring"],
     }
     assert set(loaded["volumes"]) == {mount.split(":")[0] for m in mounts.values() for mount in m}
-    assert not [name for name, service in services.items() if "ports" in service]
+    ports = {name: service["ports"] for name, service in services.items() if "ports" in service}
+    assert ports == {"api": ["127.0.0.1:8000:8000"]}
 
 
 def test_valkey_keeps_what_it_holds_and_evicts_nothing() -> None:
@@ -171,22 +179,26 @@ def test_only_the_migration_gets_an_administrator_url() -> None:
     services = compose()["services"]
     for name in SERVICES:
         urls = {key for key in services[name]["environment"] if key.endswith("DATABASE_URL")}
-        assert urls == {"MEMBANK_WORKER_DATABASE_URL"}
+        people = {"MEMBANK_APP_DATABASE_URL", "MEMBANK_ADMIN_DATABASE_URL"}
+        assert urls == {"MEMBANK_WORKER_DATABASE_URL"} | (people if name == "api" else set())
         assert "POSTGRES_PASSWORD" not in str(services[name])
         assert not {"env_file", "privileged", "user"} & set(services[name])
     assert "MEMBANK_DATABASE_URL" in services["migrate"]["environment"]
+    # Handed on where it is set: without it the service cannot become the administrator.
+    assert services["api"]["environment"]["MEMBANK_ADMIN_DATABASE_URL"] is None
+    assert services["api"]["environment"]["MEMBANK_API_ADMIN"] == "${MEMBANK_API_ADMIN:-false}"
 
 
 def test_no_password_is_written_into_the_compose_file() -> None:
     text = "\n".join(
         line for line in text_of("docker-compose.yml").splitlines() if line.strip()[:1] != "#"
     )
-    assert set(NEEDED.findall(text)) == {"POSTGRES_PASSWORD", "WORKER_PASSWORD"}
+    assert set(NEEDED.findall(text)) == {"POSTGRES_PASSWORD", "WORKER_PASSWORD", "APP_PASSWORD"}
     # A password without a default: every use stops when it is missing.
     without = NEEDED.sub("", text)
     assert re.findall(r"\$\{?[A-Z_]*PASSWORD", without) == []
     passwords = [p for _, p in re.findall(r"://([^:/@\s]*):(.*?)@", text)]
-    assert len(passwords) == 2
+    assert len(passwords) == 3
     assert all(NEEDED.fullmatch(password) for password in passwords)
     values = [line.split(":", 1)[1] for line in text.splitlines() if "POSTGRES_PASSWORD:" in line]
     assert values

@@ -84,10 +84,10 @@ def test_a_small_top_p_is_greedy(generator: Generator) -> None:
 
 
 def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
-    from app.answer.generate import _Choice
+    from app.answer.generate import Choice
 
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
-    choose = _Choice(Sampling(temperature=1.0, top_p=0.8, seed=0))
+    choose = Choice(Sampling(temperature=1.0, top_p=0.8, seed=0))
     drawn = torch.bincount(torch.tensor([choose(logits) for _ in range(4000)]), minlength=4) / 4000
     assert drawn.tolist() == pytest.approx([0.625, 0.375, 0, 0], abs=0.03)
 

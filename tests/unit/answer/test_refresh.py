@@ -1,17 +1,17 @@
 """Memories that are swapped in the middle of an answer: exactly what starting over would give."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from app.answer.generate import GREEDY, Generation, Generator, Refresh, Sampling, _Choice
+from app.answer.generate import GREEDY, Choice, Generation, Generator, Refresh, Sampling
 from app.errors import UsageError
 from app.memory.compose import Memories, compose
-from app.memory.decoder import ModelReading, Reading
+from app.memory.decoder import ModelDecoder, Reading
 from app.memory.encode import Encoder
+from app.memory.flat import Start
 from app.memory.model import LanguageModel
 from tests.unit.answer.test_generate import DRAWN, PROMPT, Letters
 from tests.unit.memory.families import CHUNKS, PREFIX, tiny
@@ -36,18 +36,22 @@ class Case:
         self.lm.__dict__["end_tokens"] = frozenset()
         if reading == "model":
             self.generator = Generator(self.lm, "auto", folder)
-            self.generator._read = partial(ModelReading, self.lm)
+            self.generator.decoder = ModelDecoder(self.lm)
         else:
             self.generator = Generator(self.lm, "int8" if reading == "int8" else "float", folder)
-        self.read = self.generator._read
+        self.decoder = self.generator.decoder
         self.passes: list[list[int]] = []
-        self.generator._read = self._counted
+        self.generator.decoder = self
         self.encoder = Encoder(self.lm, PREFIX)
         self.stored = self.encoder.encode(CHUNKS)
 
-    def _counted(self, live: Sequence[int], room: int, memories: Memories | None) -> Reading:
-        self.passes.append(list(live))
-        return self.read(live, room, memories)
+    def read(self, starts: Sequence[Start]) -> Sequence[Reading]:
+        self.passes += [list(start.prompt) for start in starts]
+        found: Sequence[Reading] = self.decoder.read(starts)
+        return found
+
+    def feed(self, readings: Sequence[Reading], tokens: Sequence[int]) -> None:
+        self.decoder.feed(readings, tokens)
 
     def memories(self, *chunks: int) -> Memories:
         return compose([[self.stored[i] for i in chunks]], self.lm.rotary, self.encoder.prefix)
@@ -61,13 +65,13 @@ class Case:
     @torch.inference_mode()
     def started_over(self, sets: Sequence[Memories], sampling: Sampling) -> list[int]:
         """Each set's share of the answer from a new reading of all that is written by then."""
-        choose, written = _Choice(sampling), list[int]()
+        choose, written = Choice(sampling), list[int]()
         for number, memories in enumerate(sets):
-            reading = self.read([*PROMPT, *written], LONG, memories)
+            [reading] = self.decoder.read([Start([*PROMPT, *written], LONG, memories)])
             last = number == len(sets) - 1
             for _ in range(LONG - len(written) if last else EVERY):
                 written.append(choose(reading.logits))
-                reading.feed(written[-1])
+                self.decoder.feed([reading], written[-1:])
         return written
 
 

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from app.errors import ModelError
 from app.memory.compose import Memories, compose
-from app.memory.decoder import Decoder, ModelReading, decoder_of
+from app.memory.decoder import Decoder, ModelDecoder, decoder_of
 from app.memory.encode import Encoder
-from app.memory.flat import Flat, FlatReading
+from app.memory.flat import Flat, FlatDecoder, Start
 from app.memory.kv import ABSENT, KV
 from app.memory.model import LanguageModel
-from app.memory.native import Native, NativeReading
+from app.memory.native import Native, NativeDecoder
 from app.memory.packed import GROUP, Packed, pack
 from tests.unit.memory.families import FAMILIES, made, tiny
 
@@ -52,21 +52,20 @@ def weighted(lm: LanguageModel) -> Memories:
 @torch.no_grad()
 def logits(decoder: Decoder, memories: Memories | None, prompt: list[int] = PROMPT) -> Tensor:
     """Of the prompt and of each token after it, (1 + 4, vocabulary)."""
-    reading = decoder(prompt, len(MORE), memories)
+    [reading] = decoder.read([Start(prompt, len(MORE), memories)])
     found = [reading.logits]
     for token in MORE:
-        reading.feed(token)
+        decoder.feed([reading], [token])
         found.append(reading.logits)
     return torch.stack(found)
 
 
 def reference(lm: LanguageModel, memories: Memories | None) -> Tensor:
-    return logits(lambda *request: ModelReading(lm, *request), memories)
+    return logits(ModelDecoder(lm), memories)
 
 
 def flat(lm: LanguageModel) -> Decoder:
-    made = Flat(lm)
-    return lambda *request: FlatReading(made, *request)
+    return FlatDecoder(Flat(lm))
 
 
 def divergence(exact: Tensor, rounded: Tensor) -> float:
@@ -95,7 +94,7 @@ def test_flat_reads_a_prompt_of_one_token() -> None:
     lm = lm_of("llama")
     memories = memories_of(lm)
     got = logits(flat(lm), memories, [40])
-    expected = logits(lambda *request: ModelReading(lm, *request), memories, [40])
+    expected = logits(ModelDecoder(lm), memories, [40])
     assert (got - expected).abs().max() < 1e-4
 
 
@@ -145,7 +144,7 @@ def test_packed_weights_give_the_logits_of_a_model_with_the_rounded_weights(
                 round_weight(getattr(layer.mlp, part))
         round_weight(lm.model.lm_head)
     memories = weighted(lm) if with_memories else None
-    got = logits(lambda *request: NativeReading(native, *request), memories)
+    got = logits(NativeDecoder(native), memories)
     expected = reference(lm, memories)
     assert divergence(expected, got) < 1e-4
     assert (got - expected).abs().max() < 0.02 * expected.std() + 0.05
@@ -199,15 +198,38 @@ def test_a_stored_memory_and_the_weights_are_never_written_to(weights: str, fold
     assert all(torch.equal(tensor, before[name]) for name, tensor in parts.items())
 
 
-def test_two_requests_at_a_time_do_not_meet(folder: Path) -> None:
-    lm = lm_of("llama")
-    decoder, memories = decoder_of(lm, "int8", folder), memories_of(lm)
-    with torch.no_grad():
-        one, other = decoder(PROMPT, 4, memories), decoder(PROMPT[::-1], 4, None)
-        for token in MORE:
-            one.feed(token)
-            other.feed(token + 1)
-    assert torch.equal(one.logits, logits(decoder, memories)[-1])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt-oss, attention sinks"])
+@pytest.mark.parametrize("weights", ["float", "int8", "int4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_requests_of_a_batch_get_what_each_gets_alone(
+    family: str, weights: str, dtype: torch.dtype, folder: Path
+) -> None:
+    """Bit for bit, in batches of every size up to twelve, with memories of their own, while
+    others come and go."""
+    lm = lm_of(family, dtype)
+    if family not in FLAT and weights != "float":
+        pytest.skip("packed weights are for the Llama shape")
+    decoder = decoder_of(lm, weights, folder)  # type: ignore[arg-type]
+    starts = [
+        Start([40 + i + j for j in range(1 + 5 * i % 11)], 12, some)
+        for i, some in enumerate(
+            [None, memories_of(lm), weighted(lm), memories_of(lm, CHUNKS[1:])] * 3
+        )
+    ]
+    alone = []
+    for number, start in enumerate(starts):
+        [reading] = decoder.read([start])
+        steps = [reading.logits]
+        for i in range(12 - number):
+            decoder.feed([reading], [50 + i + number])
+            steps.append(reading.logits)
+        alone.append(steps)
+    readings = [*decoder.read(starts[:5]), *decoder.read(starts[5:])]
+    for i in range(12):
+        here = [n for n in range(12) if i < 12 - n]
+        decoder.feed([readings[n] for n in here], [50 + i + n for n in here])
+        for n in here:
+            assert torch.equal(readings[n].logits, alone[n][i + 1]), (n, i)
 
 
 def test_threads_share_the_compiled_step_and_compute_the_same(folder: Path) -> None:

@@ -1,0 +1,63 @@
+"""The HTTP service's process: checks, models, then it listens until SIGTERM."""
+
+import signal
+import socket
+import sys
+import threading
+
+import structlog
+import uvicorn
+
+from app.answer.engine import Engine
+from app.api.service import create
+from app.bank import session
+from app.console import quiet
+from app.errors import MembankError
+from app.local.listening import listen
+from app.log import configure
+from app.runtime import generator
+from app.settings import settings
+from app.starting import require_safe
+
+_DRAIN_SECONDS = 30
+
+
+def main() -> None:
+    """Run until SIGTERM: it takes no further request then, and ends when those in hand are done, or
+    after 30 seconds."""
+    quiet()
+    configure(settings().log_level)
+    log = structlog.get_logger("api")
+    require_safe(log, threading.Event(), "app")
+    try:
+        generator("memory")
+        engine = Engine(settings().max_batch)
+        listening = listen()
+    except MembankError as error:
+        log.error("does not start", reason=str(error))
+        sys.exit(1)
+    # uvicorn raises the signal that ended it once more when it is done.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    config = uvicorn.Config(
+        create(engine),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=_DRAIN_SECONDS,
+    )
+    _Server(config).run([listening])
+    engine.close()
+    session.dispose()
+    log.info("stopped")
+
+
+class _Server(uvicorn.Server):
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        host, port = (sockets or self.servers[0].sockets)[0].getsockname()[:2]
+        structlog.get_logger("api").info("started", host=host, port=port)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,2 @@
+DROP FUNCTION idempotency_begin, idempotency_end;
+DROP TABLE idempotency_key;

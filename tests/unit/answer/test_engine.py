@@ -1,0 +1,198 @@
+"""Many answers at once: each is what it is alone, whoever comes, goes, fails or waits beside it."""
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from app.answer.engine import Engine, Job
+from app.answer.generate import GREEDY, Generator, Refresh, Sampling
+from app.answer.question import Question
+from app.errors import UnavailableError
+from app.memory.compose import Memories, compose
+from app.memory.encode import Encoder
+from app.memory.model import LanguageModel
+from tests.unit.answer.test_generate import Letters
+from tests.unit.memory.families import CHUNKS, PREFIX, tiny
+
+WEIGHTS = ["float", "int8"]
+
+
+class Case:
+    """A generator, an engine over it, and memories."""
+
+    def __init__(self, family: str, weights: str, folder: Path) -> None:
+        self.lm = LanguageModel(tiny(family), Letters())
+        self.generator = Generator(self.lm, weights, folder)  # type: ignore[arg-type]
+        self.encoder = Encoder(self.lm, PREFIX)
+        self.stored = self.encoder.encode(CHUNKS)
+        self.engine = Engine(most=5, model_of=lambda _: self.generator)
+
+    def memories(self, *chunks: int) -> Memories:
+        return compose([[self.stored[i] for i in chunks]], self.lm.rotary, self.encoder.prefix)
+
+    def begin(
+        self,
+        prompt: list[int],
+        most: int = 12,
+        memories: "Memories | Callable[[], Memories] | None" = None,
+        sampling: Sampling = GREEDY,
+        refresh: Refresh | None = None,
+        tenant: int = 1,
+    ) -> Job:
+        question = Question("?", max_tokens=most, sampling=sampling)
+        return self.engine(question, prompt, memories, refresh, tenant)
+
+    def endless(self) -> "Case":
+        self.lm.__dict__["end_tokens"] = frozenset()
+        return self
+
+
+def text_of(job: Job) -> str:
+    return "".join(job)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("native")
+
+
+@pytest.fixture
+def open_case(folder: Path) -> Iterator[Callable[[str, str], Case]]:
+    made: list[Case] = []
+
+    def make(family: str = "llama", weights: str = "float") -> Case:
+        made.append(Case(family, weights, folder))
+        return made[-1]
+
+    yield make
+    for case in made:
+        case.engine.close()
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("family", ["llama", "gpt-oss, attention sinks"])
+def test_answers_of_a_busy_engine_are_those_given_alone(
+    family: str, weights: str, open_case: Callable[[str, str], Case]
+) -> None:
+    case = open_case(family, "auto" if family != "llama" else weights)
+
+    def asked(i: int) -> dict[str, object]:
+        def other(_: str) -> Memories | None:
+            return case.memories(i % 2) if i % 4 == 3 else None
+
+        return {
+            "prompt": [40 + (i + j) % 50 for j in range(1 + i % 9)],
+            "max_tokens": 4 + i % 13,
+            "memories": None if i % 3 == 0 else case.memories(*range(1 + i % 2)),
+            "sampling": GREEDY if i % 2 else Sampling(1.2, 0.9, seed=i),
+            "refresh": Refresh(3, other) if i % 5 == 4 else None,
+        }
+
+    def through_engine(i: int) -> tuple[str, list[int], int]:
+        how = asked(i)
+        job = case.begin(
+            how["prompt"],  # type: ignore[arg-type]
+            how["max_tokens"],  # type: ignore[arg-type]
+            how["memories"],  # type: ignore[arg-type]
+            how["sampling"],  # type: ignore[arg-type]
+            how["refresh"],  # type: ignore[arg-type]
+            tenant=i % 3,
+        )
+        text = text_of(job)
+        said = job.generation()
+        assert said.text == text
+        return text, said.tokens, said.refreshes
+
+    with torch.inference_mode():
+        alone = [case.generator.generate(**asked(i)) for i in range(24)]  # type: ignore[arg-type]
+    with ThreadPoolExecutor(24) as threads:
+        together = list(threads.map(through_engine, range(24)))
+    assert together == [(one.text, one.tokens, one.refreshes) for one in alone]
+    assert case.engine.stats()["running"] == case.engine.stats()["waiting"] == 0
+
+
+def test_a_short_answer_joins_a_long_one_and_ends_before_it(
+    open_case: Callable[..., Case],
+) -> None:
+    case = open_case().endless()
+    long = case.begin([40, 41], 4000)
+    pieces = iter(long)
+    next(pieces)
+    assert len(case.begin([42], 3).__iter__().__next__()) > 0
+    assert text_of(case.begin([43], 3)) != ""
+    assert len(long.generation().tokens) < 4000
+    long.cancel()
+    list(pieces)
+
+
+def test_who_goes_away_is_computed_no_further(open_case: Callable[..., Case]) -> None:
+    case = open_case().endless()
+    job, other = case.begin([40], 100_000), case.begin([41], 50)
+    next(iter(job))
+    job.cancel()
+    assert len(text_of(other)) == 50
+    before = len(job.generation().tokens)
+    assert text_of(case.begin([42], 20)) != ""
+    assert len(job.generation().tokens) == before < 100_000
+    assert job.generation().finished is None
+    assert job.reading is None
+
+
+def test_a_request_that_fails_takes_nobody_with_it(open_case: Callable[..., Case]) -> None:
+    case = open_case().endless()
+
+    def broken() -> Memories:
+        raise ValueError("damaged")
+
+    good = case.begin([40, 41], 30)
+    bad = case.begin([40, 41], 30, broken)
+    refused = case.begin([40, 41], 30, refresh=Refresh(8, lambda _: broken()))
+    for job in (bad, refused):
+        with pytest.raises(ValueError, match="damaged"):
+            text_of(job)
+    assert text_of(good) == case.generator.generate([40, 41], 30).text
+
+
+def test_a_search_in_mid_answer_holds_up_nobody(open_case: Callable[..., Case]) -> None:
+    case, others_done = open_case().endless(), threading.Event()
+
+    def ask(_: str) -> None:
+        assert others_done.wait(60)
+
+    searching = case.begin([40, 41], 20, refresh=Refresh(8, ask))
+    assert text_of(case.begin([42], 40)) == case.generator.generate([42], 40).text
+    others_done.set()
+    assert text_of(searching) == case.generator.generate([40, 41], 20).text
+
+
+def test_tenants_take_turns(open_case: Callable[..., Case]) -> None:
+    """One that asks thirty times does not keep another waiting for all of them."""
+    case = open_case().endless()
+    gate = threading.Event()
+
+    def held() -> Memories:
+        assert gate.wait(60)
+        return case.memories(0)
+
+    case.begin([40], 1, held)
+    many = [case.begin([40], 5, tenant=1) for _ in range(30)]
+    one = case.begin([41], 5, tenant=2)
+    gate.set()
+    text_of(one)
+    unbegun = [job for job in many if not job.generation().tokens]
+    assert len(unbegun) > 15
+
+
+def test_a_closed_engine_says_so(open_case: Callable[..., Case]) -> None:
+    case = open_case().endless()
+    job = case.begin([40], 10**6)
+    next(iter(job))
+    case.engine.close()
+    with pytest.raises(UnavailableError, match="is ending"):
+        list(job)
+    with pytest.raises(UnavailableError, match="is ending"):
+        case.begin([40], 1)
