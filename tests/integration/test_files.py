@@ -294,23 +294,21 @@ class TestStores:
         batch = alice.vector_stores.file_batches.create(store.id, file_ids=[file]).id
         stranger = client("alice", of=new_company("north"), scopes=("read", "write", "admin"))
         bob = client("bob")
-        mine = upload(bob)
-        for who, error in (
-            (bob, openai.PermissionDeniedError),
-            (stranger, openai.NotFoundError),
-        ):
-            stores, of = who.vector_stores, {"vector_store_id": store.id}
-            for attempt in (
-                lambda: stores.update(store.id, name="x"),
-                lambda: stores.delete(store.id),
-                lambda: stores.files.create(file_id=mine, **of),
-                lambda: stores.files.delete(file, **of),
-                lambda: stores.files.update(file, attributes={}, **of),
-                lambda: stores.file_batches.create(file_ids=[mine], **of),
-                lambda: stores.file_batches.cancel(batch, **of),
-            ):
-                with pytest.raises(error):
-                    attempt()
+        mine, of = upload(bob), {"vector_store_id": store.id}
+        changes: tuple[Callable[[OpenAI], object], ...] = (
+            lambda who: who.vector_stores.update(store.id, name="x"),
+            lambda who: who.vector_stores.delete(store.id),
+            lambda who: attach(who, store, mine),
+            lambda who: who.vector_stores.files.delete(file, **of),
+            lambda who: who.vector_stores.files.update(file, attributes={}, **of),
+            lambda who: who.vector_stores.file_batches.create(file_ids=[mine], **of),
+            lambda who: who.vector_stores.file_batches.cancel(batch, **of),
+        )
+        for change in changes:
+            with pytest.raises(openai.PermissionDeniedError):
+                change(bob)
+            with pytest.raises(openai.NotFoundError):
+                change(stranger)
         for attempt in (
             lambda: stranger.vector_stores.retrieve(store.id),
             lambda: stranger.vector_stores.files.list(store.id),
@@ -665,7 +663,7 @@ class TestBatches:
 
 
 def test_search_finds_passages_with_their_files(
-    client: Client, alice: OpenAI, store: VectorStore
+    client: Client, alice: OpenAI, store: VectorStore, company: Company
 ) -> None:
     from app.runtime import models
 
@@ -684,7 +682,8 @@ def test_search_finds_passages_with_their_files(
         ).id
         for name, text in texts.items()
     }
-    vectors = zip(texts.values(), models().embedder.embed(list(texts.values())), strict=True)
+    chunks = [row[0] for row in ask(Asker("worker", company.tenant), "SELECT text FROM chunk")]
+    vectors = zip(chunks, models().embedder.embed(chunks), strict=True)
     assert work_off({text: v.tolist() for text, v in vectors}, profile().id) == 3
 
     def search(who: OpenAI = alice, **how: Any) -> list[str]:
@@ -693,7 +692,7 @@ def test_search_finds_passages_with_their_files(
     page = alice.vector_stores.search(store.id, query="What colour has the badge?")
     first = page.data[0]
     assert (first.file_id, first.filename) == (ids["badge.md"], "badge.md")
-    assert first.content[0].text == texts["badge.md"]
+    assert first.content[0].text.endswith(texts["badge.md"])
     assert first.attributes == {"name": "badge.md", "size": len(texts["badge.md"])}
     assert 0.3 < first.score <= 1
     place = first.model_extra["membank"]
