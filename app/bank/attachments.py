@@ -196,7 +196,7 @@ def _entries(connection: Connection, values: Mapping[str, Any], rows: Sequence[A
 _SIZES = text(
     """
     SELECT d.file_id, CASE WHEN d.file_id IS NULL THEN d.id END AS document_id,
-           sum(octet_length(b.payload)) AS bytes
+           sum(coalesce(b.size, octet_length(b.payload))) AS bytes
     FROM document d
     JOIN memory_key k ON k.tenant_id = d.tenant_id AND k.bank_id = d.bank_id
         AND k.document_id = d.id
@@ -242,7 +242,7 @@ _COUNTS = text(
     " WHERE tenant_id = :tenant AND bank_id = ANY(:banks) GROUP BY 1, 2"
 )
 _BANK_SIZES = text(
-    "SELECT k.bank_id, sum(octet_length(b.payload)) AS bytes FROM memory_key k"
+    "SELECT k.bank_id, sum(coalesce(b.size, octet_length(b.payload))) AS bytes FROM memory_key k"
     " JOIN memory_blob b USING (tenant_id, chunk_id, profile_id)"
     " WHERE k.tenant_id = :tenant AND k.bank_id = ANY(:banks) GROUP BY 1"
 )

@@ -713,10 +713,19 @@ def test_search_finds_passages_with_their_files(
     for filters in (
         {"type": "eq", "key": "nosuch", "value": 1},
         {"type": "like", "key": "name", "value": "x"},
-        {"type": "eq", "key": "name", "value": "x", "\ud800": 1},
+        {"type": "eq", "key": "name", "value": "x", "else": 1},
     ):
         with pytest.raises(openai.UnprocessableEntityError):
             search(query="x", filters=filters)
+    headers = {"authorization": f"Bearer {alice.api_key}"}
+    deep = "[" * 900 + "]" * 900
+    for written in (f'"type": {deep}', '"type": "eq", "key": "name", "value": "x", "\\ud800": 1'):
+        answer = httpx.post(
+            f"{alice.base_url}vector_stores/{store.id}/search",
+            content=f'{{"query": "x", "filters": {{{written}}}}}',
+            headers=headers,
+        )
+        assert answer.status_code == 422, answer.text
     for how in (
         {"query": ""},
         {"query": []},
