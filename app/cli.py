@@ -16,6 +16,7 @@ from app.commands import (
     questions,
     reconcile,
     stack,
+    store,
     tenants,
     training,
     vault,
@@ -36,6 +37,7 @@ app.add_typer(tenants.groups, name="group")
 app.add_typer(tenants.banks, name="bank")
 app.add_typer(keys.commands, name="key")
 app.add_typer(vault.commands, name="vault")
+app.add_typer(store.commands, name="store")
 app.add_typer(audit.commands, name="audit")
 app.add_typer(jobs.commands, name="jobs")
 app.add_typer(context.commands, name="context")

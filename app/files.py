@@ -1,6 +1,7 @@
 """Files of this machine's state: whole or absent, and readable only by their owner."""
 
 import os
+import threading
 from pathlib import Path
 
 from app.errors import UnavailableError
@@ -25,13 +26,22 @@ def private_folder(path: Path) -> Path:
     return path
 
 
-def write_private(path: Path, text: str) -> None:
-    """Replace the file by `text` in one step, with mode 0600."""
-    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+def write_private(path: Path, content: str | bytes, lasting: bool = True) -> None:
+    """Replace the file by `content` in one step, with mode 0600.
+
+    lasting: whether it is on the disk when this returns, and not only seen by every process.
+    Raises OSError; then the file is as it was.
+    """
+    draft = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     draft.unlink(missing_ok=True)
     handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            if lasting:
+                os.fsync(file.fileno())
+        draft.replace(path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise

@@ -171,6 +171,11 @@ def models() -> Models:
     return Models(lm, Encoder(lm, words.prefix), words, embedder, codec(), profile())
 
 
+def loaded() -> bool:
+    """Whether the models are."""
+    return models.cache_info().currsize > 0
+
+
 @dataclass(frozen=True)
 class Reading:
     """What a mode's answers are read with: the model, changed by an adapter if there is one."""

@@ -90,6 +90,29 @@ class Settings(BaseSettings):
         description="Folder of the wrapped data keys, the same for all processes, in no backup of"
         " the database; keyring in MEMBANK_HOME without it.",
     )
+    blob_store: str | None = Field(
+        None,
+        description="Object store that new memories are kept in: a folder that all processes share,"
+        " or s3://BUCKET/PREFIX. Without it they are in Postgres.",
+    )
+    old_blob_store: str | None = Field(
+        None,
+        description="Store that was set before, read until `membank store move` has emptied it.",
+    )
+    cache_bytes: int = Field(
+        500_000_000,
+        ge=0,
+        description="Bytes of decoded memories that a process keeps; 0: none.",
+    )
+    cache_disk_bytes: int = Field(
+        2_000_000_000,
+        ge=0,
+        description="Bytes of memories, as they are stored, that are kept in the cache folder; 0:"
+        " none.",
+    )
+    cache_folder: Path | None = Field(
+        None, description="That folder, of this machine; cache in MEMBANK_HOME without it."
+    )
     audit_days: int = Field(
         0,
         ge=0,

@@ -1,7 +1,8 @@
 """Time to first token: memory, text in the prompt (RAG) and closed book, side by side.
 
-One process, the same model, passages and questions; embedding, search and load are included. The
-modes take turns within each question, so that a disturbance of the machine meets all of them.
+One process, the same model, passages and questions; embedding, search and load are included.
+Memories are loaded from the database each time, as if nobody had asked for them before. The modes
+take turns within each question, so that a disturbance of the machine meets all of them.
 RAG has our decoder, as memory has; transformers' own `generate` and llama.cpp, in a process of its
 own, read the same passages with the same weights and take their turns like a mode.
 """
@@ -24,6 +25,7 @@ from app.demo import sample
 from app.errors import UsageError
 from app.runtime import Mode, models, prompt
 from benchmarks.peer import Peer, PeerError
+from benchmarks.variables import WITHOUT_CACHE, variables
 
 MODES: tuple[Mode, ...] = get_args(Mode)
 LLAMA, GENERATE = "llama.cpp rag", "transformers rag"
@@ -106,6 +108,7 @@ def run_on_sample(plan: Plan, as_json: bool) -> None:
 def run_on(reader: Reader, plan: Plan, as_json: bool) -> None:
     """Measure on a bank and print the table."""
     with ExitStack() as stack:
+        stack.enter_context(variables(**WITHOUT_CACHE))
         peer, missing = None, None
         try:
             peer = stack.enter_context(Peer(plan.llama_python))

@@ -4,12 +4,10 @@ The same documents are encoded for two tenants, and those of one are sealed. Fet
 database sends, unsealed; loading is that and decoding it, as an answer needs it.
 """
 
-import os
 import secrets
 import time
 from base64 import b64encode
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -18,15 +16,16 @@ from app import console
 from app.access.tenants import add_principal, find_bank
 from app.answer.retrieval import Reader, found_for, load
 from app.bank.audit import note
+from app.bank.blobs import load_blobs
 from app.bank.quota import Quota, begin_request, count_tokens, set_quota
 from app.bank.reseal import Resealed, reseal_tenant
-from app.bank.search import Passage, load_blobs
+from app.bank.search import Passage
 from app.bank.session import transaction
 from app.demo.sample import HANDBOOKS, temporary_stack
 from app.errors import UsageError
 from app.ingest.command import run as ingest
 from app.runtime import models
-from app.settings import settings
+from benchmarks.variables import WITHOUT_CACHE, variables
 
 _BANK, _PLAIN, _SEALED = "handbook", "plain", "sealed"
 Times = dict[str, float]
@@ -34,8 +33,11 @@ Times = dict[str, float]
 
 def run(n: int, ks: Sequence[int], as_json: bool) -> None:
     """Medians over n loads of each kind, milliseconds."""
-    with temporary_stack(lambda _: None), _master_key():
-        readers = {tenant: _filled(tenant) for tenant in (_PLAIN, _SEALED)}
+    master = b64encode(secrets.token_bytes(32)).decode()
+    # The stack's worker and relay have no key, and leave all plain.
+    given = {"MEMBANK_MASTER_KEY": master, **WITHOUT_CACHE}
+    with temporary_stack(lambda _: None), variables(**given):
+        readers = {tenant: filled(tenant) for tenant in (_PLAIN, _SEALED)}
         reseal_tenant(find_bank(_SEALED, _BANK).tenant, Resealed())
         found = {
             tenant: found_for(readers[tenant], "time off", 100, -1.0).passages for tenant in readers
@@ -57,19 +59,9 @@ def run(n: int, ks: Sequence[int], as_json: bool) -> None:
     console.table("A question's bookkeeping, milliseconds", list(notes), [[*notes.values()]])
 
 
-@contextmanager
-def _master_key() -> Iterator[None]:
-    """For this process alone: the stack's worker and relay have none, and leave all plain."""
-    os.environ["MEMBANK_MASTER_KEY"] = b64encode(secrets.token_bytes(32)).decode()
-    settings.cache_clear()
-    try:
-        yield
-    finally:
-        del os.environ["MEMBANK_MASTER_KEY"]
-
-
-def _filled(tenant: str) -> Reader:
-    """All handbooks as one text without headings, so that its chunks are as long as chunks get."""
+def filled(tenant: str) -> Reader:
+    """A tenant with all handbooks as one text, without headings, so that its chunks are as long as
+    chunks get; who reads it."""
     lines = [line for f in sorted(HANDBOOKS.glob("*/*.md")) for line in f.read_text().splitlines()]
     with TemporaryDirectory() as folder:
         file = Path(folder) / "all.txt"

@@ -21,7 +21,7 @@ from app.addresses import Role, database_url
 from app.bank import attachments, files, outbox, roles
 from app.bank.session import Asker
 from app.signing import Key, context_key
-from tests.conftest import PROFILE, Company, work_off
+from tests.conftest import PROFILE, Company, administer, work_off
 
 MARK = "zzforeign"
 THEIRS, NOBODYS = 770_000_000_000, 880_000_000_000
@@ -32,6 +32,7 @@ TOLD = {
     "find_tenant": "the number of a tenant whose name the caller knows",
     "next_tenant": "numbers of tenants, to the worker",
     "paused_tenants": "numbers of tenants, to the worker",
+    "gone_tenants": "numbers of tenants, to the worker",
     "changing_banks": "numbers of tenants and banks, to the worker",
 }
 _SEEN = re.compile(rf"{MARK}|\b77\d{{10}}\b")
@@ -156,6 +157,11 @@ def _filled(company: Company, word: str) -> Company:
     company.store(f"{word}-handbook", f"Welcome {word}.\n\nHours {word}.")
     company.store(f"{word}-pay", f"Bands {word}.\n\nRaises {word}.", ["everyone"])
     work_off()
+    administer(
+        "INSERT INTO object_gone (tenant_id, location) VALUES (:tenant, :location)",
+        tenant=company.tenant,
+        location=f"{company.tenant}/{word}/object",
+    )
     company.store(f"{word}-late", f"{word} still waits in the outbox")
     return company
 

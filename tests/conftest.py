@@ -11,6 +11,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import psycopg
@@ -80,7 +81,8 @@ def copied(server: EmbeddedPostgres, template: str) -> Iterator[str]:
 @contextlib.contextmanager
 def pointed_at(url: str) -> Iterator[None]:
     """Let the program use the database at `url`; afterwards none of its connections is open."""
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, TemporaryDirectory() as cache:
+        patch.setenv("MEMBANK_CACHE_FOLDER", cache)
         for role in ROLES:
             patch.delenv(f"MEMBANK_{role.upper()}_DATABASE_URL", raising=False)
         patch.setenv("MEMBANK_DATABASE_URL", url)
@@ -115,7 +117,7 @@ def database(shared_database: str) -> Iterator[str]:
     A test that changes more than rows overrides this by `own_database` or `empty_database`.
     """
     with psycopg.connect(shared_database, autocommit=True) as connection:
-        connection.execute("DELETE FROM tenant")
+        connection.execute("DELETE FROM tenant; DELETE FROM object_gone")
     with pointed_at(shared_database):
         yield shared_database
 

@@ -2,7 +2,8 @@
 
 from app.access.tenants import bank_now
 from app.bank import profiles
-from app.bank.search import load_blobs, search
+from app.bank.blobs import load_blobs
+from app.bank.search import search
 from tests.conftest import NORTH, Company, work_off
 
 NEXT = "next-profile"

@@ -6,7 +6,8 @@ from dataclasses import asdict
 
 import structlog
 
-from app.bank import audit, idempotency
+from app.bank import audit, idempotency, leftovers
+from app.bank.disk import disk
 from app.bank.indexes import keep
 from app.bank.reconcile import next_tenant, reconcile
 from app.bank.reseal import reseal
@@ -28,8 +29,9 @@ def start(stop: threading.Event) -> threading.Thread:
 
 
 def rows_regularly(stop: threading.Event) -> None:
-    """What no trigger noticed, what is to be encrypted, what need not be kept."""
-    _regularly(stop, (_reconcile, _reseal, _expire), settings().reconcile_seconds)
+    """What no trigger noticed, what is to be encrypted, what need not be kept any more."""
+    steps = (_reconcile, _reseal, _expire, _objects, _cache)
+    _regularly(stop, steps, settings().reconcile_seconds)
 
 
 def indexes_regularly(stop: threading.Event) -> None:
@@ -71,6 +73,17 @@ def _expire(stop: threading.Event) -> None:
             audit.expire(tenant, days)
         idempotency.expire(tenant)
         tenant = next_tenant(tenant)
+
+
+def _objects(stop: threading.Event) -> None:
+    if removed := leftovers.collect(stop):
+        log.info("objects of forgotten memories removed", objects=removed)
+
+
+def _cache(stop: threading.Event) -> None:
+    folder = disk()
+    if folder and (removed := folder.sweep(stop)):
+        log.info("cache entries of forgotten memories removed", files=removed)
 
 
 def _indexes(stop: threading.Event) -> None:

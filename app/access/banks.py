@@ -12,6 +12,7 @@ from sqlalchemy.exc import IntegrityError
 
 from app.access.members import grant
 from app.access.tenants import add_bank, named
+from app.bank import documents
 from app.bank.paging import Rows, Window, page
 from app.bank.roles import Role, require
 from app.bank.session import Asker, transaction
@@ -89,20 +90,23 @@ def remove(asker: Asker, id: int) -> None:
     """Delete a bank with its documents and memories; uploaded files stay. Raises ForbiddenError
     where the asker is no admin of it."""
     _require_admin(asker, id)
-    values = {"tenant": asker.tenant, "id": id}
-    with transaction(Asker("admin", asker.tenant)) as connection:
+    tenant = asker.tenant or 0
+    values = {"tenant": tenant, "id": id}
+    with transaction(Asker("admin", tenant)) as connection:
         # In the order in which workers lock them.
         connection.execute(
             text("SELECT FROM bank WHERE tenant_id = :tenant AND id = :id FOR UPDATE"), values
         )
-        connection.execute(
+        held = connection.execute(
             text(
-                "SELECT FROM document WHERE tenant_id = :tenant AND bank_id = :id"
+                "SELECT id FROM document WHERE tenant_id = :tenant AND bank_id = :id"
                 " ORDER BY id FOR UPDATE"
             ),
             values,
-        )
+        ).scalars()
+        deleted = documents.delete(connection, tenant, [(id, document) for document in held])
         connection.execute(text("DELETE FROM bank WHERE tenant_id = :tenant AND id = :id"), values)
+    documents.uncached(tenant, *deleted)
 
 
 def _require_admin(asker: Asker, id: int) -> None:

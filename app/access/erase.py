@@ -1,5 +1,6 @@
 """A tenant's end: its keys are destroyed, its rows deleted, and a receipt is left."""
 
+from contextlib import suppress
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, text
@@ -7,9 +8,11 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from app.access.tenants import tenant_id
 from app.bank import keyring
+from app.bank.disk import disk
 from app.bank.keyring import KeyName
+from app.bank.leftovers import collect_of
 from app.bank.session import Asker, transaction
-from app.errors import VaultError
+from app.errors import MembankError, VaultError
 
 # All that belongs to a tenant hangs on one of these; new rows of it wait for them.
 _LOCKS = (
@@ -21,7 +24,8 @@ _LOCKS = (
 
 
 def erase(name: str) -> dict[str, Any]:
-    """Delete a tenant; the receipt: tenant, id, rows by table, blob_bytes, keys_destroyed.
+    """Delete a tenant; the receipt: tenant, id, rows by table, blob_bytes, objects, keys_destroyed,
+    cache_entries of this machine.
 
     keys_missing are those that the keyring did not have: destroyed before, or in another folder.
     The keys go first and for good: if the deletion fails after that, its memories are unreadable,
@@ -32,13 +36,11 @@ def erase(name: str) -> dict[str, Any]:
         for lock in _LOCKS:
             connection.execute(text(lock), {"tenant": tenant})
         receipt: dict[str, Any] = {"tenant": name, "id": tenant, "rows": _rows(connection, tenant)}
-        receipt["blob_bytes"] = connection.execute(
-            text(
-                "SELECT coalesce(sum(octet_length(payload)), 0)::bigint FROM memory_blob"
-                " WHERE tenant_id = :tenant"
-            ),
-            {"tenant": tenant},
-        ).scalar_one()
+        receipt["blob_bytes"], receipt["objects"] = connection.execute(
+            _BYTES, {"tenant": tenant}
+        ).one()
+        folder = disk()
+        receipt["cache_entries"] = folder.forget(tenant) if folder else 0
         receipt |= _destroyed(_keys(connection, tenant))
         connection.execute(text("DELETE FROM tenant WHERE id = :tenant"), {"tenant": tenant})
         connection.execute(
@@ -47,7 +49,16 @@ def erase(name: str) -> dict[str, Any]:
             ),
             {"tenant": tenant, "receipt": receipt},
         )
+    if receipt["objects"]:
+        with suppress(MembankError):  # the relay removes them when the store answers again
+            collect_of(tenant)
     return receipt
+
+
+_BYTES = text(
+    "SELECT coalesce(sum(coalesce(size, octet_length(payload))), 0)::bigint,"
+    " count(DISTINCT location) FROM memory_blob WHERE tenant_id = :tenant"
+)
 
 
 def _rows(connection: Connection, tenant: int) -> dict[str, int]:

@@ -53,7 +53,7 @@ class Job:
         self._out: queue.SimpleQueue[int | BaseException | None] = queue.SimpleQueue()
         self._text = ""
         self._finished: Finish = None
-        self._asked, self._first = time.perf_counter(), 0.0
+        self._started = self._first = 0.0
         self._refreshes, self._refreshing = 0, 0.0
 
     def __iter__(self) -> Iterator[str]:
@@ -70,9 +70,10 @@ class Job:
 
     def generation(self) -> Generation:
         entries = 0 if self._memories is None else self._memories.entries(0)
-        first = self._first or time.perf_counter()
+        now = time.perf_counter()
+        started, first = self._started or now, self._first or now
         return Generation(
-            *(self._text, list(self._tokens), len(self._prompt), entries, self._asked, first),
+            *(self._text, list(self._tokens), len(self._prompt), entries, started, first),
             *(self._refreshes, self._refreshing, self._finished),
         )
 
@@ -86,6 +87,7 @@ class Job:
 
     def start(self) -> Start:
         """What is to be read first, or anew after other memories came."""
+        self._started = self._started or time.perf_counter()
         if callable(self._made):
             self._made = self._made()
         self._memories = self._made

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from app.answer.retrieval import Reader, found_for, load, ms
+from app.bank.blobs import readable
 from app.bank.filters import Filter
-from app.bank.search import Passage, readable
+from app.bank.search import Passage
 from app.memory.compose import Memories, compose
 from app.memory.kv import KV
 from app.runtime import models, reading

@@ -7,16 +7,19 @@ from dataclasses import dataclass, replace
 import torch
 
 from app.access.tenants import Bank, bank_now, find_bank, find_principal
+from app.answer.cache import cache
 from app.bank.audit import note
+from app.bank.blobs import Held, fetch, readable
 from app.bank.filters import Filter
 from app.bank.quota import begin_request
-from app.bank.search import Passage, load_blobs, search
+from app.bank.search import Passage, search
 from app.bank.session import Asker, transaction
 from app.errors import BlobError, UsageError
 from app.memory.codec import Codec, check, decode
 from app.memory.kv import KV
 from app.runtime import codec_of, models
 from app.settings import settings
+from app.tracing import span
 
 _LONGEST_QUESTION = 8_000
 
@@ -85,6 +88,7 @@ def find(
     return found
 
 
+@span("search")
 def found_for(
     reader: Reader, words: str, k: int | None, least: float, where: Filter | None = None
 ) -> Found:
@@ -107,23 +111,45 @@ def found_for(
     )
 
 
+@span("load")
 def load(reader: Reader, passages: Sequence[Passage], dtype: torch.dtype) -> list[KV]:
-    """The memories of `passages`, decoded.
+    """The memories of `passages`, decoded. They may be others' too: nobody may write to them.
 
+    What may be read is decided in the database first; then they come from the nearest tier.
     Raises BlobError that names a memory that is missing, VaultError for one that does not open.
     """
-    payloads = load_blobs(reader.asker, reader.profile, [p.id for p in passages])
-    checked = []
+    documents = {p.id: p.document_id for p in passages}
+
+    def fetched(wanted: Sequence[Held]) -> dict[int, bytes]:
+        return fetch(reader.asker, reader.profile, wanted)
+
+    def decoded(payloads: Sequence[tuple[Held, bytes]]) -> list[KV]:
+        whole = []
+        for held, payload in payloads:
+            try:
+                whole.append(check(payload, reader.profile, reader.codec))
+            except BlobError as error:
+                place = f"memory {held.chunk} of document {documents[held.chunk]!r}"
+                raise BlobError(f"{place}: {error}") from error
+        return decode(whole, reader.codec, dtype)
+
+    found: dict[int, KV] = {}
+    rows: dict[int, Held] = {}
+    for _ in range(2):  # a row may be moved or sealed anew between the look and the fetch
+        if missing := [chunk for chunk in documents if chunk not in found]:
+            rows = readable(reader.asker, reader.profile, missing)
+            found |= cache().load(list(rows.values()), dtype, fetched, decoded)
     for passage in passages:
-        if passage.id not in payloads:
-            raise BlobError(f"memory {passage.id} of {passage.document_id} is gone: ask again")
-        try:
-            checked.append(check(payloads[passage.id], reader.profile, reader.codec))
-        except BlobError as error:
-            raise BlobError(
-                f"memory {passage.id} of document {passage.document_id!r}: {error}"
-            ) from error
-    return decode(checked, reader.codec, dtype)
+        if passage.id not in found:
+            place = f"memory {passage.id} of document {passage.document_id!r}"
+            row = rows.get(passage.id)
+            if row is not None and row.location is not None:
+                raise BlobError(
+                    f"{place}: its object {row.location} is missing: delete its row of memory_blob,"
+                    " and it is encoded again"
+                )
+            raise BlobError(f"{place} is gone: ask again")
+    return [found[passage.id] for passage in passages]
 
 
 def checked(question: str) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
+from app import metrics
 from app.answer.generate import Finish, Read, Refresh, Streaming
 from app.answer.pieces import Stops
 from app.answer.question import Question
@@ -17,11 +18,12 @@ from app.errors import UsageError
 from app.memory.compose import Memories, compose
 from app.memory.prompt import closed_book
 from app.runtime import Mode, Models, generator, models, reading
+from app.tracing import carried, past
 
 NOTHING = "The bank holds nothing for this question that you may read."
 _NO_TIME = dict.fromkeys(
     (
-        *("search", "load", "prefill", "first_token", "total"),
+        *("search", "load", "queue", "prefill", "first_token", "total"),
         *("refresh", "refresh_search", "refresh_load"),
     ),
     0.0,
@@ -30,7 +32,8 @@ _NO_TIME = dict.fromkeys(
 
 @dataclass(frozen=True)
 class Answer:
-    """Times are in milliseconds from the question on, first_token and total whole.
+    """Times are in milliseconds from the question on, first_token and total whole; queue: until
+    the model took it up.
 
     refreshes: how often memories were searched for again, in `refresh` milliseconds of the total,
     of which refresh_search and refresh_load; the rest read the live tokens again. swaps: how often
@@ -96,6 +99,7 @@ class Answering:
         """
         self._question, self._generates = question, generates
         self._started = time.perf_counter()
+        self._handed = self._started
         self._text, self._stops = "", Stops(question.stop)
         self._load_ms, self._found = 0.0, Found([], {})
         self._recall: Recall | None = None
@@ -111,12 +115,21 @@ class Answering:
             yield from self._pieces()
         finally:
             self.cancel()
-            record(self._reader, self.answer())
+            record(self._reader, self._ended())
 
     def cancel(self) -> None:
         """Let no more be computed. Harmless at any time, from any thread."""
         if self._stream is not None:
             self._stream.cancel()
+
+    def _ended(self) -> Answer:
+        """What was said, counted and noted as a part of the trace."""
+        answer, mode = self.answer(), self._question.mode
+        metrics.answered(mode, answer.timings_ms, answer.usage)
+        if self._stream is not None:
+            began = self._stream.generation().started
+            past("model", began, mode=mode, finished=str(answer.finished), **answer.usage)
+        return answer
 
     @property
     def sources(self) -> list[Source]:
@@ -135,6 +148,7 @@ class Answering:
             timings["first_token"] = timings["total"]
             return Answer(NOTHING, self._question.mode, [], timings, _usage(0, 0, 0))
         said, swaps = self._stream.generation(), 0
+        timings["queue"] = max(0.0, ms(self._handed, said.started))
         timings["prefill"] = ms(said.started, said.first_token)
         timings["first_token"] = ms(self._started, said.first_token)
         timings["refresh"] = ms(0.0, said.refreshing)
@@ -180,7 +194,7 @@ class Answering:
         self._recall = Recall(self._reader, asked.text, *how, asked.adapter)
         memories = self._recall.read(self._found.passages)
         self._load_ms = ms(before, time.perf_counter())
-        refresh = Refresh(asked.every, self._recall.again) if asked.every else None
+        refresh = Refresh(asked.every, carried(self._recall.again)) if asked.every else None
         return self._generate(tail, memories, refresh)
 
     def _from_text(self, tail: list[int]) -> Streaming:
@@ -205,7 +219,7 @@ class Answering:
     ) -> Streaming:
         _require_room(models(), len(prompt) + self._question.max_tokens)
         self._prompt_tokens = len(prompt)
-        tenant = self._reader.asker.tenant or 0
+        tenant, self._handed = self._reader.asker.tenant or 0, time.perf_counter()
         return self._generates(self._question, prompt, memories, refresh, tenant)
 
     def _pieces(self) -> Iterator[str]:

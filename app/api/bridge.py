@@ -11,6 +11,7 @@ from starlette.types import Receive
 
 from app.answer.service import Answer, Answering
 from app.errors import BusyError, LateError
+from app.tracing import carried
 
 T = TypeVar("T")
 SEARCHES = 4
@@ -52,7 +53,7 @@ class Bridge:
     def _submit(self, work: Callable[[], T]) -> Future[T]:
         if not self._free.acquire(blocking=False):
             raise BusyError("too many requests are being answered: try again soon")
-        future = self._pool.submit(work)
+        future = self._pool.submit(carried(work))
         future.add_done_callback(lambda _: self._free.release())
         return future
 

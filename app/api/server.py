@@ -8,6 +8,7 @@ import threading
 import structlog
 import uvicorn
 
+from app.addresses import database_url
 from app.answer.engine import Engine
 from app.api.service import create
 from app.bank import session
@@ -30,6 +31,8 @@ def main() -> None:
     log = structlog.get_logger("api")
     require_safe(log, threading.Event(), "app")
     try:
+        if settings().api_admin:
+            database_url("admin")  # administration fails now rather than when it is asked for
         generator("memory")
         engine = Engine(settings().max_batch)
         listening = listen()

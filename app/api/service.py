@@ -7,10 +7,13 @@ from fastapi import FastAPI
 
 from app.answer.service import Generates
 from app.api import (
+    admin,
     chat,
     embeddings,
     file_batches,
     files,
+    health,
+    metrics,
     models,
     store_files,
     store_search,
@@ -19,6 +22,7 @@ from app.api import (
 from app.api.bridge import Bridge
 from app.api.errors import handle_errors
 from app.api.limits import hold
+from app.api.watch import Watch
 from app.settings import settings
 
 
@@ -31,6 +35,8 @@ def create(generates: Generates) -> FastAPI:
     app.state.bridge = Bridge(settings().requests_at_once)
     handle_errors(app)
     hold(app)
+    app.add_middleware(Watch)
+    health.prepare(app)
     app.include_router(chat.router)
     app.include_router(embeddings.router)
     app.include_router(models.router)
@@ -40,6 +46,11 @@ def create(generates: Generates) -> FastAPI:
     app.include_router(store_files.router)
     app.include_router(file_batches.router)
     app.include_router(store_search.router)
+    app.include_router(health.router)
+    app.include_router(metrics.router)
+    if settings().api_admin:
+        app.include_router(admin.router)
+        app.include_router(admin.ending)
     return app
 
 
@@ -47,3 +58,4 @@ def create(generates: Generates) -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     yield
     app.state.bridge.close()
+    app.state.health.close()

@@ -321,7 +321,7 @@ def detach(asker: Asker, bank: int, entry: Entry) -> None:
     tenant = asker.tenant or 0
     with _writing(asker) as connection:
         held = _held(connection, asker, bank, entry)
-        documents.delete(connection, tenant, [(bank, id) for id in held])
+        deleted = documents.delete(connection, tenant, [(bank, id) for id in held])
         connection.execute(
             text(
                 "DELETE FROM bank_file"
@@ -329,6 +329,7 @@ def detach(asker: Asker, bank: int, entry: Entry) -> None:
             ),
             {"tenant": tenant, "bank": bank, "file": entry.file},
         )
+    documents.uncached(tenant, *deleted)
 
 
 def withdraw(asker: Asker, file: str, administers: bool) -> None:
@@ -347,11 +348,12 @@ def withdraw(asker: Asker, file: str, administers: bool) -> None:
         ).scalars()
         for bank in banks.all() if not administers else ():
             require(connection, bank, Role.WRITER)
-        documents.delete(connection, tenant, [(row.bank_id, row.id) for row in held])
+        deleted = documents.delete(connection, tenant, [(row.bank_id, row.id) for row in held])
         connection.execute(
             text("DELETE FROM file WHERE tenant_id = :tenant AND id = :file"), values
         )
         note(connection, tenant, "delete file", detail={"file": file})
+    documents.uncached(tenant, *deleted)
 
 
 _OF_FILE = text(

@@ -47,7 +47,7 @@ _EVENTS = text(
     " e.document_ids, e.chunk_ids, e.detail FROM audit_event e"
     " LEFT JOIN bank b ON b.tenant_id = e.tenant_id AND b.id = e.bank_id"
     " WHERE e.tenant_id = :tenant AND e.at >= coalesce(cast(:since AS timestamptz), '-infinity')"
-    " ORDER BY e.id"
+    " AND e.id > :after ORDER BY e.id LIMIT cast(:limit AS bigint)"
 )
 
 
@@ -55,8 +55,19 @@ def events(tenant: int, since: datetime | None = None) -> Iterator[dict[str, Any
     """A tenant's events, the oldest first, as they are read from the database."""
     with transaction(Asker("admin", tenant)) as connection:
         streamed = connection.execution_options(stream_results=True, max_row_buffer=1000)
-        for row in streamed.execute(_EVENTS, {"tenant": tenant, "since": since}).mappings():
+        for row in streamed.execute(
+            _EVENTS, {"tenant": tenant, "since": since, "after": 0, "limit": None}
+        ).mappings():
             yield dict(row)
+
+
+def page(
+    tenant: int, limit: int, after: int = 0, since: datetime | None = None
+) -> list[dict[str, Any]]:
+    """At most so many of them, those whose id is greater than `after`."""
+    values = {"tenant": tenant, "since": since, "after": after, "limit": limit}
+    with transaction(Asker("admin", tenant)) as connection:
+        return [dict(row) for row in connection.execute(_EVENTS, values).mappings()]
 
 
 def erased(name: str) -> list[int]:

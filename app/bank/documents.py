@@ -1,7 +1,7 @@
 """Documents and their chunks: written together, changed by difference."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Connection, Row, bindparam, text
@@ -9,6 +9,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import IntegrityError
 
 from app.bank import profiles
+from app.bank.disk import disk
 from app.bank.roles import Role, on_list, require
 from app.bank.session import Asker, transaction
 from app.errors import ForbiddenError, NotFoundError
@@ -52,13 +53,14 @@ class Stored:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What a deletion removed, in rows."""
+    """What a deletion removed, in rows; cache_entries: files of this machine's cache folder."""
 
     documents: int
     chunks: int
     keys: int
     blobs: int
     queue: int
+    cache_entries: int = 0
 
 
 def known_hash(tenant: int, bank: int, document: str) -> str | None:
@@ -190,6 +192,21 @@ def apply_split(
     return True
 
 
+def access_of(tenant: int, bank: int, document: str) -> list[str]:
+    """Who may read a document, as an operator sees it. Raises NotFoundError."""
+    with transaction(Asker("worker", tenant)) as connection:
+        found: list[str] | None = connection.execute(
+            text(
+                "SELECT access FROM document"
+                " WHERE tenant_id = :tenant AND bank_id = :bank AND id = :id"
+            ),
+            {"tenant": tenant, "bank": bank, "id": document},
+        ).scalar()
+    if found is None:
+        raise NotFoundError(f"document {document!r} does not exist in this bank")
+    return found
+
+
 def set_access(
     tenant: int, bank: int, document: str, access: Sequence[str], by: int | None = None
 ) -> None:
@@ -228,15 +245,25 @@ def forget(tenant: int, document: str, bank: int | None = None, by: int | None =
             require(connection, each, Role.WRITER)
         if not banks:
             raise NotFoundError(f"document {document!r} does not exist in this tenant")
-        return delete(connection, tenant, [(each, document) for each in banks])
+        receipt, chunks = delete(connection, tenant, [(each, document) for each in banks])
+    return uncached(tenant, receipt, chunks)
 
 
-def delete(connection: Connection, tenant: int, keys: Sequence[tuple[int, str]]) -> Receipt:
-    """Delete documents, by bank and id, that the transaction holds locks of."""
+def delete(
+    connection: Connection, tenant: int, keys: Sequence[tuple[int, str]]
+) -> tuple[Receipt, list[int]]:
+    """Delete documents, by bank and id, that the transaction holds locks of; what it removed, and
+    the ids of the chunks. `uncached` is to follow when the transaction is over."""
     whose = {"tenant": tenant, "banks": [bank for bank, _ in keys], "ids": [id for _, id in keys]}
-    counts = connection.execute(_MADE_OF, whose).one()
+    chunks, *counts = connection.execute(_MADE_OF, whose).one()
     connection.execute(_DELETE, whose)
-    return Receipt(len(keys), *counts)
+    return Receipt(len(keys), len(chunks), *counts), list(chunks)
+
+
+def uncached(tenant: int, receipt: Receipt, chunks: Sequence[int]) -> Receipt:
+    """Remove what the cache folder has of deleted chunks; the receipt with that."""
+    folder = disk()
+    return replace(receipt, cache_entries=folder.forget(tenant, chunks) if folder else 0)
 
 
 _LOCK = text(
@@ -246,7 +273,7 @@ _LOCK = text(
 _THESE = "SELECT * FROM unnest(cast(:banks AS bigint[]), cast(:ids AS text[]))"
 _MADE_OF = text(
     f"""
-    SELECT (SELECT count(*) FROM chunk c WHERE c.tenant_id = :tenant
+    SELECT ARRAY(SELECT c.id FROM chunk c WHERE c.tenant_id = :tenant
                 AND (c.bank_id, c.document_id) IN ({_THESE})),
            (SELECT count(*) FROM memory_key k WHERE k.tenant_id = :tenant
                 AND (k.bank_id, k.document_id) IN ({_THESE})),

@@ -4,15 +4,14 @@ A lease is a random token with a time limit on each row. Whatever makes the work
 revision, a deletion) removes the token or the row, so a worker that comes late changes nothing.
 """
 
-import hashlib
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from pgvector import HalfVector
 from sqlalchemy import Connection, text
 
-from app.bank import profiles
+from app.bank import objects, profiles
 from app.bank.quota import Room
 from app.bank.session import Asker, transaction
 from app.bank.vault import Place, current_key, seal
@@ -154,38 +153,39 @@ def chunk_texts(tenant: int, work: Sequence[Work]) -> dict[int, ChunkText]:
 def finish_encoding(tenant: int, profile: str, done: Sequence[Encoded]) -> int:
     """Write key and blob of each chunk whose lease still holds; how many were written.
 
-    Blobs are sealed where a master key is set. Those that the tenant's quota has no room for go to
-    dead_letter. Raises VaultError when the tenant's key cannot be had.
+    Blobs are sealed where a master key is set, and are objects where an object store is. Those
+    that the tenant's quota has no room for go to dead_letter. Raises VaultError when the tenant's
+    key cannot be had, UnavailableError when the object store does not answer.
     """
     with transaction(Asker("worker", tenant)) as connection:
         held = _take(connection, tenant, [d.work for d in done])
         fresh = [d for d in done if d.work.id in held]
         room = Room.of(connection, tenant)
         key = current_key(connection, tenant) if fresh else None
-        written = 0
+        kept: list[tuple[Encoded, bytes]] = []
         for memory in fresh:
-            chunk = memory.work.chunk
-            payload = memory.payload
+            chunk, payload = memory.work.chunk, memory.payload
             if key is not None and chunk is not None:
                 payload = seal(key, Place(chunk, profile), payload)
-            if not room.take(len(payload)):
+            if room.take(len(payload)):
+                kept.append((memory, payload))
+            else:
                 _bury(connection, memory.work, room.error)
-                continue
+        stored = objects.place(connection, tenant, profile, [p for _, p in kept], objects.writing())
+        for (memory, _), blob in zip(kept, stored, strict=True):
             values = {
                 "tenant": tenant,
-                "chunk": chunk,
+                "chunk": memory.work.chunk,
                 "profile": profile,
                 "bank": memory.work.bank,
                 "document": memory.work.document,
                 "embedding": HalfVector(list(memory.embedding)).to_text(),
-                "sha256": hashlib.sha256(payload).hexdigest(),
-                "payload": payload,
                 "version": key and key.version,
+                **asdict(blob),
             }
             connection.execute(_KEY, values)
             connection.execute(_BLOB, values)
-            written += 1
-    return written
+    return len(kept)
 
 
 _KEY = text(
@@ -195,10 +195,12 @@ _KEY = text(
     " SET embedding = excluded.embedding, encoded_at = now()"
 )
 _BLOB = text(
-    "INSERT INTO memory_blob (tenant_id, chunk_id, profile_id, sha256, payload, key_version)"
-    " VALUES (:tenant, :chunk, :profile, :sha256, :payload, :version)"
+    "INSERT INTO memory_blob"
+    " (tenant_id, chunk_id, profile_id, sha256, payload, key_version, location, size)"
+    " VALUES (:tenant, :chunk, :profile, :sha256, :payload, :version, :location, :size)"
     " ON CONFLICT (tenant_id, chunk_id, profile_id) DO UPDATE SET sha256 = excluded.sha256,"
-    " payload = excluded.payload, key_version = excluded.key_version"
+    " payload = excluded.payload, key_version = excluded.key_version,"
+    " location = excluded.location, size = excluded.size"
 )
 
 

@@ -5,6 +5,7 @@ at the moment it is reached, and by no more.
 """
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from sqlalchemy import Connection, text
 
@@ -46,8 +47,8 @@ def count_tokens(connection: Connection, tokens: int) -> None:
 
 
 _ROOM = text(
-    "SELECT t.name, q.bytes, (SELECT coalesce(sum(octet_length(payload)), 0) FROM memory_blob"
-    " WHERE tenant_id = q.tenant_id) AS held"
+    "SELECT t.name, q.bytes, (SELECT coalesce(sum(coalesce(size, octet_length(payload))), 0)"
+    " FROM memory_blob WHERE tenant_id = q.tenant_id) AS held"
     " FROM tenant_quota q JOIN tenant t ON t.id = q.tenant_id"
     " WHERE q.tenant_id = :tenant AND q.bytes IS NOT NULL"
 )
@@ -120,10 +121,25 @@ def quota_of(tenant: int) -> tuple[Quota, Quota]:
         used = connection.execute(
             text(
                 "SELECT (SELECT count(*) FROM document WHERE tenant_id = :tenant),"  # noqa: S608 (no values)
-                " (SELECT coalesce(sum(octet_length(payload)), 0)::bigint FROM memory_blob"
-                " WHERE tenant_id = :tenant), coalesce(max(requests), 0), coalesce(max(tokens), 0)"
+                " (SELECT coalesce(sum(coalesce(size, octet_length(payload))), 0)::bigint"
+                " FROM memory_blob WHERE tenant_id = :tenant), coalesce(max(requests), 0),"
+                " coalesce(max(tokens), 0)"
                 f" FROM tenant_usage WHERE tenant_id = :tenant AND day = {_TODAY}"
             ),
             {"tenant": tenant},
         ).one()
     return (Quota() if row is None else Quota(*row)), Quota(*used)
+
+
+def usage(tenant: int, days: int) -> list[dict[str, Any]]:
+    """What a tenant has asked on each of the last days, the latest first: day, requests, tokens."""
+    with transaction(Asker("admin", tenant)) as connection:
+        rows = connection.execute(
+            text(
+                "SELECT day, requests, tokens FROM tenant_usage"  # noqa: S608 (no values)
+                f" WHERE tenant_id = :tenant AND day > {_TODAY} - cast(:days AS int)"
+                " ORDER BY day DESC"
+            ),
+            {"tenant": tenant, "days": days},
+        )
+        return [dict(row) for row in rows.mappings()]

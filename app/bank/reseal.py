@@ -3,19 +3,18 @@
 A page is a transaction of its own, and what is done is seen in the rows: it can end at any point.
 """
 
-import hashlib
 import threading
 from dataclasses import dataclass, field
 
 from sqlalchemy import Connection, text
 
-from app.bank import audit, keyring
+from app.bank import audit, keyring, objects
 from app.bank.keyring import KeyName
 from app.bank.masters import masters
 from app.bank.reconcile import next_tenant
 from app.bank.session import Asker, driver_of, transaction
 from app.bank.vault import Place, current_key, seal, unseal
-from app.errors import VaultError
+from app.errors import BlobError, VaultError
 
 _PAGE = 50
 """Blobs of a transaction, some 4 MB."""
@@ -45,7 +44,7 @@ def reseal(stop: threading.Event | None = None, page: int = _PAGE) -> Resealed:
     while tenant is not None and not (stop and stop.is_set()):
         try:
             reseal_tenant(tenant, done, stop, page)
-        except VaultError as error:
+        except (BlobError, VaultError) as error:
             done.faults.append(str(error))
         tenant = next_tenant(tenant)
     return done
@@ -54,7 +53,7 @@ def reseal(stop: threading.Event | None = None, page: int = _PAGE) -> Resealed:
 def reseal_tenant(
     tenant: int, done: Resealed, stop: threading.Event | None = None, page: int = _PAGE
 ) -> None:
-    """The same for one tenant, added to `done`. Raises VaultError."""
+    """The same for one tenant, added to `done`. Raises VaultError, BlobError for a lost object."""
     rows = page
     while rows == page and not (stop and stop.is_set()):
         with transaction(Asker("worker", tenant)) as connection:
@@ -67,7 +66,7 @@ def reseal_tenant(
 
 # Versions only rise, so the index finds what is left.
 _LEFT = (
-    "SELECT b.chunk_id, b.profile_id, b.payload, b.key_version, t.id"
+    "SELECT b.chunk_id, b.profile_id, b.payload, b.location, b.key_version, t.id"
     " FROM memory_blob b LEFT JOIN tenant_key t"
     " ON t.tenant_id = b.tenant_id AND t.version = b.key_version"
     " WHERE b.tenant_id = %s AND (b.key_version IS NULL OR b.key_version < %s)"
@@ -81,20 +80,22 @@ def _page(connection: Connection, tenant: int, page: int) -> int:
     key = current_key(connection, tenant)
     if key is None:
         return 0
-    changed = []
+    store = objects.writing()
     with driver_of(connection).cursor(binary=True) as cursor:
-        for chunk, profile, payload, version, id in cursor.execute(
-            _LEFT, (tenant, key.version, page)
-        ).fetchall():
+        rows = cursor.execute(_LEFT, (tenant, key.version, page)).fetchall()
+        changed = []
+        for chunk, profile, payload, location, version, id in rows:
             place = Place(chunk, profile)
+            if location is not None:
+                payload = objects.reading().one(location)
             if version is not None:
                 payload = unseal(KeyName(tenant, version, id), place, payload)
-            sealed = seal(key, place, payload)
-            digest = hashlib.sha256(sealed).hexdigest()
-            changed.append((sealed, digest, key.version, tenant, chunk, profile))
+            new = objects.place(connection, tenant, profile, [seal(key, place, payload)], store)[0]
+            what = (new.payload, new.sha256, new.location, new.size, key.version)
+            changed.append((*what, tenant, chunk, profile))
         cursor.executemany(
-            "UPDATE memory_blob SET payload = %s, sha256 = %s, key_version = %s"
-            " WHERE tenant_id = %s AND chunk_id = %s AND profile_id = %s",
+            "UPDATE memory_blob SET payload = %s, sha256 = %s, location = %s, size = %s,"
+            " key_version = %s WHERE tenant_id = %s AND chunk_id = %s AND profile_id = %s",
             changed,
         )
     return len(changed)

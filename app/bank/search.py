@@ -1,4 +1,4 @@
-"""Search under the asking principal's rights, and the blobs of what was found."""
+"""Search under the asking principal's rights."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,11 +7,9 @@ from typing import Any
 from sqlalchemy import Connection, Row, text
 
 from app.bank.filters import Filter, comparisons
-from app.bank.keyring import KeyName
 from app.bank.nearest import Nearest
 from app.bank.rank import POOL, best
-from app.bank.session import Asker, driver_of, transaction
-from app.bank.vault import Place, unseal
+from app.bank.session import Asker, transaction
 from app.errors import FilterError
 
 
@@ -92,45 +90,3 @@ def _require_fields(connection: Connection, asker: Asker, bank: int, where: Filt
                 f"no document that you may read has the metadata {key!r}:"
                 f" correct the filter; there are {known or 'none'}"
             )
-
-
-_READABLE = text(
-    """
-    SELECT k.chunk_id
-    FROM memory_key k
-    JOIN document d ON d.tenant_id = :tenant AND d.bank_id = k.bank_id AND d.id = k.document_id
-    WHERE k.tenant_id = :tenant AND k.profile_id = :profile AND k.chunk_id = ANY(:chunks)
-        AND d.revision = d.split_revision AND d.text_hash = d.content_hash
-    """
-)
-
-
-def readable(asker: Asker, profile: str, chunks: Sequence[int]) -> set[int]:
-    """Those memories, by chunk id, that a search could still bring `asker`: neither forbidden
-    meanwhile, nor forgotten, nor of a text that has changed."""
-    values = {"tenant": asker.tenant, "profile": profile, "chunks": list(chunks)}
-    with transaction(asker) as connection:
-        return set(connection.execute(_READABLE, values).scalars())
-
-
-_BLOBS = (
-    "SELECT b.chunk_id, b.payload, b.key_version, t.id FROM memory_blob b LEFT JOIN tenant_key t"
-    " ON t.tenant_id = b.tenant_id AND t.version = b.key_version"
-    " WHERE b.tenant_id = %s AND b.profile_id = %s AND b.chunk_id = ANY(%s)"
-)
-
-
-def load_blobs(asker: Asker, profile: str, chunks: Sequence[int]) -> dict[int, bytes]:
-    """Packed memories by chunk id, of those that `asker` may read.
-
-    Raises VaultError for one that is sealed and does not open.
-    """
-    # Results as text would be hex, five times slower to receive.
-    with transaction(asker) as connection, driver_of(connection).cursor(binary=True) as cursor:
-        rows = cursor.execute(_BLOBS, (asker.tenant, profile, list(chunks))).fetchall()
-    return {
-        chunk: payload
-        if version is None
-        else unseal(KeyName(asker.tenant or 0, version, key), Place(chunk, profile), payload)
-        for chunk, payload, version, key in rows
-    }

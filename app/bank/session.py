@@ -16,6 +16,7 @@ from sqlalchemy.exc import (
     TimeoutError,
 )
 
+from app import tracing
 from app.addresses import Role, database_url
 from app.errors import BusyError, MembankError, QuotaError, UnavailableError
 from app.signing import context_key
@@ -159,6 +160,7 @@ def _engine(role: Role, url: str) -> Engine:
         },
     )
     _engines.append(engine)
+    tracing.watch(engine)
     return engine
 
 

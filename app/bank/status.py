@@ -21,13 +21,35 @@ def queue() -> dict[str, int]:
     return {"pending": row[0], "encoding": row[1], "failed": row[2]}
 
 
-def banks() -> list[dict[str, object]]:
-    """One row per bank, as the view bank_status has it; ages and times in seconds.
+def backlog(profile: str) -> dict[str, float]:
+    """Of one profile's work over all tenants: rows of the outbox that are due, rows that workers
+    hold, and the age in seconds of the oldest that is due. Paused tenants' work is not due."""
+    with transaction(Asker("worker")) as connection:
+        row = connection.execute(_BACKLOG, {"profile": profile}).one()
+    return {"pending": row[0], "encoding": row[1], "oldest_seconds": round(float(row[2] or 0), 1)}
+
+
+_BACKLOG = text(
+    """
+    SELECT count(*) FILTER (WHERE due), count(*) FILTER (WHERE lease_until >= now()),
+           extract(epoch FROM now() - min(greatest(created_at, not_before)) FILTER (WHERE due))
+    FROM (SELECT created_at, not_before, lease_until,
+              not_before <= now() AND (lease_until IS NULL OR lease_until < now())
+                  AND tenant_id NOT IN (SELECT paused_tenants()) AS due
+          FROM outbox WHERE profile_id = :profile) work
+    """
+)
+
+
+def banks(tenant: int | None = None) -> list[dict[str, object]]:
+    """One row per bank, of one tenant or of all, as the view bank_status has it; ages and times in
+    seconds.
 
     `next_changes`: what the next profile has other than the present one, field -> [present, next].
     """
-    with transaction(Asker("admin")) as connection:
-        rows = [dict(row) for row in connection.execute(_BANKS).mappings()]
+    with transaction(Asker("admin", tenant)) as connection:
+        found = connection.execute(_BANKS, {"tenant": tenant}).mappings()
+        rows = [dict(row) for row in found]
     for row in rows:
         for name in ("staleness", "staleness_next", "time_left"):
             row[name] = _seconds(row[name])
@@ -66,6 +88,7 @@ _BANKS = text(
     "SELECT s.*, p.spec, n.spec AS next_spec FROM bank_status s"
     " JOIN encoder_profile p ON p.tenant_id = s.tenant_id AND p.id = s.profile_id"
     " LEFT JOIN encoder_profile n ON n.tenant_id = s.tenant_id AND n.id = s.next_profile_id"
+    " WHERE s.tenant_id = coalesce(cast(:tenant AS bigint), s.tenant_id)"
     " ORDER BY s.tenant, s.bank"
 )
 

@@ -233,8 +233,10 @@ Table(
     _whole("chunk_id"),
     _text("profile_id"),
     _text("sha256"),
-    Column("payload", LargeBinary, nullable=False),
+    Column("payload", LargeBinary),
     Column("key_version", Integer),
+    Column("location", Text),
+    _whole("size", nullable=True),
     PrimaryKeyConstraint("tenant_id", "chunk_id", "profile_id"),
     _reference(
         ("tenant_id", "chunk_id", "profile_id"),
@@ -243,6 +245,21 @@ Table(
     ),
     _reference(("tenant_id", "key_version"), "tenant_key", ("tenant_id", "version")),
     Index("memory_blob_key", "tenant_id", "key_version"),
+    Index(
+        "memory_blob_object",
+        "tenant_id",
+        "location",
+        postgresql_where=text("location IS NOT NULL"),
+    ),
+)
+Table(
+    "object_gone",
+    metadata,
+    _tenant(),
+    _id(),
+    _text("location"),
+    _time("gone_at"),
+    PrimaryKeyConstraint("tenant_id", "id"),
 )
 Table(
     "outbox",

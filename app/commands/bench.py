@@ -200,6 +200,18 @@ def bench_vault(
     vault.run(n, numbers("-k", k), as_json)
 
 
+@commands.command("cache")
+def bench_cache(
+    n: Annotated[int, typer.Option("-n", help="Loads and answers of each kind.", min=1)] = 20,
+    k: Annotated[str, typer.Option("-k", help="Memories of a load.")] = "1,5,20",
+    as_json: Json = False,
+) -> None:
+    """Loading and the first token from memory, disk, Postgres and a folder as object store."""
+    from benchmarks import cache
+
+    cache.run(n, numbers("-k", k), as_json)
+
+
 @commands.command("search")
 def bench_search(
     rows: Annotated[
@@ -220,3 +232,20 @@ def bench_search(
 
     plan = search.Plan(tuple(numbers("--sizes", sizes)), rows, n, seed)
     search.run(plan, corpus, as_json)
+
+
+@commands.command("serve")
+def bench_serve(
+    clients: Annotated[str, typer.Option(help="Clients at a time: one number or several.")] = (
+        "1,4,16,64"
+    ),
+    n: Annotated[
+        int, typer.Option("-n", help="Requests of each load; at least two a client.")
+    ] = 64,
+    k: Annotated[int, typer.Option("-k", help="Memories per question.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """The HTTP service under load, memory beside RAG."""
+    from benchmarks import serve
+
+    serve.run(numbers("--clients", clients), n, k, as_json)

@@ -97,7 +97,7 @@ def forget(
     from app.bank.documents import forget as delete
 
     only = find_bank(tenant, bank).id if bank else None
-    receipt = asdict(delete(tenant_id(tenant), document_id, only)) | {"cache_entries": 0}
+    receipt = asdict(delete(tenant_id(tenant), document_id, only))
     if as_json:
         console.print_json({"document_id": document_id, **receipt})
     else:

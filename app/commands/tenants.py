@@ -111,7 +111,11 @@ def tenant_erase(
         raise UsageError(f"all of tenant {name!r} would be deleted for good: say --yes to do it")
     receipt = erase(name)
     rows = [f"{count:>10}  {table}" for table, count in receipt["rows"].items()]
-    head = f"tenant {name} erased: {receipt['keys_destroyed']} keys destroyed, rows deleted:"
+    head = (
+        f"tenant {name} erased: {receipt['keys_destroyed']} keys destroyed,"
+        f" {receipt['objects']} objects and {receipt['cache_entries']} cache entries removed,"
+        " rows deleted:"
+    )
     lost = [
         f"key {name} was not in the keyring: if that is not the folder of worker and relay, delete"
         f" {name}.json there"

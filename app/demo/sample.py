@@ -70,12 +70,19 @@ def temporary_stack(
         "MEMBANK_REDIS_URL",
         "MEMBANK_CONTEXT_KEY",
         "MEMBANK_KEYRING",
+        "MEMBANK_CACHE_FOLDER",
+        "MEMBANK_BLOB_STORE",
+        "MEMBANK_OLD_BLOB_STORE",
         *(f"MEMBANK_{role}DATABASE_URL" for role in ("", "OWNER_", "APP_", "WORKER_", "ADMIN_")),
     ]
     before = {name: os.environ.get(name) for name in overridden}
     os.environ.update(
         dict.fromkeys(overridden, "")
-        | {"MEMBANK_HOME": str(home), "MEMBANK_KEYRING": str(home / "keyring")}
+        | {
+            "MEMBANK_HOME": str(home),
+            "MEMBANK_KEYRING": str(home / "keyring"),
+            "MEMBANK_CACHE_FOLDER": str(home / "cache"),
+        }
     )
     settings.cache_clear()
     stack = Stack()

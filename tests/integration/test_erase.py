@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 from app.access.erase import erase
 from app.access.keys import issue
 from app.bank import keyring
+from app.bank.blobs import load_blobs
 from app.bank.keyring import KeyName
 from app.bank.quota import Quota, begin_request, set_quota
-from app.bank.search import load_blobs
 from app.bank.vault import Place, unseal
 from app.cli import app as membank
 from app.errors import NotFoundError, UsageError, VaultError

@@ -8,8 +8,9 @@ import psycopg
 import pytest
 
 from app.bank import outbox, profiles
+from app.bank.blobs import load_blobs
 from app.bank.reconcile import reconcile
-from app.bank.search import load_blobs, search
+from app.bank.search import search
 from app.bank.session import Asker
 from app.local.processes import wait_until
 from tests.conftest import (

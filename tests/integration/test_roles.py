@@ -16,10 +16,11 @@ from app.access.identity import Identity
 from app.access.members import grant, members, revoke
 from app.access.tenants import Bank, add_bank, join_group, leave_group
 from app.bank import documents
+from app.bank.blobs import load_blobs, readable
 from app.bank.documents import Draft, forget, set_access
 from app.bank.nearest import Nearest
 from app.bank.roles import Role
-from app.bank.search import load_blobs, readable, search
+from app.bank.search import search
 from app.bank.session import Asker, transaction
 from app.cli import app as membank
 from app.errors import ForbiddenError, NotFoundError, UsageError

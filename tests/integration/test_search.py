@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from app.bank import outbox
-from app.bank.search import Passage, load_blobs, search
+from app.bank.blobs import load_blobs
+from app.bank.search import Passage, search
 from app.bank.session import Asker
 from tests.conftest import NORTH, PROFILE, Company, administer, ask, encoded, work_off
 

@@ -19,10 +19,10 @@ from typer.testing import CliRunner
 
 from app.access import vault as operators
 from app.bank import keyring
+from app.bank.blobs import load_blobs
 from app.bank.keyring import KeyName
 from app.bank.masters import masters
 from app.bank.reseal import reseal
-from app.bank.search import load_blobs
 from app.bank.session import Asker, transaction
 from app.bank.vault import Place, current_key, seal, unseal
 from app.cli import app as membank

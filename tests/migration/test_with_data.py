@@ -8,7 +8,8 @@ from sqlalchemy import create_engine, pool
 from app.access.tenants import find_bank, find_principal
 from app.addresses import database_url
 from app.bank import schema, status
-from app.bank.search import load_blobs, search
+from app.bank.blobs import load_blobs
+from app.bank.search import search
 from app.errors import MembankError
 
 FIRST = "0001"

@@ -1,0 +1,325 @@
+"""What every request to the service is held to, before any model is asked."""
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+from fastapi import APIRouter, FastAPI
+from fastapi.testclient import TestClient
+from pydantic import BaseModel
+
+from app.access.keys import issue
+from app.api import models
+from app.api.caller import Administering, Reading, Writing
+from app.api.errors import handle_errors
+from app.api.limits import Rates, hold
+from app.api.once import OnceRoute
+from app.bank import idempotency
+from app.bank.quota import Quota, begin_request, set_quota
+from app.errors import ConflictError
+from app.settings import settings
+from tests.conftest import Company
+
+router = APIRouter(route_class=OnceRoute)
+done: list[str] = []
+entered, may_end = threading.Event(), threading.Event()
+
+
+class Thing(BaseModel):
+    name: str
+
+
+@router.post("/things")
+def make(thing: Thing, who: Writing) -> dict[str, Any]:
+    if thing.name == "none":
+        raise ConflictError("there is no such thing")
+    if thing.name == "slow":
+        entered.set()
+        assert may_end.wait(30)
+    done.append(thing.name)
+    return {"id": len(done), "by": who.principal, "secret": "s3cret"}
+
+
+@router.post("/admin/things")
+def make_as_admin(thing: Thing, who: Administering) -> dict[str, Any]:
+    done.append(thing.name)
+    return {"id": len(done)}
+
+
+@router.post("/questions")
+def ask(who: Reading) -> dict[str, Any]:
+    begin_request(who.asker)
+    return {}
+
+
+@router.post("/fails")
+def fail() -> dict[str, Any]:
+    raise RuntimeError("the secret is 774411")
+
+
+@router.post("/uploads", max_body_size=4000)
+def upload(thing: Thing) -> int:
+    return len(thing.name)
+
+
+@pytest.fixture
+def client(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
+    monkeypatch.setattr(settings(), "max_request_bytes", 1000)
+    app = FastAPI()
+    handle_errors(app)
+    hold(app)
+    app.include_router(router)
+    app.include_router(models.router)
+    done.clear()
+    entered.clear()
+    may_end.clear()
+    with TestClient(app, raise_server_exceptions=False) as client:
+        yield client
+
+
+@pytest.fixture
+def alice(company: Company, client: TestClient) -> Callable[..., httpx.Response]:
+    """Posts as a principal who may write."""
+    company.reader("alice")
+    return poster(client, issue(company.name, "alice", ["read", "write"]).token)
+
+
+def poster(client: TestClient, token: str) -> Callable[..., httpx.Response]:
+    def post(path: str, body: object = None, **headers: str) -> httpx.Response:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return client.post(path, json=body, headers={"Authorization": f"Bearer {token}", **named})
+
+    return post
+
+
+class TestOnce:
+    def test_the_same_request_is_done_once_and_answered_twice(
+        self, alice: Callable[..., httpx.Response]
+    ) -> None:
+        first = alice("/things", {"name": "a"}, Idempotency_Key="k")
+        again = alice("/things", {"name": "a"}, Idempotency_Key="k")
+        assert first.status_code == again.status_code == 200
+        assert first.json() == again.json()
+        assert again.headers["content-type"] == "application/json"
+        assert (done, again.headers.get("idempotent-replayed")) == (["a"], "true")
+        assert "idempotent-replayed" not in first.headers
+        assert alice("/things", {"name": "a"}).json()["id"] == 2
+
+    def test_another_request_under_the_same_key_is_refused(
+        self, alice: Callable[..., httpx.Response]
+    ) -> None:
+        alice("/things", {"name": "a"}, Idempotency_Key="k")
+        refused = alice("/things", {"name": "b"}, Idempotency_Key="k")
+        assert refused.status_code == 422
+        assert refused.json()["error"]["code"] == "idempotency_key_reused"
+        assert done == ["a"]
+
+    def test_a_failure_frees_the_key(self, alice: Callable[..., httpx.Response]) -> None:
+        for name, status in (("none", 409), (7, 400), ("a", 200), ("a", 200)):
+            assert alice("/things", {"name": name}, Idempotency_Key="k").status_code == status
+        assert done == ["a"]
+
+    def test_while_it_is_being_done_the_same_waits_and_another_is_refused(
+        self, alice: Callable[..., httpx.Response]
+    ) -> None:
+        first: list[httpx.Response] = []
+        thread = threading.Thread(
+            target=lambda: first.append(alice("/things", {"name": "slow"}, Idempotency_Key="k"))
+        )
+        thread.start()
+        assert entered.wait(30)
+        assert alice("/things", {"name": "slow"}, Idempotency_Key="k").status_code == 409
+        assert alice("/things", {"name": "b"}, Idempotency_Key="k").status_code == 422
+        may_end.set()
+        thread.join()
+        assert alice("/things", {"name": "slow"}, Idempotency_Key="k").json() == first[0].json()
+        assert done == ["slow"]
+
+    def test_what_was_lost_on_the_way_is_done_when_its_time_is_up(
+        self, company: Company, alice: Callable[..., httpx.Response], superuser: psycopg.Connection
+    ) -> None:
+        asker = company.reader("alice")
+        lost = idempotency.begin(asker, "k", b"request", 60)
+        with pytest.raises(ConflictError):
+            idempotency.begin(asker, "k", b"request", 60)
+        superuser.execute("UPDATE idempotency_key SET created_at = now() - interval '61 s'")
+        taken = idempotency.begin(asker, "k", b"request", 60)
+        assert isinstance(lost, idempotency.Once)
+        assert isinstance(taken, idempotency.Once)
+        lost.keep(idempotency.Kept(200, b"of the lost"))
+        taken.keep(idempotency.Kept(201, b"of the second"))
+        kept = idempotency.begin(asker, "k", b"request", 60)
+        assert kept == idempotency.Kept(201, b"of the second")
+
+    def test_a_key_is_of_its_principal_and_of_what_it_may_do(
+        self, company: Company, client: TestClient, alice: Callable[..., httpx.Response]
+    ) -> None:
+        company.reader("hana")
+        hana = poster(client, issue(company.name, "hana", ["write"]).token)
+        powerful = poster(client, issue(company.name, "alice", ["write", "admin"]).token)
+        assert powerful("/admin/things", {"name": "a"}, Idempotency_Key="k").status_code == 200
+        assert alice("/admin/things", {"name": "a"}, Idempotency_Key="k").status_code == 422
+        assert alice("/admin/things", {"name": "a"}, Idempotency_Key="l").status_code == 403
+        assert hana("/things", {"name": "a"}, Idempotency_Key="k").json()["by"] == "hana"
+
+    def test_the_database_has_nothing_of_what_was_answered(
+        self, alice: Callable[..., httpx.Response], superuser: psycopg.Connection
+    ) -> None:
+        assert "s3cret" in alice("/things", {"name": "a"}, Idempotency_Key="k").text
+        (body,) = superuser.execute("SELECT body FROM idempotency_key").fetchone() or ()
+        assert b"s3cret" not in body
+        superuser.execute("UPDATE idempotency_key SET body = set_byte(body, 20, 1)")
+        assert alice("/things", {"name": "a"}, Idempotency_Key="k").status_code == 409
+
+    def test_a_key_counts_for_a_day_and_is_then_deleted(
+        self, company: Company, alice: Callable[..., httpx.Response], superuser: psycopg.Connection
+    ) -> None:
+        for key in ("old", "older", "new"):
+            alice("/things", {"name": "a"}, Idempotency_Key=key)
+        superuser.execute(
+            "UPDATE idempotency_key SET created_at = now() - interval '25 hours' WHERE key ~ 'old'"
+        )
+        assert alice("/things", {"name": "b"}, Idempotency_Key="old").json()["id"] == 4
+        assert idempotency.expire(company.tenant) == 1
+        kept = superuser.execute("SELECT key FROM idempotency_key ORDER BY 1").fetchall()
+        assert kept == [("new",), ("old",)]
+
+    @pytest.mark.parametrize("key", ["", "x" * 256, "\x07"])
+    def test_a_key_that_is_none_is_refused(
+        self, key: str, alice: Callable[..., httpx.Response]
+    ) -> None:
+        assert alice("/things", {"name": "a"}, Idempotency_Key=key).status_code == 400
+        assert done == []
+
+
+class TestRate:
+    def test_a_tenant_has_so_many_at_once_and_as_many_again_each_minute(self) -> None:
+        now = 0.0
+        rates = Rates(60, lambda: now)
+        lefts = [rate.left for _ in range(60) if (rate := rates.take("a"))]
+        assert lefts == list(reversed(range(60)))
+        late, other = rates.take("a"), rates.take("b")
+        assert late is not None
+        assert other is not None
+        assert (late.wait, late.left, other.left) == (1.0, 0, 59)
+        now = 2.5
+        waits = [rate.wait > 0 for _ in range(3) if (rate := rates.take("a"))]
+        assert waits == [False, False, True]
+        now = 1000.0
+        full = rates.take("a")
+        assert full is not None
+        assert full.headers == {
+            "x-ratelimit-limit-requests": "60",
+            "x-ratelimit-remaining-requests": "59",
+            "x-ratelimit-reset-requests": "1.000s",
+        }
+
+    def test_one_too_many_is_told_when_to_come_again(
+        self, client: TestClient, alice: Callable[..., httpx.Response]
+    ) -> None:
+        client.app.state.rates = Rates(2)  # type: ignore[attr-defined]
+        answers = [alice("/questions") for _ in range(3)]
+        assert [answer.status_code for answer in answers] == [200, 200, 429]
+        remaining = [answer.headers["x-ratelimit-remaining-requests"] for answer in answers]
+        assert remaining == ["1", "0", "0"]
+        assert 29 <= int(answers[-1].headers["retry-after"]) <= 30
+        assert answers[-1].json()["error"]["code"] == "rate_limit_exceeded"
+
+    def test_where_no_rate_is_set_none_is_told(self, alice: Callable[..., httpx.Response]) -> None:
+        assert not [name for name in alice("/questions").headers if "ratelimit" in name]
+
+    def test_the_days_quota_says_how_long_the_day_is(
+        self, company: Company, alice: Callable[..., httpx.Response]
+    ) -> None:
+        set_quota(company.tenant, Quota(requests=1))
+        assert alice("/questions").status_code == 200
+        refused = alice("/questions")
+        assert refused.status_code == 429
+        assert refused.json()["error"]["code"] == "insufficient_quota"
+        assert 0 < int(refused.headers["retry-after"]) <= 86_400
+        assert refused.headers["x-should-retry"] == "false"
+
+
+class TestSize:
+    @pytest.mark.parametrize("chunked", [False, True])
+    def test_a_body_that_is_too_large_is_refused_in_openais_shape(
+        self, client: TestClient, chunked: bool
+    ) -> None:
+        body = b'{"name": "' + b"a" * 2000 + b'"}'
+        content = iter([body[:500], body[500:]]) if chunked else body
+        headers = {"Content-Type": "application/json"}
+        refused = client.post("/things", content=content, headers=headers)
+        assert refused.status_code == 413
+        assert refused.json()["error"]["code"] == "request_too_large"
+        assert refused.headers["x-request-id"]
+        assert client.post("/uploads", content=body, headers=headers).json() == 2000
+
+    def test_a_route_that_takes_more_has_a_limit_of_its_own(self, client: TestClient) -> None:
+        assert client.post("/uploads", json={"name": "a" * 5000}).status_code == 413
+
+
+class TestNumber:
+    @pytest.mark.parametrize("path", ["/things", "/nowhere", "/fails"])
+    def test_every_answer_has_that_of_its_request(self, client: TestClient, path: str) -> None:
+        given = client.post(path, headers={"x-request-id": "my-7"})
+        assert given.headers["x-request-id"] == "my-7"
+        assert "774411" not in given.text
+        assert given.json()["error"]["message"]
+
+    @pytest.mark.parametrize("given", ["", "x" * 129, "a b", "a\x07"])
+    def test_one_that_is_none_is_replaced(self, client: TestClient, given: str) -> None:
+        number = client.post("/things", headers={"x-request-id": given}).headers["x-request-id"]
+        assert number.startswith("req_")
+
+
+class TestModels:
+    def test_are_the_banks_that_the_caller_may_read(
+        self, company: Company, client: TestClient, new_company: Callable[[str], Company]
+    ) -> None:
+        from app.access.tenants import add_bank
+
+        new_company("meadow")
+        add_bank(company.name, "closed", company.bank.profile, "{}", closed=True)
+        add_bank(company.name, "a@b", company.bank.profile, "{}")
+        company.reader("alice")
+        headers = {"Authorization": f"Bearer {issue(company.name, 'alice').token}"}
+
+        def get(path: str) -> httpx.Response:
+            return client.get(path, headers=headers)
+
+        listed = get("/v1/models").json()
+        assert [model["id"] for model in listed["data"]] == ["a@b", "handbook"]
+        assert {model["owned_by"] for model in listed["data"]} == {company.name}
+        assert all(model["created"] > 1_700_000_000 for model in listed["data"])
+        assert get("/v1/models/handbook").json() == listed["data"][1]
+        for good in ("handbook@none", "handbook@auto", "a@b", "a@b@none"):
+            assert get(f"/v1/models/{good}").json()["id"] == good
+        for bad in ("closed", "nothing", "a@c", "handbook@", "handbook@../x", "handbook@none@none"):
+            refused = get(f"/v1/models/{bad}")
+            assert (bad, refused.status_code) == (bad, 404)
+            assert refused.json()["error"]["code"] == "model_not_found"
+        assert client.get("/v1/models").status_code == 401
+
+    def test_an_adapter_is_chosen_by_its_name_among_those_of_the_folder(
+        self, company: Company, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from app.access.identity import identify
+        from app.errors import ModelNotFoundError
+
+        folder = tmp_path / "adapters"
+        (folder / "good").mkdir(parents=True)
+        (folder / "good" / "memory.safetensors").touch()
+        (folder / "empty").mkdir()
+        (tmp_path / "memory.safetensors").touch()
+        monkeypatch.setattr(settings(), "adapters", folder)
+        company.reader("alice")
+        who = identify(issue(company.name, "alice").token)
+        assert models.chosen(who, "handbook@good")[1] == str(folder / "good")
+        assert models.chosen(who, "handbook@none")[1] == "none"
+        assert models.chosen(who, "handbook")[1] is None
+        for bad in ("empty", "..", ".", "", f"{folder}/good", "good/", "good\x00"):
+            with pytest.raises(ModelNotFoundError):
+                models.chosen(who, f"handbook@{bad}")

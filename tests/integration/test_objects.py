@@ -1,0 +1,429 @@
+"""The object store: written before its row, gone after the last row, moved both ways."""
+
+import base64
+import json
+import secrets
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import psycopg
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+from typer.testing import CliRunner
+
+from app.access.erase import erase
+from app.answer.cache import _cache
+from app.bank import documents, objects
+from app.bank.blobs import load_blobs
+from app.bank.leftovers import collect, sweep
+from app.bank.move import move, waiting
+from app.bank.objects import Objects, place
+from app.bank.quota import Quota, quota_of, set_quota
+from app.bank.reseal import reseal
+from app.bank.session import Asker, transaction
+from app.cli import app as membank
+from app.errors import BlobError, MembankError, UnavailableError, UsageError
+from app.settings import settings
+from tests.conftest import PROFILE, Company, administer, ask, work_off
+from tests.memories import found, learn, read, reader_of, right
+
+LATER = datetime.now(UTC) + timedelta(hours=2)
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of an object store that the program uses."""
+    folder = tmp_path / "objects"
+    use(monkeypatch, MEMBANK_BLOB_STORE=str(folder))
+    return folder
+
+
+def use(monkeypatch: pytest.MonkeyPatch, **variables: str | None) -> None:
+    for name, value in variables.items():
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    settings.cache_clear()
+    _cache.cache_clear()
+
+
+def stored(store: Path) -> list[str]:
+    return sorted(str(p.relative_to(store)) for p in store.rglob("*") if p.is_file())
+
+
+def blobs_of(company: Company, principal: str = "alice") -> list[bytes]:
+    asker = company.reader(principal)
+    chunks = [row[0] for row in ask(asker, "SELECT chunk_id FROM memory_key ORDER BY 1")]
+    return list(load_blobs(asker, PROFILE, chunks).values())
+
+
+class TestWriting:
+    def test_the_bytes_are_an_object_named_by_tenant_and_hashes(
+        self, company: Company, store: Path
+    ) -> None:
+        company.store("../d'; DROP", "one\n\ntwo")
+        work_off()
+        rows = ask(Asker("admin"), "SELECT payload, location, size, sha256 FROM memory_blob")
+        assert [row[0] for row in rows] == [None, None]
+        assert stored(store) == sorted(row[1] for row in rows)
+        for _, location, size, digest in rows:
+            tenant, space, name = location.split("/")
+            assert (int(tenant), len(space), name) == (company.tenant, 16, digest)
+            assert (store / location).stat().st_size == size
+        assert store.stat().st_mode & 0o777 == 0o700
+        assert sorted(blobs_of(company)) == [b"kv of one", b"kv of two"]
+
+    def test_a_store_that_does_not_answer_leaves_the_work_in_the_queue(
+        self, company: Company, store: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        company.store("d", "one")
+
+        def away(*_: object) -> None:
+            raise UnavailableError("the object store does not answer")
+
+        monkeypatch.setattr(Objects, "put", away)
+        with pytest.raises(UnavailableError):
+            work_off()
+        assert ask(Asker("admin"), "SELECT count(*) FROM outbox") == [(1,)]
+        assert ask(Asker("admin"), "SELECT count(*) FROM memory_key") == [(0,)]
+
+    def test_a_quota_counts_the_bytes_of_objects(self, company: Company, store: Path) -> None:
+        set_quota(company.tenant, Quota(bytes=20))
+        company.store("d", "one\n\ntwo\n\nsix")
+        assert work_off() == 2
+        assert quota_of(company.tenant)[1].bytes == 18
+        assert ask(Asker("admin"), "SELECT count(*) FROM dead_letter") == [(1,)]
+        assert len(stored(store)) == 2
+
+    @pytest.mark.parametrize(
+        ("payload", "location", "size"),
+        [
+            (None, None, None),
+            (b"kv", "{own}/p/s", 2),
+            (None, "{other}/p/s", 2),
+            (None, "p/s", 2),
+            (None, "{own}/p/s", None),
+        ],
+    )
+    def test_a_row_names_one_place_and_no_other_tenants(
+        self, company: Company, payload: bytes | None, location: str | None, size: int | None
+    ) -> None:
+        company.store("d", "one")
+        work_off()
+        named = location and location.format(own=company.tenant, other=company.tenant + 1)
+        with pytest.raises(DBAPIError, match="memory_blob_"):
+            administer(
+                "UPDATE memory_blob SET payload = :p, location = :l, size = :s",
+                p=payload,
+                l=named,
+                s=size,
+            )
+
+    @pytest.mark.parametrize("value", ["gs://b/x", "http://host/x"])
+    def test_a_store_that_is_none_is_refused(
+        self, company: Company, monkeypatch: pytest.MonkeyPatch, value: str
+    ) -> None:
+        use(monkeypatch, MEMBANK_BLOB_STORE=value)
+        with pytest.raises(UsageError, match="give a folder or s3://"):
+            objects.writing()
+
+    def test_s3_is_named_by_its_address(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        use(monkeypatch, MEMBANK_BLOB_STORE="s3://bucket/some/prefix")
+        there = objects.writing()
+        assert there is not None
+        assert (there._store.config["bucket"], there._store.prefix) == ("bucket", "some/prefix")  # type: ignore[union-attr]
+        settings.cache_clear()
+
+
+class TestReading:
+    def test_both_kinds_are_read_at_the_same_time(
+        self, company: Company, store: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        company.store("there", "one")
+        learn()
+        use(monkeypatch, MEMBANK_BLOB_STORE=None, MEMBANK_OLD_BLOB_STORE=str(store))
+        company.store("here", "two")
+        learn()
+        assert len(stored(store)) == 1
+        reader = reader_of(company)
+        assert len(found(reader)) == 2
+        assert right(found(reader), read(reader, found(reader)))
+
+    @pytest.mark.parametrize("fault", ["gone", "damaged"])
+    def test_an_object_that_is_not_there_or_damaged_is_an_error_that_says_so(
+        self, company: Company, store: Path, fault: str
+    ) -> None:
+        company.store("d", "one")
+        learn()
+        [name] = stored(store)
+        if fault == "gone":
+            (store / name).unlink()
+        else:
+            (store / name).write_bytes(b"something else")
+        reader = reader_of(company)
+        with pytest.raises(BlobError, match="missing" if fault == "gone" else "damaged"):
+            read(reader, found(reader))
+
+    def test_without_a_setting_it_is_said_what_to_set(
+        self, company: Company, store: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        company.store("d", "one")
+        work_off()
+        use(monkeypatch, MEMBANK_BLOB_STORE=None)
+        with pytest.raises(UsageError, match="MEMBANK_OLD_BLOB_STORE"):
+            blobs_of(company)
+
+
+class TestLettingGo:
+    def test_forgetting_lets_the_relay_remove_the_objects(
+        self, company: Company, store: Path
+    ) -> None:
+        company.store("a", "one\n\ntwo")
+        company.store("b", "three")
+        work_off()
+        documents.forget(company.tenant, "a")
+        assert len(stored(store)) == 3
+        assert collect() == 2
+        assert len(stored(store)) == 1
+        assert blobs_of(company) == [b"kv of three"]
+        assert ask(Asker("admin"), "SELECT count(*) FROM object_gone") == [(0,)]
+
+    @pytest.mark.parametrize(
+        "statement",
+        [
+            "DELETE FROM document",
+            "DELETE FROM memory_blob",
+            "DELETE FROM tenant",
+            "TRUNCATE memory_blob",
+            "TRUNCATE document CASCADE",
+        ],
+    )
+    def test_so_does_any_sql(self, company: Company, store: Path, statement: str) -> None:
+        company.store("a", "one\n\ntwo")
+        work_off()
+        administer(statement)
+        assert collect() == 2
+        assert stored(store) == []
+
+    def test_an_edit_keeps_the_objects_of_what_stayed(self, company: Company, store: Path) -> None:
+        company.store("a", "one\n\ntwo")
+        work_off()
+        administer("UPDATE document SET text = E'one\n\nthree'")
+        work_off()
+        assert collect() == 1
+        assert sorted(blobs_of(company)) == [b"kv of one", b"kv of three"]
+
+    def test_equal_bytes_are_one_object_until_the_last_row_goes(
+        self, company: Company, store: Path
+    ) -> None:
+        company.store("a", "same")
+        company.store("b", "same")
+        work_off()
+        assert len(stored(store)) == 1
+        documents.forget(company.tenant, "a")
+        assert collect() == 0
+        assert blobs_of(company) == [b"kv of same"]
+        documents.forget(company.tenant, "b")
+        assert collect() == 1
+        assert stored(store) == []
+
+    def test_an_object_that_is_being_written_again_is_not_removed(
+        self, company: Company, store: Path
+    ) -> None:
+        company.store("a", "one")
+        work_off()
+        administer("DELETE FROM memory_blob")
+        with transaction(Asker("worker", company.tenant)) as connection:
+            [again] = place(connection, company.tenant, PROFILE, [b"kv of one"], objects.writing())
+            assert collect() == 0
+            connection.execute(
+                text(
+                    "INSERT INTO memory_blob (tenant_id, chunk_id, profile_id, sha256, location,"
+                    " size) SELECT tenant_id, chunk_id, profile_id, :sha, :location, 9"
+                    " FROM memory_key WHERE tenant_id = :tenant"
+                ),
+                {"sha": again.sha256, "location": again.location, "tenant": company.tenant},
+            )
+        assert collect() == 0
+        assert blobs_of(company) == [b"kv of one"]
+        assert ask(Asker("admin"), "SELECT count(*) FROM object_gone") == [(0,)]
+
+    def test_erasing_a_tenant_removes_its_objects_and_no_others(
+        self, company: Company, new_company: Callable[[str], Company], store: Path
+    ) -> None:
+        other = new_company("northwind")
+        for each in (company, other):
+            each.store("a", "one\n\ntwo")
+        work_off()
+        receipt = erase(company.name)
+        assert receipt["objects"] == 2
+        assert {name.split("/")[0] for name in stored(store)} == {str(other.tenant)}
+        assert ask(Asker("admin"), "SELECT count(*) FROM object_gone") == [(0,)]
+
+    def test_an_erasure_goes_on_without_the_store_and_the_relay_ends_it(
+        self, company: Company, store: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        company.store("a", "one")
+        work_off()
+
+        def away(*_: object) -> None:
+            raise UnavailableError("the object store does not answer")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Objects, "remove", away)
+            assert erase(company.name)["objects"] == 1
+            assert len(stored(store)) == 1
+        assert collect() == 1
+        assert stored(store) == []
+
+    def test_a_sweep_removes_old_objects_without_a_row_and_nothing_else(
+        self, company: Company, store: Path, superuser: psycopg.Connection
+    ) -> None:
+        company.store("a", "one\n\ntwo")
+        work_off()
+        superuser.execute(
+            "ALTER TABLE memory_blob DISABLE TRIGGER object_let_go;"
+            "DELETE FROM memory_blob WHERE chunk_id = (SELECT min(chunk_id) FROM memory_blob);"
+            "ALTER TABLE memory_blob ENABLE ALWAYS TRIGGER object_let_go"
+        )
+        (store / "readme.txt").write_text("not ours")
+        gone = store / str(10**12) / "space" / "hash"
+        gone.parent.mkdir(parents=True)
+        gone.write_bytes(b"of a tenant that there is not")
+        assert collect() == 0
+        assert sum(sweep()) == 0  # too young: a worker may be writing the row
+        assert sum(sweep(LATER)) == 2
+        assert len(stored(store)) == 2
+        assert (store / "readme.txt").exists()
+        assert len(blobs_of(company)) == 1
+
+
+class TestMoving:
+    @pytest.fixture
+    def filled(self, company: Company) -> Company:
+        company.store("a", "\n\n".join(f"text {i}" for i in range(120)))
+        learn()
+        return company
+
+    def test_there_and_back_changes_no_memory(
+        self, filled: Company, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        reader, folder = reader_of(filled), tmp_path / "objects"
+        before = ask(Asker("admin"), "SELECT chunk_id, sha256, payload FROM memory_blob ORDER BY 1")
+        use(monkeypatch, MEMBANK_BLOB_STORE=str(folder))
+        assert waiting("object") == 120
+        pages = move("object")
+        assert next(pages).blobs == 50
+        pages.close()  # it is killed
+        passages = found(reader)
+        assert right(passages, read(reader, passages))
+        assert waiting("object") == 70
+        assert sum(page.blobs for page in move("object")) == 70
+        assert len(stored(folder)) == 120
+        _cache.cache_clear()
+        assert right(passages, read(reader, passages))
+
+        with pytest.raises(UsageError, match="MEMBANK_OLD_BLOB_STORE"):
+            next(move("postgres"))
+        use(monkeypatch, MEMBANK_BLOB_STORE=None, MEMBANK_OLD_BLOB_STORE=str(folder))
+        assert sum(page.blobs for page in move("postgres")) == 120
+        assert collect() == 120
+        assert stored(folder) == []
+        use(monkeypatch, MEMBANK_OLD_BLOB_STORE=None)
+        after = ask(Asker("admin"), "SELECT chunk_id, sha256, payload FROM memory_blob ORDER BY 1")
+        assert after == before
+        assert right(passages, read(reader, passages))
+
+    def test_a_missing_object_holds_no_other_up(
+        self, company: Company, store: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        company.store("a", "one\n\ntwo")
+        learn()
+        (store / stored(store)[0]).unlink()
+        use(monkeypatch, MEMBANK_BLOB_STORE=None, MEMBANK_OLD_BLOB_STORE=str(store))
+        result = CliRunner().invoke(membank, ["store", "move", "--to", "postgres", "--json"])
+        assert result.exit_code == 1
+        assert json.loads(result.stdout) == {"to": "postgres", "moved": 1, "missing": 1}
+        assert waiting("postgres") == 1
+
+    def test_without_a_store_nothing_is_moved(self, filled: Company) -> None:
+        with pytest.raises(MembankError, match="MEMBANK_BLOB_STORE"):
+            next(move("object"))
+        result = CliRunner().invoke(membank, ["store", "move", "--to", "elsewhere"])
+        assert result.exit_code == 2
+
+    def test_who_reads_meanwhile_gets_every_memory(self, filled: Company, store: Path) -> None:
+        reader = reader_of(filled)
+        passages, over, wrong = found(reader), threading.Event(), []
+
+        def readers() -> None:
+            while not over.is_set():
+                _cache.cache_clear()
+                if not right(passages[:20], read(reader, passages[:20])):
+                    wrong.append(1)
+
+        thread = threading.Thread(target=readers)
+        thread.start()
+        assert sum(page.blobs for page in move("object")) == 120
+        over.set()
+        thread.join(60)
+        assert not thread.is_alive()
+        assert wrong == []
+
+
+class TestSealed:
+    @pytest.fixture(autouse=True)
+    def _master(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        key = base64.b64encode(secrets.token_bytes(32)).decode()
+        use(monkeypatch, MEMBANK_MASTER_KEY=key, MEMBANK_KEYRING=str(tmp_path / "keyring"))
+
+    def test_objects_and_cache_files_hold_only_what_is_sealed(
+        self, company: Company, store: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        use(monkeypatch, MEMBANK_CACHE_FOLDER=str(tmp_path / "cache"))
+        company.store("d", "one\n\ntwo")
+        learn()
+        reader = reader_of(company)
+        passages = found(reader)
+        assert right(passages, read(reader, passages))
+        _cache.cache_clear()
+        assert right(passages, read(reader, passages))
+        cached = [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
+        whole = {(store / name).read_bytes() for name in stored(store)}
+        assert {p.read_bytes() for p in cached} == whole
+        assert len(whole) == 2
+        assert all(b"membank" not in data and b"codec" not in data for data in whole)
+
+    def test_a_new_key_writes_new_objects_and_lets_the_old_ones_go(
+        self, company: Company, store: Path
+    ) -> None:
+        company.store("d", "one\n\ntwo")
+        work_off()
+        before = stored(store)
+        CliRunner().invoke(membank, ["vault", "rotate", "--tenant", company.name])
+        assert reseal().blobs == 2
+        assert collect() == 2
+        assert len(stored(store)) == 2
+        assert not set(stored(store)) & set(before)
+        assert sorted(blobs_of(company)) == [b"kv of one", b"kv of two"]
+
+    def test_plain_rows_become_sealed_objects(
+        self, company: Company, store: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        key = settings().master_key
+        use(monkeypatch, MEMBANK_MASTER_KEY=None, MEMBANK_BLOB_STORE=None)
+        company.store("d", "one")
+        work_off()
+        assert key is not None
+        use(
+            monkeypatch,
+            MEMBANK_MASTER_KEY=key.get_secret_value(),
+            MEMBANK_BLOB_STORE=str(store),
+        )
+        assert reseal().blobs == 1
+        assert b"kv of one" not in (store / stored(store)[0]).read_bytes()
+        assert blobs_of(company) == [b"kv of one"]
