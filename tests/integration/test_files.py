@@ -93,6 +93,11 @@ def attach(client: OpenAI, store: VectorStore, file: str, **how: Any) -> VectorS
     return client.vector_stores.files.create(vector_store_id=store.id, file_id=file, **how)
 
 
+def json_of(client: OpenAI) -> dict[str, str]:
+    """Headers of a request whose body the client would not write."""
+    return {"authorization": f"Bearer {client.api_key}", "content-type": "application/json"}
+
+
 def encode() -> int:
     return work_off(profile=profile().id)
 
@@ -339,7 +344,7 @@ class TestStores:
         for id in ("vs_", "vs_x", "vs_99999999999999999999", "notes", "vs_1%00", "%ff"):
             with pytest.raises(openai.NotFoundError):
                 alice.vector_stores.retrieve(id)
-        headers = {"authorization": f"Bearer {alice.api_key}"}
+        headers = json_of(alice)
         for body in ('{"name": "\\ud800"}', "[" * 100_000, "NaN", '{"metadata": {"a": NaN}}'):
             answer = httpx.post(f"{address}/vector_stores", content=body, headers=headers)
             assert answer.status_code == 400, answer.text
@@ -717,7 +722,7 @@ def test_search_finds_passages_with_their_files(
     ):
         with pytest.raises(openai.UnprocessableEntityError):
             search(query="x", filters=filters)
-    headers = {"authorization": f"Bearer {alice.api_key}"}
+    headers = json_of(alice)
     deep = "[" * 900 + "]" * 900
     for written in (f'"type": {deep}', '"type": "eq", "key": "name", "value": "x", "\\ud800": 1'):
         answer = httpx.post(
