@@ -15,6 +15,7 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.exc import IntegrityError
 
 from app.bank import documents
 from app.bank.audit import note
@@ -70,7 +71,8 @@ def attach(
 ) -> None:
     """Note files, with their attributes, that are about to be stored in a bank.
 
-    Raises ForbiddenError where the asker is no writer of it.
+    Raises ForbiddenError where the asker is no writer of it, NotFoundError for a file that is
+    deleted meanwhile.
     """
     rows = [
         {
@@ -85,7 +87,12 @@ def attach(
     ]
     with _writing(asker) as connection:
         require(connection, bank, Role.WRITER)
-        connection.execute(_ATTACH, rows)
+        try:
+            connection.execute(_ATTACH, rows)
+        except IntegrityError as error:
+            if getattr(error.orig, "sqlstate", None) != "23503":
+                raise
+            raise NotFoundError("the bank or a file was deleted meanwhile") from None
 
 
 _ATTACH = text(

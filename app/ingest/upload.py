@@ -46,9 +46,10 @@ def store_upload(
     to the metadata of each document, `allow` is the list of those that bring none. Raises
     UnavailableError when the database goes away.
     """
+    base = re.split(r"[/\\]", file.filename)[-1]
     if not attachments.is_wanted(asker, bank.id, file.id):
         return
-    found, failed = 0, []
+    found, failed, code = 0, [], "server_error"
     try:
         how.require(bank)
         with _on_disk(file.filename, content) as path:
@@ -60,12 +61,13 @@ def store_upload(
                 )
                 found += 1
                 if isinstance(done, Failure):
+                    if not failed and isinstance(each, Failure):
+                        code = "invalid_file" if is_read(base) else "unsupported_file"
                     failed.append(done.error)
     except UnavailableError:
         raise
     except MembankError as error:
         failed.append(str(error))
-    code = "invalid_file" if is_read(_base(file.filename)) else "unsupported_file"
     attachments.finish(asker, bank.id, file.id, _error(failed, found), code if failed else None)
 
 
@@ -74,10 +76,6 @@ def _error(failed: list[str], found: int) -> str | None:
         return None
     others = f" ({len(failed)} of {found} failed; the others are stored)" if found > 1 else ""
     return failed[0][:_LONGEST_ERROR] + others
-
-
-def _base(filename: str) -> str:
-    return re.split(r"[/\\]", filename)[-1]
 
 
 @contextlib.contextmanager
