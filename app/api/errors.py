@@ -22,6 +22,7 @@ from app.errors import (
     ProfileError,
     QuotaError,
     RepeatError,
+    TooLargeError,
     UnauthorizedError,
     UnavailableError,
     UsageError,
@@ -30,6 +31,7 @@ from app.errors import (
 # The first class that an error is of: its status, OpenAI's type and code.
 _KINDS: tuple[tuple[type[MembankError], int, str, str], ...] = (
     (FilterError, 422, "invalid_request_error", "invalid_filter"),
+    (TooLargeError, 413, "invalid_request_error", "request_too_large"),
     (UsageError, 400, "invalid_request_error", "invalid_value"),
     (UnauthorizedError, 401, "authentication_error", "invalid_api_key"),
     (ForbiddenError, 403, "permission_error", "forbidden"),
