@@ -15,6 +15,10 @@ class UsageError(MembankError):
     exit_code = 2
 
 
+class TooLargeError(UsageError):
+    """A request with more bytes than are taken."""
+
+
 class FilterError(UsageError):
     """A condition on metadata that cannot be understood, or on a field that no document has."""
 

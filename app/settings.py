@@ -176,6 +176,9 @@ class Settings(BaseSettings):
     max_document_bytes: int = Field(
         20_000_000, ge=1, description="Documents with more UTF-8 bytes of text are refused."
     )
+    max_upload_bytes: int = Field(
+        50_000_000, ge=1, description="Files with more bytes are refused by the HTTP service."
+    )
     adapters: Path | None = Field(
         None,
         description="Folder of `membank train --out` folders, which the HTTP service reads with"

@@ -60,7 +60,7 @@ def _turns(reader: Reader, k: int, n: int, tiers: Mapping[str, Mapping[str, str]
     dtype = models().lm.dtype
 
     def first() -> float:
-        how: dict[str, Any] = {"mode": "memory", "threshold": -1.0, "max_tokens": 1}
+        how: dict[str, Any] = {"mode": "memory", "least": -1.0, "max_tokens": 1}
         return ask(reader, _QUESTION, k=k, **how).timings_ms["first_token"]
 
     def loaded() -> float:

@@ -39,7 +39,7 @@ def add_tenant(name: str) -> int:
             connection,
             f"tenant {name!r}",
             "INSERT INTO tenant (name) VALUES (:name) RETURNING id",
-            name=_named(name, "tenant"),
+            name=named(name, "tenant"),
         )
 
 
@@ -70,7 +70,7 @@ def add_principal(tenant: str, name: str, groups: Sequence[str] = ()) -> int:
                 "INSERT INTO principal (tenant_id, name) VALUES (:tenant, :name)"
                 " ON CONFLICT (tenant_id, name) DO UPDATE SET name = excluded.name RETURNING id"
             ),
-            {"tenant": owner, "name": _named(name, "principal")},
+            {"tenant": owner, "name": named(name, "principal")},
         ).scalar_one()
         for group in groups:
             _join(connection, owner, group, principal)
@@ -114,7 +114,7 @@ def add_bank(tenant: str, name: str, profile: str, spec: str, closed: bool = Fal
             "INSERT INTO bank (tenant_id, name, profile_id) VALUES (:tenant, :name, :profile)"
             " RETURNING id",
             tenant=owner,
-            name=_named(name, "bank"),
+            name=named(name, "bank"),
             profile=profile,
         )
         if not closed:
@@ -243,7 +243,7 @@ def _join(connection: Connection, tenant: int | None, group: str, principal: int
             " INSERT INTO group_member (tenant_id, group_id, principal_id)"
             " SELECT :tenant, id, :principal FROM g ON CONFLICT DO NOTHING"
         ),
-        {"tenant": tenant, "name": _named(group, "group"), "principal": principal},
+        {"tenant": tenant, "name": named(group, "group"), "principal": principal},
     )
 
 
@@ -258,7 +258,8 @@ def _insert(connection: Connection, what: str, statement: str, **values: object)
         raise UsageError(f"{what}: {str(error.orig).strip()}") from None
 
 
-def _named(name: str, what: str) -> str:
+def named(name: str, what: str) -> str:
+    """A name as it is kept. Raises UsageError for one that cannot name a `what`."""
     clean = name.strip()
     if not 1 <= len(clean) <= 200 or not clean.isprintable():
         raise UsageError(f"{name!r} cannot name a {what}: 1 to 200 printable characters")

@@ -22,13 +22,15 @@ from app.api.caller import Reading
 from app.api.dialogue import Dialogue, Message
 from app.api.errors import error_body, responses, shape
 from app.api.models import reader
+from app.api.text import Text
 from app.bank.filters import parse
 from app.errors import MembankError
 from app.runtime import Mode, count_tokens, models
 from app.settings import settings
 
 router = APIRouter(prefix="/v1", tags=["chat"])
-_EVENTS = {"text/event-stream": {"schema": {"type": "string"}}}
+_EVENT = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string"}}}
+_EVENTS = {"text/event-stream": {"schema": _EVENT}}
 _LONGEST = 256
 """Tokens of an answer where the request says nothing of it."""
 
@@ -58,7 +60,7 @@ Tokens = Annotated[int, Field(ge=1, le=1_000_000)]
 class ChatRequest(BaseModel):
     """A question with the dialogue before it. `model`: BANK or BANK@ADAPTER."""
 
-    model: Annotated[str, Field(min_length=1, max_length=500)]
+    model: Annotated[Text, Field(min_length=1, max_length=500)]
     messages: Annotated[list[Message], Field(min_length=1)]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -66,7 +68,7 @@ class ChatRequest(BaseModel):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     max_tokens: Tokens | None = None
     max_completion_tokens: Tokens | None = None
-    stop: str | Annotated[list[str], Field(max_length=4)] | None = None
+    stop: Text | Annotated[list[Text], Field(max_length=4)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     n: Literal[1] | None = None
     membank: Options = Options()

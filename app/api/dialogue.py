@@ -7,18 +7,21 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Discriminator, Tag
 
+from app.api.text import Text
 from app.errors import UsageError
 from app.memory.prompt import Turn
 
 _AROUND = 8
 """Tokens that a chat template puts around a turn, at most."""
+_LONGEST = 1024
+"""Tokens of the turns that are read: each costs time before the answer's first."""
 
 
 class TextPart(BaseModel):
     """A part of a message. Only text is taken."""
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 def _kind(content: object) -> str:
@@ -30,7 +33,7 @@ class Message(BaseModel):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[
-        Annotated[str | None, Tag("text")] | Annotated[list[TextPart], Tag("parts")],
+        Annotated[Text | None, Tag("text")] | Annotated[list[TextPart], Tag("parts")],
         Discriminator(_kind),
     ] = None
 
@@ -72,8 +75,10 @@ class Dialogue:
         return cls(turns[-1].text, tuple(turns[:-1]), "\n\n".join(told))
 
     def fitting(self, room: int, count: Callable[[str], int]) -> "Dialogue":
-        """The same without its oldest turns, where all would need more than `room` tokens."""
+        """The same without its oldest turns, where all would need more than `room` tokens, or the
+        turns alone more than are read."""
         left = room - count(self.instruction) - count(self.question) - 2 * _AROUND
+        left = min(left, _LONGEST)
         first = len(self.turns)
         while first:
             left -= sum(count(turn.text) + _AROUND for turn in self.turns[first - 2 : first])

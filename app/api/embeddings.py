@@ -9,11 +9,11 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from app.access.identity import Identity
-from app.answer.retrieval import checked
 from app.api.bridge import Bridge
 from app.api.caller import Reading
 from app.api.errors import responses
 from app.api.models import reader
+from app.api.text import Text
 from app.bank.quota import begin_request, count_tokens
 from app.bank.session import transaction
 from app.errors import UsageError
@@ -26,8 +26,8 @@ _MOST = 2048
 class EmbeddingRequest(BaseModel):
     """Texts for the embedder of a bank. `dimensions` must be those that it has."""
 
-    model: Annotated[str, Field(min_length=1, max_length=500)]
-    input: str | Annotated[list[str], Field(min_length=1, max_length=_MOST)]
+    model: Annotated[Text, Field(min_length=1, max_length=500)]
+    input: Text | Annotated[list[Text], Field(min_length=1, max_length=_MOST)]
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None
 
@@ -37,7 +37,9 @@ class EmbeddingRequest(BaseModel):
         embedder = models().embedder
         if self.dimensions not in (None, embedder.dimensions):
             raise UsageError(f"vectors of this bank have {embedder.dimensions} dimensions")
-        texts = [checked(each) for each in self._texts]
+        texts = self._texts
+        if not all(text.strip() for text in texts):
+            raise UsageError("an empty text has no vector: leave it out of the input")
         begin_request(who.asker)
         vectors, tokens = embedder.embed(texts), embedder.count_tokens(texts)
         with transaction(who.asker) as connection:

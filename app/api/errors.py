@@ -19,8 +19,10 @@ from app.errors import (
     MembankError,
     ModelNotFoundError,
     NotFoundError,
+    ProfileError,
     QuotaError,
     RepeatError,
+    TooLargeError,
     UnauthorizedError,
     UnavailableError,
     UsageError,
@@ -29,6 +31,7 @@ from app.errors import (
 # The first class that an error is of: its status, OpenAI's type and code.
 _KINDS: tuple[tuple[type[MembankError], int, str, str], ...] = (
     (FilterError, 422, "invalid_request_error", "invalid_filter"),
+    (TooLargeError, 413, "invalid_request_error", "request_too_large"),
     (UsageError, 400, "invalid_request_error", "invalid_value"),
     (UnauthorizedError, 401, "authentication_error", "invalid_api_key"),
     (ForbiddenError, 403, "permission_error", "forbidden"),
@@ -39,6 +42,7 @@ _KINDS: tuple[tuple[type[MembankError], int, str, str], ...] = (
     (QuotaError, 429, "insufficient_quota", "insufficient_quota"),
     (BusyError, 429, "rate_limit_error", "rate_limit_exceeded"),
     (UnavailableError, 503, "server_error", "unavailable"),
+    (ProfileError, 503, "server_error", "other_profile"),
     (LateError, 504, "server_error", "timeout"),
     (BlobError, 500, "server_error", "damaged_memory"),
     (MembankError, 500, "server_error", "server_error"),

@@ -6,7 +6,20 @@ from collections.abc import AsyncIterator
 from fastapi import FastAPI
 
 from app.answer.service import Generates
-from app.api import admin, chat, embeddings, health, mcp, metrics, models
+from app.api import (
+    admin,
+    chat,
+    embeddings,
+    file_batches,
+    files,
+    health,
+    mcp,
+    metrics,
+    models,
+    store_files,
+    store_search,
+    vector_stores,
+)
 from app.api.bridge import Bridge
 from app.api.errors import handle_errors
 from app.api.limits import hold
@@ -28,6 +41,12 @@ def create(generates: Generates) -> FastAPI:
     app.include_router(chat.router)
     app.include_router(embeddings.router)
     app.include_router(models.router)
+    app.include_router(files.router)
+    app.include_router(files.uploads(settings().max_upload_bytes))
+    app.include_router(vector_stores.router)
+    app.include_router(store_files.router)
+    app.include_router(file_batches.router)
+    app.include_router(store_search.router)
     app.include_router(health.router)
     app.include_router(metrics.router)
     if settings().api_admin:

@@ -35,16 +35,21 @@ class Held:
         return unseal(self.key, Place(self.chunk, self.profile), stored)
 
 
+# One look-up for each chunk: LIMIT keeps the planner from going through all keys of a tenant, which
+# it believes to be few.
 _READABLE = text(
     """
-    SELECT b.chunk_id, b.xmin::text AS version, b.sha256, b.key_version, t.id AS key_id, b.location
-    FROM memory_key k
-    JOIN document d ON d.tenant_id = :tenant AND d.bank_id = k.bank_id AND d.id = k.document_id
-    JOIN memory_blob b ON b.tenant_id = :tenant AND b.chunk_id = k.chunk_id
-        AND b.profile_id = k.profile_id
+    SELECT b.chunk_id, b.version, b.sha256, b.key_version, t.id AS key_id, b.location
+    FROM unnest(cast(:chunks AS bigint[])) c (id)
+    CROSS JOIN LATERAL (SELECT bank_id, document_id FROM memory_key
+        WHERE tenant_id = :tenant AND chunk_id = c.id AND profile_id = :profile LIMIT 1) k
+    CROSS JOIN LATERAL (SELECT FROM document
+        WHERE tenant_id = :tenant AND bank_id = k.bank_id AND id = k.document_id
+            AND revision = split_revision AND text_hash = content_hash LIMIT 1) d
+    CROSS JOIN LATERAL (SELECT chunk_id, xmin::text AS version, sha256, key_version, location
+        FROM memory_blob
+        WHERE tenant_id = :tenant AND chunk_id = c.id AND profile_id = :profile LIMIT 1) b
     LEFT JOIN tenant_key t ON t.tenant_id = :tenant AND t.version = b.key_version
-    WHERE k.tenant_id = :tenant AND k.profile_id = :profile AND k.chunk_id = ANY(:chunks)
-        AND d.revision = d.split_revision AND d.text_hash = d.content_hash
     """
 )
 

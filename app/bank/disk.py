@@ -74,7 +74,8 @@ class Disk:
         try:
             stored = path.read_bytes()
             if hashlib.sha256(stored).hexdigest() != held.sha256:
-                self.counts["dropped"] += 1
+                with self._lock:
+                    self.counts["dropped"] += 1
                 self._unlink(held.tenant, path.name)
                 return None
             os.utime(path)
@@ -97,7 +98,7 @@ class Disk:
             with self._lock:
                 if self._ledger is None:
                     self._index()
-            private_folder(path.parent)
+            private_folder(private_folder(self.folder) / str(held.tenant))
             write_private(path, stored, lasting=False)
             with self._lock:
                 self._admit(held.tenant, path.name, len(stored))

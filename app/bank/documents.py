@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, text
+from sqlalchemy import Connection, Row, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.exc import IntegrityError
 
 from app.bank import profiles
 from app.bank.disk import disk
@@ -28,7 +29,10 @@ class Piece:
 
 @dataclass(frozen=True)
 class Draft:
-    """A document as it is to be. `access` None keeps a known document's list as it is."""
+    """A document as it is to be. `access` None keeps a known document's list as it is.
+
+    file: the uploaded file that gives it, which the bank has.
+    """
 
     id: str
     source: str
@@ -36,6 +40,7 @@ class Draft:
     text: str
     access: Sequence[str] | None
     metadata: dict[str, Any]
+    file: str | None = None
 
 
 @dataclass(frozen=True)
@@ -72,12 +77,13 @@ def known_hash(tenant: int, bank: int, document: str) -> str | None:
 
 _UPSERT = text(
     "INSERT INTO document AS d (tenant_id, bank_id, id, source, title, text, access, metadata,"
-    " content_hash, split_revision)"
+    " content_hash, split_revision, file_id)"
     " VALUES (:tenant, :bank, :id, :source, :title, :text,"
-    " coalesce(cast(:access AS text[]), '{everyone}'), :metadata, '', cast(:with_pieces AS int))"
+    " coalesce(cast(:access AS text[]), '{everyone}'), :metadata, '', cast(:with_pieces AS int),"
+    " :file)"
     " ON CONFLICT (tenant_id, bank_id, id) DO UPDATE SET source = excluded.source,"
     " title = excluded.title, text = excluded.text, metadata = excluded.metadata,"
-    " access = coalesce(cast(:access AS text[]), d.access),"
+    " file_id = excluded.file_id, access = coalesce(cast(:access AS text[]), d.access),"
     " split_revision = CASE WHEN :with_pieces THEN"
     " d.revision + (d.title <> excluded.title OR d.text <> excluded.text)::int"
     " ELSE d.split_revision END"
@@ -98,7 +104,7 @@ def store(
     metadata change, and nothing is queued. If they are others by now, a worker splits them.
     `by` is the principal who stores it, None an operator. Raises ForbiddenError where the
     principal is no writer of the bank, cannot read what it would change, or is no admin of the
-    bank and would change a list.
+    bank and would change a list; NotFoundError where bank or file were deleted meanwhile.
     """
     values = {
         "tenant": tenant,
@@ -109,6 +115,7 @@ def store(
         "text": draft.text,
         "access": None if draft.access is None else list(draft.access),
         "metadata": draft.metadata,
+        "file": draft.file,
         "with_pieces": pieces is not None,
     }
     with transaction(Asker("worker", tenant, by)) as connection:
@@ -116,7 +123,7 @@ def store(
             profiles.hold(connection, tenant, [bank])
         if by is not None:
             _require_writer(connection, values)
-        row = connection.execute(_UPSERT, values).one()
+        row = _upserted(connection, values)
         if pieces is None:
             return Stored("unchanged", 0)
         # Against workers that write memories of these chunks now (see outbox._take).
@@ -130,6 +137,17 @@ def store(
         changed = _replace_chunks(connection, tenant, bank, draft.id, pieces)
         status = "new" if row.is_new else "changed" if changed else "unchanged"
         return Stored(status, len(pieces))
+
+
+def _upserted(connection: Connection, values: dict[str, Any]) -> Row[Any]:
+    try:
+        return connection.execute(_UPSERT, values).one()
+    except IntegrityError as error:
+        if getattr(error.orig, "sqlstate", None) != "23503":
+            raise
+        raise NotFoundError(
+            f"document {values['id']!r}: its bank or its file was deleted meanwhile"
+        ) from None
 
 
 def read_text(tenant: int, bank: int, document: str) -> tuple[str, str, int] | None:
@@ -227,35 +245,47 @@ def forget(tenant: int, document: str, bank: int | None = None, by: int | None =
             require(connection, each, Role.WRITER)
         if not banks:
             raise NotFoundError(f"document {document!r} does not exist in this tenant")
-        chunks, *counts = connection.execute(_MADE_OF, whose | {"banks": banks}).one()
-        connection.execute(
-            text(
-                "DELETE FROM document WHERE tenant_id = :tenant AND id = :id"
-                " AND bank_id = ANY(:banks)"
-            ),
-            whose | {"banks": banks},
-        )
+        receipt, chunks = delete(connection, tenant, [(each, document) for each in banks])
+    return uncached(tenant, receipt, chunks)
+
+
+def delete(
+    connection: Connection, tenant: int, keys: Sequence[tuple[int, str]]
+) -> tuple[Receipt, list[int]]:
+    """Delete documents, by bank and id, that the transaction holds locks of; what it removed, and
+    the ids of the chunks. `uncached` is to follow when the transaction is over."""
+    whose = {"tenant": tenant, "banks": [bank for bank, _ in keys], "ids": [id for _, id in keys]}
+    chunks, *counts = connection.execute(_MADE_OF, whose).one()
+    connection.execute(_DELETE, whose)
+    return Receipt(len(keys), len(chunks), *counts), list(chunks)
+
+
+def uncached(tenant: int, receipt: Receipt, chunks: Sequence[int]) -> Receipt:
+    """Remove what the cache folder has of deleted chunks; the receipt with that."""
     folder = disk()
-    files = folder.forget(tenant, chunks) if folder else 0
-    return replace(Receipt(len(banks), len(chunks), *counts), cache_entries=files)
+    return replace(receipt, cache_entries=folder.forget(tenant, chunks) if folder else 0)
 
 
 _LOCK = text(
     "SELECT bank_id, access FROM document WHERE tenant_id = :tenant AND id = :id"
     " AND bank_id = coalesce(cast(:bank AS bigint), bank_id) FOR UPDATE"
 )
+_THESE = "SELECT * FROM unnest(cast(:banks AS bigint[]), cast(:ids AS text[]))"
 _MADE_OF = text(
-    """
-    SELECT ARRAY(SELECT c.id FROM chunk c WHERE c.tenant_id = :tenant AND c.document_id = :id
-                AND c.bank_id = ANY(:banks)),
-           (SELECT count(*) FROM memory_key k WHERE k.tenant_id = :tenant AND k.document_id = :id
-                AND k.bank_id = ANY(:banks)),
+    f"""
+    SELECT ARRAY(SELECT c.id FROM chunk c WHERE c.tenant_id = :tenant
+                AND (c.bank_id, c.document_id) IN ({_THESE})),
+           (SELECT count(*) FROM memory_key k WHERE k.tenant_id = :tenant
+                AND (k.bank_id, k.document_id) IN ({_THESE})),
            (SELECT count(*) FROM memory_blob b JOIN memory_key k
                 USING (tenant_id, chunk_id, profile_id) WHERE k.tenant_id = :tenant
-                AND k.document_id = :id AND k.bank_id = ANY(:banks)),
-           (SELECT count(*) FROM outbox o WHERE o.tenant_id = :tenant AND o.document_id = :id
-                AND o.bank_id = ANY(:banks))
-    """
+                AND (k.bank_id, k.document_id) IN ({_THESE})),
+           (SELECT count(*) FROM outbox o WHERE o.tenant_id = :tenant
+                AND (o.bank_id, o.document_id) IN ({_THESE}))
+    """  # noqa: S608 (words of ours)
+)
+_DELETE = text(
+    f"DELETE FROM document WHERE tenant_id = :tenant AND (bank_id, id) IN ({_THESE})"  # noqa: S608 (the same)
 )
 
 

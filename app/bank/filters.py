@@ -2,12 +2,13 @@
 
 A condition is written as OpenAI's vector stores take it:
 
-    {"type": "eq", "key": "team", "value": "hr"}          also gt, gte, lt, lte
-    {"type": "in", "key": "year", "value": [2023, 2024]}
+    {"type": "eq", "key": "team", "value": "hr"}          also ne, gt, gte, lt, lte
+    {"type": "in", "key": "year", "value": [2023, 2024]}  also nin
     {"type": "and", "filters": [...]}                     also or
 
 A value is text, a number, true or false, and is compared with what has the same type. A document
-whose key holds a list fits `eq` and `in` where the list holds the value.
+whose key holds a list fits `eq` and `in` where the list holds the value. `ne` and `nin` are what
+`eq` and `in` are not: they fit a document without the key too.
 """
 
 import json
@@ -19,6 +20,7 @@ from typing import Any
 from app.errors import FilterError
 
 _ORDER = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
+_SETS, _NEGATED = ("in", "nin"), ("ne", "nin")
 _DEEPEST, _MOST = 8, 100
 
 Scalar = str | int | float | bool
@@ -26,7 +28,7 @@ Scalar = str | int | float | bool
 
 @dataclass(frozen=True)
 class Comparison:
-    """One key with a value, or with several where the type is `in`."""
+    """One key with a value, or with several where the type is `in` or `nin`."""
 
     type: str
     key: str
@@ -94,7 +96,8 @@ def sql(condition: Filter, values: dict[str, Any]) -> str:
         [operand] = operands
         same = f"jsonb_typeof({field}) = jsonb_typeof({operand})"
         return f"({same} AND {field} {_ORDER[condition.type]} {operand})"
-    return "(" + " OR ".join(f"{field} @> {operand}" for operand in operands) + ")"
+    held = "(" + " OR ".join(f"{field} @> {operand}" for operand in operands) + ")"
+    return f"(NOT coalesce({held}, false))" if condition.type in _NEGATED else held
 
 
 def _bound(value: str, values: dict[str, Any]) -> str:
@@ -115,18 +118,18 @@ def _parsed(value: object, depth: int) -> Filter:
         if not isinstance(some, list) or not some:
             raise FilterError(f"the filter {kind!r} needs `filters`, a list of at least one")
         return Compound(kind, tuple(_parsed(each, depth + 1) for each in some))
-    if not isinstance(kind, str) or kind not in ("eq", "in", *_ORDER):
+    if not isinstance(kind, str) or kind not in ("eq", "ne", *_SETS, *_ORDER):
         raise FilterError(
-            f"a filter has the type {kind!r}: there are eq, in, gt, gte, lt, lte, and, or"
+            f"a filter has the type {kind!r}: there are eq, ne, in, nin, gt, gte, lt, lte, and, or"
         )
     _only(value, {"type", "key", "value"})
     key, given = value.get("key"), value.get("value")
     if not isinstance(key, str) or not key:
         raise FilterError(f"the filter {kind!r} needs a `key`, the name of a metadata field")
     _require_text(key)
-    operands = given if kind == "in" else [given]
+    operands = given if kind in _SETS else [given]
     if not isinstance(operands, list) or not operands:
-        raise FilterError(f"the filter on {key!r}: `in` needs `value`, a list of at least one")
+        raise FilterError(f"the filter on {key!r}: `{kind}` needs `value`, a list of at least one")
     return Comparison(kind, key, tuple(_operand(kind, key, each) for each in operands))
 
 

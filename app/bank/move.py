@@ -6,7 +6,7 @@ and be begun again. Questions, workers and other movers go on meanwhile.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from sqlalchemy import Connection, text
 
@@ -76,13 +76,17 @@ def _page(
             (tenant, *after, _PAGE),
         ).fetchall()
         found = objects.reading().get([r[3] for r in rows]) if rows and store is None else {}
-        changed: list[tuple[Any, ...]] = []
-        for chunk, profile, payload, location in rows:
-            stored = payload if location is None else found.get(location)
-            if stored is None:
-                continue
-            [new] = objects.place(connection, tenant, profile, [stored], store)
-            changed.append((new.payload, new.location, new.size, tenant, chunk, profile))
+        there = [
+            (chunk, profile, stored)
+            for chunk, profile, payload, location in rows
+            if (stored := payload if location is None else found.get(location)) is not None
+        ]
+        blobs = [(profile, stored) for _, profile, stored in there]
+        placed = objects.place(connection, tenant, blobs, store)
+        changed = [
+            (new.payload, new.location, new.size, tenant, chunk, profile)
+            for new, (chunk, profile, _) in zip(placed, there, strict=True)
+        ]
         cursor.executemany(
             "UPDATE memory_blob SET payload = %s, location = %s, size = %s"
             " WHERE tenant_id = %s AND chunk_id = %s AND profile_id = %s",

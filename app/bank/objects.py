@@ -144,23 +144,28 @@ class Stored:
 def place(
     connection: Connection,
     tenant: int,
-    profile: str,
-    payloads: Sequence[bytes],
+    blobs: Sequence[tuple[str, bytes]],
     objects: Objects | None,
 ) -> list[Stored]:
-    """Where these bytes go, written there before the caller's transaction writes the rows.
+    """Where these bytes, each with its profile, go; they are there before the caller's rows are.
 
-    Raises UnavailableError.
+    All of a transaction at once: the names are locked in their order. Raises UnavailableError.
     """
-    digests = [hashlib.sha256(payload).hexdigest() for payload in payloads]
+    digests = [hashlib.sha256(payload).hexdigest() for _, payload in blobs]
     if objects is None:
-        return [Stored(d, p, None, None) for d, p in zip(digests, payloads, strict=True)]
-    space = hashlib.sha256(profile.encode()).hexdigest()[:16]
-    names = [f"{tenant}/{space}/{digest}" for digest in digests]
+        return [Stored(d, b, None, None) for d, (_, b) in zip(digests, blobs, strict=True)]
+    names = [_name(tenant, profile, d) for d, (profile, _) in zip(digests, blobs, strict=True)]
     for name in sorted(set(names)):
         connection.execute(_LOCK, {"name": name})
-    objects.put(dict(zip(names, payloads, strict=True)))
-    return [Stored(d, None, n, len(p)) for d, n, p in zip(digests, names, payloads, strict=True)]
+    objects.put({name: payload for name, (_, payload) in zip(names, blobs, strict=True)})
+    return [
+        Stored(digest, None, name, len(payload))
+        for digest, name, (_, payload) in zip(digests, names, blobs, strict=True)
+    ]
+
+
+def _name(tenant: int, profile: str, digest: str) -> str:
+    return f"{tenant}/{hashlib.sha256(profile.encode()).hexdigest()[:16]}/{digest}"
 
 
 _LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))")

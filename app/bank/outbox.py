@@ -171,7 +171,8 @@ def finish_encoding(tenant: int, profile: str, done: Sequence[Encoded]) -> int:
                 kept.append((memory, payload))
             else:
                 _bury(connection, memory.work, room.error)
-        stored = objects.place(connection, tenant, profile, [p for _, p in kept], objects.writing())
+        blobs = [(profile, payload) for _, payload in kept]
+        stored = objects.place(connection, tenant, blobs, objects.writing())
         for (memory, _), blob in zip(kept, stored, strict=True):
             values = {
                 "tenant": tenant,

@@ -80,19 +80,21 @@ def _page(connection: Connection, tenant: int, page: int) -> int:
     key = current_key(connection, tenant)
     if key is None:
         return 0
-    store = objects.writing()
     with driver_of(connection).cursor(binary=True) as cursor:
         rows = cursor.execute(_LEFT, (tenant, key.version, page)).fetchall()
-        changed = []
+        sealed = []
         for chunk, profile, payload, location, version, id in rows:
             place = Place(chunk, profile)
             if location is not None:
                 payload = objects.reading().one(location)
             if version is not None:
                 payload = unseal(KeyName(tenant, version, id), place, payload)
-            new = objects.place(connection, tenant, profile, [seal(key, place, payload)], store)[0]
-            what = (new.payload, new.sha256, new.location, new.size, key.version)
-            changed.append((*what, tenant, chunk, profile))
+            sealed.append((profile, seal(key, place, payload)))
+        stored = objects.place(connection, tenant, sealed, objects.writing())
+        changed = [
+            (new.payload, new.sha256, new.location, new.size, key.version, tenant, *row[:2])
+            for row, new in zip(rows, stored, strict=True)
+        ]
         cursor.executemany(
             "UPDATE memory_blob SET payload = %s, sha256 = %s, location = %s, size = %s,"
             " key_version = %s WHERE tenant_id = %s AND chunk_id = %s AND profile_id = %s",

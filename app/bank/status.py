@@ -62,6 +62,28 @@ def banks(tenant: int | None = None) -> list[dict[str, object]]:
     return rows
 
 
+def of_bank(asker: Asker, bank: int) -> dict[str, float | int | None]:
+    """How far a bank is, of what `asker` may read: pending, encoding, ready, failed (units of
+    work), coverage 0 to 1, throughput (memories a second), time_left (seconds)."""
+    with transaction(asker) as connection:
+        row = connection.execute(_BANK, {"tenant": asker.tenant, "bank": bank}).one()
+    return {
+        "pending": row.pending - row.held,
+        "encoding": row.held,
+        "ready": row.memories,
+        "failed": row.failed,
+        "coverage": row.coverage,
+        "throughput": row.throughput,
+        "time_left": _seconds(row.time_left),
+    }
+
+
+_BANK = text(
+    "SELECT s.pending, s.memories, s.failed, s.coverage, s.throughput, s.time_left,"
+    " (SELECT count(*) FROM outbox o WHERE o.tenant_id = s.tenant_id AND o.bank_id = s.bank_id"
+    " AND o.lease_until > now() AND (o.chunk_id IS NULL OR o.profile_id = s.profile_id)) AS held"
+    " FROM bank_status s WHERE s.tenant_id = :tenant AND s.bank_id = :bank"
+)
 _BANKS = text(
     "SELECT s.*, p.spec, n.spec AS next_spec FROM bank_status s"
     " JOIN encoder_profile p ON p.tenant_id = s.tenant_id AND p.id = s.profile_id"

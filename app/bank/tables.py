@@ -80,6 +80,7 @@ def _reference(
 
 
 _DOCUMENT = ("tenant_id", "bank_id", "document_id")
+_FILE = ("tenant_id", "bank_id", "file_id")
 
 
 def _document() -> ForeignKeyConstraint:
@@ -148,6 +149,7 @@ Table(
     _time("created_at"),
     Column("next_profile_id", Text),
     Column("switched_at", _TIME),
+    Column("metadata", JSONB, nullable=False),
     PrimaryKeyConstraint("tenant_id", "id"),
     UniqueConstraint("tenant_id", "name"),
     _reference(("tenant_id", "profile_id"), "encoder_profile", ("tenant_id", "id"), None),
@@ -177,8 +179,11 @@ Table(
     _time("created_at"),
     _time("updated_at"),
     Column("text_hash", Text, Computed("document_hash(title, text)"), nullable=False),
+    Column("file_id", Text),
     PrimaryKeyConstraint("tenant_id", "bank_id", "id"),
     _reference(("tenant_id", "bank_id"), "bank", ("tenant_id", "id")),
+    _reference(_FILE, "bank_file", _FILE),
+    Index("document_file", *_FILE, postgresql_where=text("file_id IS NOT NULL")),
     Index(
         "document_unserved",
         "tenant_id",
@@ -393,6 +398,46 @@ Table(
     _whole("requests"),
     _whole("tokens"),
     PrimaryKeyConstraint("tenant_id", "day"),
+)
+Table(
+    "file",
+    metadata,
+    _of_tenant(),
+    _text("id"),
+    _whole("principal_id", nullable=True),
+    _text("filename"),
+    _text("purpose"),
+    _whole("bytes"),
+    Column("content", LargeBinary, nullable=False),
+    _text("sha256"),
+    _time("created_at"),
+    PrimaryKeyConstraint("tenant_id", "id"),
+    _reference(
+        ("tenant_id", "principal_id"), "principal", ("tenant_id", "id"), "SET NULL (principal_id)"
+    ),
+    Index("file_principal", "tenant_id", "principal_id", "created_at"),
+)
+Table(
+    "bank_file",
+    metadata,
+    _tenant(),
+    _whole("bank_id"),
+    _text("file_id"),
+    _whole("principal_id", nullable=True),
+    Column("batch_id", Text),
+    Column("attributes", JSONB, nullable=False),
+    _text("state"),
+    Column("error_code", Text),
+    Column("error", Text),
+    _time("created_at"),
+    PrimaryKeyConstraint(*_FILE),
+    _reference(("tenant_id", "bank_id"), "bank", ("tenant_id", "id")),
+    _reference(("tenant_id", "file_id"), "file", ("tenant_id", "id")),
+    _reference(
+        ("tenant_id", "principal_id"), "principal", ("tenant_id", "id"), "SET NULL (principal_id)"
+    ),
+    Index("bank_file_file", "tenant_id", "file_id"),
+    Index("bank_file_principal", "tenant_id", "principal_id"),
 )
 Table(
     "idempotency_key",

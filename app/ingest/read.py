@@ -5,8 +5,10 @@ goes on.
 """
 
 import os
+import re
 import stat
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from app.errors import IngestError
@@ -50,6 +52,20 @@ def read(paths: Iterable[Path], max_bytes: int) -> Results:
                 yield from _read_file(found, max_bytes)
 
 
+def read_upload(path: Path, name: str, key: str, max_bytes: int) -> Results:
+    """Stream the documents of one file that is called `name` whatever its path is.
+
+    `key`: what the ids of its documents follow. The name's ending says how it is read; that of the
+    path must be the same where it is .gz. Nothing is raised for bad input.
+    """
+    base = re.split(r"[/\\]", name)[-1]
+    if not is_read(base):
+        yield failure(name, f"this ending is not read; the endings that are: {_ENDINGS}")
+        return
+    source = Source.file(str(path))
+    yield from _read_whole(replace(source, name=name, key=key, base=base), max_bytes)
+
+
 def _files(path: str) -> Iterator[str | Failure]:
     try:
         mode = os.stat(path).st_mode
@@ -60,7 +76,7 @@ def _files(path: str) -> Iterator[str | Failure]:
     else:
         if stat.S_ISDIR(mode):
             yield from _walk(path)
-        elif not _is_read(path):
+        elif not is_read(path):
             yield failure(path, f"this ending is not read; the endings that are: {_ENDINGS}")
         else:
             yield path
@@ -75,7 +91,7 @@ def _walk(root: str) -> Iterator[str | Failure]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             path = os.path.join(folder, name)
-            if name.startswith(".") or not _is_read(name) or _leaves(path, real_root):
+            if name.startswith(".") or not is_read(name) or _leaves(path, real_root):
                 continue
             count += 1
             yield path
@@ -89,7 +105,8 @@ def _leaves(path: str, real_root: Path) -> bool:
     return os.path.islink(path) and not Path(os.path.realpath(path)).is_relative_to(real_root)
 
 
-def _is_read(name: str) -> bool:
+def is_read(name: str) -> bool:
+    """Whether a file of that name has an ending that is read."""
     return _ending(name) is not None or archive.is_archive(os.path.basename(name))
 
 
@@ -102,12 +119,20 @@ def _ending(name: str) -> str | None:
 def _read_file(path: str, max_bytes: int) -> Results:
     try:
         source = Source.file(path)
+    except IngestError as error:
+        yield failure(path, str(error))
+    else:
+        yield from _read_whole(source, max_bytes)
+
+
+def _read_whole(source: Source, max_bytes: int) -> Results:
+    try:
         if archive.is_archive(source.base):
             yield from _read_archive(source, max_bytes)
         else:
             yield from _read_source(source, max_bytes)
     except IngestError as error:
-        yield failure(path, str(error))
+        yield failure(source.name, str(error))
 
 
 def _read_archive(source: Source, max_bytes: int) -> Results:

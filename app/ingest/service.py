@@ -46,15 +46,30 @@ def ingest(
     """
     writer = None if by is None else by.may("write").principal
     for found in read(paths, max_bytes):
-        if isinstance(found, Failure):
-            yield found
-            continue
-        try:
-            yield _store(found, bank_of(found), allow, count, context, writer)
-        except UnavailableError:
-            raise
-        except MembankError as error:
-            yield Failure(found.source, str(error))
+        yield stored(found, bank_of, allow, count, context, writer)
+
+
+def stored(
+    found: Document | Failure,
+    bank_of: Callable[[Document], Bank],
+    allow: tuple[str, ...] | None,
+    count: CountTokens,
+    context: int,
+    writer: int | None,
+    file: str | None = None,
+) -> Ingested | Failure:
+    """Store what was found, as in `ingest`, in the name of the principal `writer`.
+
+    `file`: the uploaded file that it is of.
+    """
+    if isinstance(found, Failure):
+        return found
+    try:
+        return _store(found, bank_of(found), allow, count, context, writer, file)
+    except UnavailableError:
+        raise
+    except MembankError as error:
+        return Failure(found.source, str(error))
 
 
 def pieces_of(title: str, text: str, count: CountTokens, context: int = 0) -> list[Piece]:
@@ -92,6 +107,7 @@ def _store(
     count: CountTokens,
     context: int,
     writer: int | None,
+    file: str | None,
 ) -> Ingested:
     wanted = document.allow if document.allow is not None else allow
     access = None if wanted is None else checked_access(bank, wanted)
@@ -102,6 +118,7 @@ def _store(
         text=document.text,
         access=access,
         metadata=dict(document.metadata),
+        file=file,
     )
     same = known_hash(bank.tenant, bank.id, document.id) == chunk_hash(
         f"{document.title}\n{document.text}"

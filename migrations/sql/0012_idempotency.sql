@@ -26,6 +26,8 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON idempotency_key TO membank_admin;
 CREATE POLICY tenant_floor ON idempotency_key AS RESTRICTIVE TO membank_app, membank_worker
     USING (tenant_id = (SELECT current_tenant()))
     WITH CHECK (tenant_id = (SELECT current_tenant()));
+CREATE POLICY tenant_role_floor ON idempotency_key AS RESTRICTIVE TO membank_tenant
+    USING (tenant_id = (SELECT role_tenant())) WITH CHECK (tenant_id = (SELECT role_tenant()));
 CREATE POLICY worker ON idempotency_key TO membank_worker USING (true) WITH CHECK (true);
 GRANT SELECT, DELETE ON idempotency_key TO membank_worker;
 -- Who asks reaches its own by these functions and in no other way.

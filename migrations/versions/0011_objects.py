@@ -6,7 +6,7 @@ Revision ID: 0011
 from migrations.scripts import run
 
 revision = "0011"
-down_revision = "0009"
+down_revision = "0010"
 branch_labels = None
 depends_on = None
 

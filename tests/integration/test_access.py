@@ -13,9 +13,10 @@ from sqlalchemy import text
 from sqlalchemy.exc import ProgrammingError
 
 from app.access.keys import issue
+from app.access.members import grant
 from app.access.tenants import find_principal
 from app.addresses import Role
-from app.bank import outbox, schema
+from app.bank import attachments, files, idempotency, outbox, roles, schema
 from app.bank.checks import pgvector_fault, postgres_fault
 from app.bank.quota import Quota, begin_request, set_quota
 from app.bank.session import Asker, transaction
@@ -23,6 +24,11 @@ from app.errors import MembankError
 from tests.conftest import PROFILE, Company, administer, ask, change, work_off
 
 ROOT = Path(__file__).parents[2]
+
+# What a principal sees only by a document that it may read, or because it is its own.
+OF_READERS = (
+    "document", "chunk", "memory_key", "memory_blob", "outbox", "dead_letter", "file", "bank_file",
+)  # fmt: skip
 
 # What the outbox may show of other tenants to a worker, which takes work of all of them in turn.
 OUTBOX_COLUMNS = {
@@ -119,11 +125,20 @@ def pair(new_company: Callable[[str], Company]) -> Pair:
         company.reader("alice")
         company.reader("hana", "hr")
         issue(company.name, "alice")
+        hana = company.reader("hana")
+        idempotency.begin(hana, "request", b"what is asked", 60.0)
+        file = files.add(hana, "notes.md", "assistants", b"notes")
+        grant(company.bank, "principal:hana", roles.Role.WRITER)
+        attachments.attach(hana, company.bank.id, [(file.id, {})])
         company.store("handbook", "Welcome.\n\nHours are nine to five.")
         company.store("salaries", "Bands.\n\nRaises come in May.", ["group:hr"])
     work_off()
     for company in companies:
         company.store("late", "still waits in the outbox")
+        administer(
+            "INSERT INTO object_gone (tenant_id, location) VALUES (:tenant, 'object')",
+            tenant=company.tenant,
+        )
         administer(
             "INSERT INTO tenant_role (tenant_id, role) VALUES (:tenant, :role)",
             tenant=company.tenant,
@@ -210,11 +225,11 @@ class TestTenants:
         seen = [r for r in relations(superuser, "rpvmf") if visible(Asker("worker"), r)]
         assert seen == ["outbox"]
 
-    def test_owner_sees_no_row_but_the_names_of_tenants_and_the_keys(
+    def test_owner_sees_no_row_but_the_names_of_tenants_and_of_objects_and_the_keys(
         self, pair: Pair, superuser: psycopg.Connection
     ) -> None:
         seen = [r for r in relations(superuser, "rpvmf") if visible(Asker("owner"), r)]
-        assert seen == ["context_key", "tenant"]
+        assert seen == ["context_key", "object_gone", "tenant"]
 
     @pytest.mark.parametrize("role", ["app", "worker", "admin"])
     def test_nobody_but_the_owner_may_look_at_the_keys(
@@ -234,17 +249,17 @@ class TestTenants:
                 others = f"{owner_column(relation)} <> {pair.ours.tenant}"
             assert visible(pair.hana, relation, others) == 0, relation
         seen = {t for t in tables(superuser) if visible(pair.hana, t)}
-        unseen = {"outbox", "dead_letter", "tenant_role", "api_key", "audit_event"}
+        unseen = {"tenant_role", "api_key", "audit_event", "idempotency_key", "object_gone"}
         assert seen == set(tables(superuser)) - unseen
 
     def test_a_principal_of_another_tenant_reads_nothing_here(self, pair: Pair) -> None:
         theirs = find_principal(pair.theirs.name, "hana").principal
         stranger = Asker("app", pair.ours.tenant, theirs)
-        for table in ("document", "chunk", "memory_key", "memory_blob"):
+        for table in OF_READERS:
             assert visible(stranger, table) == 0, table
 
     def test_app_without_a_principal_reads_not_even_what_is_for_everyone(self, pair: Pair) -> None:
-        for table in ("document", "chunk", "memory_key", "memory_blob"):
+        for table in OF_READERS:
             assert visible(Asker("app", pair.ours.tenant), table) == 0, table
 
     def test_app_can_change_nothing(self, pair: Pair, superuser: psycopg.Connection) -> None:

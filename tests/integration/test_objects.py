@@ -238,7 +238,9 @@ class TestLettingGo:
         work_off()
         administer("DELETE FROM memory_blob")
         with transaction(Asker("worker", company.tenant)) as connection:
-            [again] = place(connection, company.tenant, PROFILE, [b"kv of one"], objects.writing())
+            [again] = place(
+                connection, company.tenant, [(PROFILE, b"kv of one")], objects.writing()
+            )
             assert collect() == 0
             connection.execute(
                 text(

@@ -1,14 +1,17 @@
 """Search is exact, under the asker's rights, and blind to everything else in the database."""
 
+import re
 from collections.abc import Callable, Iterable
 
 import numpy as np
+import psycopg
 import pytest
+from sqlalchemy import text
 
 from app.bank import outbox
-from app.bank.blobs import load_blobs
+from app.bank.blobs import _READABLE, load_blobs, readable
 from app.bank.search import Passage, search
-from app.bank.session import Asker
+from app.bank.session import Asker, transaction
 from tests.conftest import NORTH, PROFILE, Company, administer, ask, encoded, work_off
 
 Vector = tuple[float, float, float]
@@ -156,6 +159,22 @@ class TestWhatIsServed:
     ) -> None:
         fill(company, "d", [30])
         assert search(alice, company.bank.id + 1, PROFILE, NORTH, 5) == []
+
+
+class TestReadable:
+    def test_looks_at_the_memories_that_are_asked_for_and_at_no_others(
+        self, company: Company, alice: Asker, superuser: psycopg.Connection
+    ) -> None:
+        company.store("d", "\n\n".join(f"chunk {i}" for i in range(1500)))
+        work_off()
+        superuser.execute("ANALYZE")
+        chunks = [p.id for p in find(alice, company, 20)]
+        values = {"tenant": company.tenant, "profile": PROFILE, "chunks": chunks}
+        with transaction(alice) as connection:
+            plan = connection.execute(text(f"EXPLAIN ANALYZE {_READABLE.text}"), values).scalars()
+            told = "\n".join(plan)
+        assert max(map(int, re.findall(r"loops=(\d+)", told))) <= len(chunks), told
+        assert list(readable(alice, PROFILE, chunks)) == chunks
 
 
 class TestBlobs:

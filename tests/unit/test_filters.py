@@ -38,7 +38,7 @@ def test_json_and_pairs_go_together() -> None:
         ("{", "is no JSON"),
         ('{"type": "eq", "key": "a", "value": NaN}', "is no JSON"),
         ('{"type": "eq", "key": "a", "value": 1e400}', "finite"),
-        ('{"type": "like", "key": "a", "value": "b"}', "there are eq, in"),
+        ('{"type": "like", "key": "a", "value": "b"}', "there are eq, ne, in, nin"),
         ('{"key": "a", "value": "b"}', "type None"),
         ('{"type": "eq", "key": "", "value": "b"}', "needs a `key`"),
         ('{"type": "eq", "key": 5, "value": "b"}', "needs a `key`"),
