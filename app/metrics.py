@@ -22,6 +22,7 @@ _parts = {
     for name, told in {
         "search": "Time of an answer's search, embedding included.",
         "load": "Time of loading an answer's memories.",
+        "queue": "Time that an answer waited for its turn at the model.",
         "prefill": "Time from the model's start to an answer's first token.",
         "first_token": "Time from the question to an answer's first token.",
     }.items()

@@ -243,6 +243,8 @@ class Receipt(BaseModel):
     id: int
     rows: dict[str, int]
     blob_bytes: int
+    objects: int
+    cache_entries: int
     keys_destroyed: int
     keys_missing: list[str]
 

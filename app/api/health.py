@@ -12,11 +12,10 @@ import structlog
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
-from sqlalchemy.exc import SQLAlchemyError
 
 from app.addresses import redis_url
 from app.bank import schema, status
-from app.errors import MembankError, UnavailableError
+from app.errors import UnavailableError
 from app.runtime import loaded, profile
 from app.settings import settings
 
@@ -126,12 +125,15 @@ def prepare(app: FastAPI) -> None:
 
 async def _within(probe: Probe) -> Any:
     """What a probe brings, or what is wrong as a text."""
+    look = asyncio.wrap_future(probe.seen())
+    # One that comes to nothing too late is of no use to anyone.
+    look.add_done_callback(lambda late: late.cancelled() or late.exception())
     try:
-        return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(probe.seen())), _LIMIT)
+        return await asyncio.wait_for(asyncio.shield(look), _LIMIT)
     except TimeoutError:
-        return f"no answer within {_LIMIT:.0f} s"
-    except (MembankError, SQLAlchemyError, redis.RedisError, OSError) as error:
-        return " ".join(str(error).split())
+        return f"no answer within {_LIMIT:g} s"
+    except Exception as error:
+        return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _database() -> Mapping[str, str]:

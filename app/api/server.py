@@ -7,8 +7,10 @@ import threading
 
 import structlog
 import uvicorn
+from sqlalchemy.exc import SQLAlchemyError
 
 from app.addresses import database_url
+from app.answer.cache import cache
 from app.answer.engine import Engine
 from app.api.service import create
 from app.bank import session
@@ -49,10 +51,26 @@ def main() -> None:
         proxy_headers=False,
         timeout_graceful_shutdown=_DRAIN_SECONDS,
     )
+    stop = threading.Event()
+    sweeper = threading.Thread(target=sweep, args=(stop,), name="sweep")
+    sweeper.start()
     _Server(config).run([listening])
+    stop.set()
+    sweeper.join()
     engine.close()
     session.dispose()
     log.info("stopped")
+
+
+def sweep(stop: threading.Event) -> None:
+    """Until `stop`, let the tiers of memories keep nothing for long that was forgotten."""
+    log = structlog.get_logger("api")
+    while not stop.wait(settings().reconcile_seconds):
+        try:
+            if removed := cache().sweep(stop):
+                log.info("cached memories of what was forgotten removed", entries=removed)
+        except (MembankError, SQLAlchemyError) as error:
+            log.warning("cannot look for what was forgotten", reason=str(error))
 
 
 class _Server(uvicorn.Server):

@@ -132,21 +132,15 @@ def test_the_command_gives_the_objects_of_the_design(
     fields = {"answer", "mode", "memories", "timings_ms", "usage", "refreshes", "swaps", "finished"}
     assert set(answer) == fields
     assert answer["mode"] == "memory"
-    assert set(answer["memories"][0]) == {
-        "id",
-        "document_id",
-        "title",
-        "source",
-        "score",
-        "attention",
-    }
+    passage = {"id", "document_id", "title", "source", "text", "score", "heading", "start", "end"}
+    assert set(answer["memories"][0]) == passage | {"attention"}
     assert set(answer["timings_ms"]) == {
-        *("search", "load", "prefill", "first_token", "total"),
+        *("search", "load", "queue", "prefill", "first_token", "total"),
         *("refresh", "refresh_search", "refresh_load"),
     }
     found = membank_json("search", LEAVE, *where)
     assert set(found) == {"results", "timings_ms"}
-    assert set(found["results"][0]) == {"id", "document_id", "title", "source", "text", "score"}
+    assert set(found["results"][0]) == passage
     assert len(found["results"]) == 2
     closed = membank_json("ask", LEAVE, *where, "--mode", "closed", "--max-tokens", "4")
     assert closed["memories"] == []
@@ -159,6 +153,7 @@ def test_the_command_gives_the_objects_of_the_design(
     assert {p["name"] for p in now["processes"]} == {
         *("postgres", "valkey", "worker", "relay", "api")
     }
+    stack.processes.stop("api")
 
 
 def test_forgetting_reaches_text_chunks_keys_and_blobs(

@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from starlette.requests import Request
 
 from app.access.keys import issue
-from app.api import health
+from app.api import health, server
 from app.api.caller import Reading
 from app.api.service import create
 from app.bank import status
@@ -68,7 +68,7 @@ def test_ready_names_the_check_that_fails_and_tells_the_log_alone_why(
     assert said.json()["checks"]["models"] == "bad"
     assert "not loaded" not in said.text
     assert [(line["check"], line["reason"]) for line in lines if "check" in line] == [
-        ("models", "the models are not loaded yet")
+        ("models", "UnavailableError: the models are not loaded yet")
     ]
 
 
@@ -195,6 +195,29 @@ def test_metrics_are_shown_while_the_database_is_away(
     assert said.status_code == 200
     assert "membank_queue" not in said.text
     assert "membank_engine_running" in said.text
+
+
+def test_what_was_forgotten_is_swept_from_the_tiers_also_after_a_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stop, looks = threading.Event(), []
+
+    class Tiers:
+        def sweep(self, over: threading.Event) -> int:
+            looks.append(over)
+            if len(looks) == 1:
+                raise UnavailableError("the database is away")
+            over.set()
+            return 2
+
+    monkeypatch.setattr(server, "cache", Tiers)
+    monkeypatch.setattr(server.settings(), "reconcile_seconds", 0.001)
+    with structlog.testing.capture_logs() as lines:
+        server.sweep(stop)
+    assert [(line["log_level"], line.get("entries")) for line in lines] == [
+        ("warning", None),
+        ("info", 2),
+    ]
 
 
 def test_what_machines_ask_every_second_is_no_line_of_level_info(client: TestClient) -> None:
