@@ -23,7 +23,7 @@ class Source:
 
     The share is that of the last token of the first pass that read the memory: the prompt's, or,
     for a memory that a refresh brought, prompt's and answer's. None for text in the prompt.
-    heading, start, end: its place in the document, as in Passage.
+    heading, start, end, file_id: its place in the document and where that is from, as in Passage.
     """
 
     id: int
@@ -36,12 +36,13 @@ class Source:
     start: int
     end: int
     text: str
+    file_id: str | None
 
     @classmethod
     def of(cls, passage: Passage, share: float | None = None) -> "Source":
         p, rounded = passage, None if share is None else round(share, 4)
         of = (p.id, p.document_id, p.title, p.source, round(p.score, 4), rounded)
-        return cls(*of, p.heading, p.start, p.end, p.text)
+        return cls(*of, p.heading, p.start, p.end, p.text, p.file_id)
 
 
 class Recall:

@@ -23,6 +23,7 @@ from app.api.dialogue import Dialogue, Message
 from app.api.errors import error_body, responses, shape
 from app.api.models import reader
 from app.api.text import Text
+from app.bank.attachments import entry_id
 from app.bank.filters import parse
 from app.errors import MembankError
 from app.runtime import Mode, count_tokens, models
@@ -102,7 +103,10 @@ class ChatRequest(BaseModel):
 
 
 class FileCitation(BaseModel):
-    """A document that the answer was read from, cited at its end."""
+    """A document that the answer was read from, cited at its end.
+
+    file_id: the uploaded file that gave it, else the id that it has among a vector store's files.
+    """
 
     file_id: str
     filename: str
@@ -134,7 +138,8 @@ class Annotation(BaseModel):
 
     @classmethod
     def of(cls, source: Source, index: int, explain: bool) -> "Annotation":
-        cited = FileCitation(file_id=source.document_id, filename=source.source, index=index)
+        file = source.file_id or entry_id(source.document_id)
+        cited = FileCitation(file_id=file, filename=source.source, index=index)
         known = {name: getattr(source, name) for name in Citation.model_fields if name != "text"}
         text = source.text if explain else None
         return cls(file_citation=cited, membank=Citation(**known, text=text))

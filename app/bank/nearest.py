@@ -55,7 +55,7 @@ _BY_DOCUMENTS = """
     """
 _WITH_TEXTS = """
     SELECT n.chunk_id, n.document_id, n.distance, d.title, d.source, c.text,
-        c.heading, c.start_at, c.end_at
+        c.heading, c.start_at, c.end_at, d.file_id
     FROM near n
     JOIN document d ON d.tenant_id = :tenant AND d.bank_id = :bank AND d.id = n.document_id
     JOIN chunk c ON c.tenant_id = :tenant AND c.id = n.chunk_id

@@ -18,7 +18,7 @@ class Passage:
     """A memory that was found. `score` is the cosine of question and key, -1 to 1.
 
     heading: the headings above it in its document; start, end: where it stands there, in
-    characters of the document's text.
+    characters of the document's text; file_id: the uploaded file that gave it, if one did.
     """
 
     id: int
@@ -30,6 +30,7 @@ class Passage:
     heading: str = ""
     start: int = 0
     end: int = 0
+    file_id: str | None = None
 
 
 def search(
@@ -67,7 +68,7 @@ def search(
 
 def _passage(r: Row[Any]) -> Passage:
     of = (r.chunk_id, r.document_id, r.title, r.source, r.text)
-    return Passage(*of, 1.0 - r.distance, r.heading, r.start_at, r.end_at)
+    return Passage(*of, 1.0 - r.distance, r.heading, r.start_at, r.end_at, r.file_id)
 
 
 _HAS_FIELD = text(

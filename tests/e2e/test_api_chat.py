@@ -23,10 +23,11 @@ from app.access.keys import issue
 from app.access.tenants import add_bank
 from app.answer import generate
 from app.answer.engine import Engine, Job
-from app.answer.generate import Read, Refresh, Telling
+from app.answer.generate import Read, Refresh
 from app.answer.question import Question
 from app.answer.service import NOTHING
 from app.api.service import create
+from app.bank.attachments import entry_id
 from app.ingest.command import run as ingest
 from app.local.processes import wait_until
 from app.local.stack import Stack
@@ -164,7 +165,7 @@ class TestAnswer:
         assert cited.file_citation["filename"] == str(delta / "leave.md")
         assert cited.file_citation["index"] == len(choice.message.content)
         place = cited.membank
-        assert place["document_id"] == cited.file_citation["file_id"]
+        assert cited.file_citation["file_id"] == entry_id(place["document_id"])
         assert place["title"] == "Annual Leave"
         said = FACTS["leave"][place["start"] : place["end"]]
         assert "27 days" in said
@@ -385,7 +386,7 @@ class Waiting:
         self.begun, self.go_on, self.cancelled = (threading.Event() for _ in range(3))
         self._first = first
 
-    def __call__(self, *_: object) -> Telling:
+    def __call__(self, *_: object) -> "Waiting":
         return self
 
     def __iter__(self) -> Iterator[str]:

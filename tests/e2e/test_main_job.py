@@ -133,6 +133,7 @@ def test_the_command_gives_the_objects_of_the_design(
     assert set(answer) == fields
     assert answer["mode"] == "memory"
     passage = {"id", "document_id", "title", "source", "text", "score", "heading", "start", "end"}
+    passage.add("file_id")
     assert set(answer["memories"][0]) == passage | {"attention"}
     assert set(answer["timings_ms"]) == {
         *("search", "load", "queue", "prefill", "first_token", "total"),
