@@ -15,11 +15,9 @@ from typing import Any, TypeVar
 import structlog
 import torch
 
-from app.answer.generate import Choice, Finish, Generation, Generator, Read, Refresh
-from app.answer.pieces import Pieces
+from app.answer.generate import Generator, Read, Refresh, Telling
 from app.answer.question import Question
 from app.errors import UnavailableError
-from app.memory.compose import Memories
 from app.memory.decoder import Decoder
 from app.memory.flat import Start
 from app.runtime import generator
@@ -31,106 +29,46 @@ log = structlog.get_logger("engine")
 _PASS_TOKENS = 384
 
 
-class Job:
-    """An answer that an engine gives: iterate once over its text, in any one thread."""
+class Job(Telling):
+    """An answer that an engine computes; its tokens wait for the thread that iterates."""
 
     def __init__(
         self,
-        model: Generator,
+        generator: Generator,
         question: Question,
         prompt: list[int],
         memories: Read,
         refresh: Refresh | None,
         tenant: int,
     ) -> None:
-        self.model, self.tenant = model, tenant
+        how = question.max_tokens, memories, question.sampling, refresh
+        super().__init__(generator, prompt, *how)
+        self.tenant, self.size = tenant, len(prompt)
         self.reading: Any = None
-        self.cancelled = False
-        self._question, self._prompt, self._made = question, prompt, memories
-        self._refresh, self._choose = refresh, Choice(question.sampling)
-        self._memories: Memories | None = None
-        self._tokens: list[int] = []
         self._out: queue.SimpleQueue[int | BaseException | None] = queue.SimpleQueue()
-        self._text = ""
-        self._finished: Finish = None
-        self._started = self._first = 0.0
-        self._refreshes, self._refreshing = 0, 0.0
 
-    def __iter__(self) -> Iterator[str]:
-        pieces = Pieces(self.model.lm.tokenizer)
+    def _arriving(self) -> Iterator[int]:
         while (token := self._out.get()) is not None:
             if isinstance(token, BaseException):
                 raise token
-            if piece := pieces.push(token):
-                self._text += piece
-                yield piece
-        if piece := pieces.end():
-            self._text += piece
-            yield piece
-
-    def generation(self) -> Generation:
-        entries = 0 if self._memories is None else self._memories.entries(0)
-        now = time.perf_counter()
-        started, first = self._started or now, self._first or now
-        return Generation(
-            *(self._text, list(self._tokens), len(self._prompt), entries, started, first),
-            *(self._refreshes, self._refreshing, self._finished),
-        )
+            yield token
 
     def cancel(self) -> None:
-        self.cancelled = True
-        self._out.put(None)
+        super().cancel()
+        self.end()
 
     def end(self, error: BaseException | None = None) -> None:
         """Nothing follows, for the one who waits."""
         self._out.put(error)
 
-    def start(self) -> Start:
-        """What is to be read first, or anew after other memories came."""
-        self._started = self._started or time.perf_counter()
-        if callable(self._made):
-            self._made = self._made()
-        self._memories = self._made
-        left = self._question.max_tokens - len(self._tokens)
-        return Start([*self._prompt, *self._tokens], left, self._memories)
-
-    @property
-    def size(self) -> int:
-        """Tokens that reading it first takes."""
-        return len(self._prompt) + len(self._tokens)
-
-    def take(self) -> int | None:
-        """The next token, None when the answer has ended with it."""
-        token = self._choose(self.reading.logits)
-        self._tokens.append(token)
-        if len(self._tokens) == 1:
-            self._first = time.perf_counter()
-        if token in self.model.lm.end_tokens:
-            self._finished = "stop"
-        elif len(self._tokens) >= self._question.max_tokens:
-            self._finished = "length"
-        self._out.put(token)
-        if self._finished is None:
-            return token
-        self.reading = None
-        self.end()
-        return None
-
-    @property
-    def is_due(self) -> bool:
-        """Whether memories are to be searched for again before the next token."""
-        return self._refresh is not None and len(self._tokens) % self._refresh.every == 0
-
-    def search_again(self) -> bool:
-        """Whether other memories came; they are read with the next start."""
-        before, pieces = time.perf_counter(), Pieces(self.model.lm.tokenizer)
-        said = "".join(map(pieces.push, self._tokens))
-        memories = None if self._refresh is None else self._refresh.ask(said)
-        if memories is not None:
-            self._made = memories
-        self._refreshes += 1
-        self._refreshing += time.perf_counter() - before
-        return memories is not None
+    def advance(self) -> int | None:
+        """The next token of what is being read, None when the answer has ended with it."""
+        token = self.take(self.reading.logits)
+        self._out.put(self._tokens[-1])
+        if token is None:
+            self.reading = None
+            self.end()
+        return token
 
 
 def model_of(question: Question) -> Generator:
@@ -270,7 +208,7 @@ class Engine:
                 job.reading = None
                 continue
             self._tokens += 1
-            if (token := job.take()) is not None:
+            if (token := job.advance()) is not None:
                 going.append((job, token))
         # Whoever searches again in mid-answer holds up nobody else.
         due = [job for job, _ in going if job.is_due]
@@ -282,12 +220,14 @@ class Engine:
             self._searches.submit(self._search, job)
 
     def _search(self, job: Job) -> None:
+        before = time.perf_counter()
         try:
             found = job, job.search_again()
         except Exception as error:
             job.cancelled = True
             job.end(error)
             found = job, False
+        job.refreshing += time.perf_counter() - before
         with self._changed:
             self._searched.append(found)
             self._changed.notify()
@@ -297,9 +237,9 @@ def _by_model(some: Sequence[tuple[Job, T]]) -> Iterator[tuple[Decoder, list[tup
     """Apart by the weights that they are read with."""
     found = dict[int, list[tuple[Job, T]]]()
     for one in some:
-        found.setdefault(id(one[0].model), []).append(one)
+        found.setdefault(id(one[0].generator), []).append(one)
     for listed in found.values():
-        yield listed[0][0].model.decoder, listed
+        yield listed[0][0].generator.decoder, listed
 
 
 def _closed() -> UnavailableError:

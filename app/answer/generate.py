@@ -5,10 +5,11 @@ The loop is our own because transformers' `generate` asks for the last logits in
 """
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch import Tensor
 from app.answer.pieces import Pieces
 from app.errors import UsageError
 from app.memory.compose import Memories
-from app.memory.decoder import Reading, Weights, decoder_of
+from app.memory.decoder import Weights, decoder_of
 from app.memory.flat import Start
 from app.memory.model import LanguageModel
 
@@ -87,19 +88,6 @@ class Generation:
     finished: Finish = None
 
 
-class Streaming(Protocol):
-    """An answer that is being given."""
-
-    def __iter__(self) -> Iterator[str]:
-        """Its text in pieces, once."""
-
-    def generation(self) -> Generation:
-        """What was given so far."""
-
-    def cancel(self) -> None:
-        """No further token is computed. Harmless at any time, from any thread."""
-
-
 class Generator:
     """Answers prompts with one model."""
 
@@ -139,8 +127,12 @@ class Generator:
         return Stream(self, prompt, max_tokens, memories, sampling, refresh)
 
 
-class Stream:
-    """An answer that is being given: iterate once over its text, then ask for the whole."""
+class Telling(ABC):
+    """An answer that is being given: iterate once over its text, then ask for the whole.
+
+    Who computes it, and in which thread, is the subclasses' affair; what it has read and said, and
+    when it ends, is here.
+    """
 
     def __init__(
         self,
@@ -151,18 +143,19 @@ class Stream:
         sampling: Sampling,
         refresh: Refresh | None,
     ) -> None:
-        self._generator, self._prompt, self._max_tokens = generator, prompt, max_tokens
-        self._made, self._sampling, self._refresh = memories, sampling, refresh
+        self.generator = generator
+        self.cancelled = False
+        self.refreshing = 0.0
+        self._prompt, self._max_tokens = prompt, max_tokens
+        self._made, self._choose, self._refresh = memories, Choice(sampling), refresh
         self._memories: Memories | None = None
         self._finished: Finish = None
-        self._cancelled = False
-        self._text, self._tokens = "", list[int]()
-        self._refreshes, self._refreshing = 0, 0.0
-        self._started = self._first = time.perf_counter()
+        self._text, self._tokens, self._refreshes = "", list[int](), 0
+        self._started = self._first = 0.0
 
     def __iter__(self) -> Iterator[str]:
-        pieces = Pieces(self._generator.lm.tokenizer)
-        for token in self._chosen():
+        pieces = Pieces(self.generator.lm.tokenizer)
+        for token in self._arriving():
             if piece := pieces.push(token):
                 self._text += piece
                 yield piece
@@ -170,59 +163,78 @@ class Stream:
             self._text += piece
             yield piece
 
+    @abstractmethod
+    def _arriving(self) -> Iterator[int]:
+        """The tokens, as they are chosen."""
+
     def generation(self) -> Generation:
         """What was given so far."""
         entries = 0 if self._memories is None else self._memories.entries(0)
+        now = time.perf_counter()
+        started, first = self._started or now, self._first or now
         return Generation(
-            *(self._text, self._tokens, len(self._prompt), entries, self._started, self._first),
-            *(self._refreshes, self._refreshing, self._finished),
+            *(self._text, list(self._tokens), len(self._prompt), entries, started, first),
+            *(self._refreshes, self.refreshing, self._finished),
         )
 
     def cancel(self) -> None:
-        self._cancelled = True
+        """No further token is computed. Harmless at any time, from any thread."""
+        self.cancelled = True
+
+    def start(self) -> Start:
+        """What is to be read first, or anew after other memories came: prompt and answer so far,
+        with room for the rest."""
+        self._started = self._started or time.perf_counter()
+        self._memories = self._made = self._made() if callable(self._made) else self._made
+        left = self._max_tokens - len(self._tokens)
+        return Start([*self._prompt, *self._tokens], left, self._memories)
+
+    def take(self, logits: Tensor) -> int | None:
+        """Choose the next token, None when the answer has ended with it."""
+        token = self._choose(logits)
+        self._tokens.append(token)
+        if len(self._tokens) == 1:
+            self._first = time.perf_counter()
+        if token in self.generator.lm.end_tokens:
+            self._finished = "stop"
+        elif len(self._tokens) >= self._max_tokens:
+            self._finished = "length"
+        return None if self._finished else token
+
+    @property
+    def is_due(self) -> bool:
+        """Whether memories are to be searched for again before the next token is read."""
+        return self._refresh is not None and len(self._tokens) % self._refresh.every == 0
+
+    def search_again(self) -> bool:
+        """Whether other memories came; they are read with the next start."""
+        pieces = Pieces(self.generator.lm.tokenizer)
+        said = "".join(map(pieces.push, self._tokens))
+        memories = None if self._refresh is None else self._refresh.ask(said)
+        if memories is not None:
+            self._made = memories
+        self._refreshes += 1
+        return memories is not None
+
+
+class Stream(Telling):
+    """One that the thread computes which iterates."""
 
     @torch.inference_mode()
-    def _chosen(self) -> Iterator[int]:
-        choose = Choice(self._sampling)
-        ends = self._generator.lm.end_tokens
-        self._started = time.perf_counter()
-        self._memories = self._made() if callable(self._made) else self._made
-        reading = self._read()
-        while not self._cancelled:
-            token = choose(reading.logits)
-            self._tokens.append(token)
-            if len(self._tokens) == 1:
-                self._first = time.perf_counter()
-            if token in ends or len(self._tokens) >= self._max_tokens:
-                self._finished = "stop" if token in ends else "length"
-            yield token
-            if self._finished:
+    def _arriving(self) -> Iterator[int]:
+        decoder = self.generator.decoder
+        [reading] = decoder.read([self.start()])
+        while not self.cancelled:
+            token = self.take(reading.logits)
+            yield self._tokens[-1]
+            if token is None:
                 return
-            reread = self._reread()
-            if reread is None:
-                self._generator.decoder.feed([reading], [token])
+            before, due = time.perf_counter(), self.is_due
+            if due and self.search_again():
+                [reading] = decoder.read([self.start()])
             else:
-                reading = reread
-
-    def _read(self) -> Reading:
-        """Prompt and answer so far in one pass, with room for the rest."""
-        live, left = [*self._prompt, *self._tokens], self._max_tokens - len(self._tokens)
-        [reading] = self._generator.decoder.read([Start(live, left, self._memories)])
-        found: Reading = reading
-        return found
-
-    def _reread(self) -> Reading | None:
-        """The same behind other memories, where it is time to ask for them and there are any."""
-        if self._refresh is None or len(self._tokens) % self._refresh.every:
-            return None
-        before = time.perf_counter()
-        memories = self._refresh.ask(self._text)
-        if memories is not None:
-            self._memories = memories
-        reading = None if memories is None else self._read()
-        self._refreshes += 1
-        self._refreshing += time.perf_counter() - before
-        return reading
+                decoder.feed([reading], [token])
+            self.refreshing += time.perf_counter() - before if due else 0.0
 
 
 class Choice:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from app import metrics
-from app.answer.generate import Finish, Read, Refresh, Streaming
+from app.answer.generate import Finish, Read, Refresh, Telling
 from app.answer.pieces import Stops
 from app.answer.question import Question
 from app.answer.recall import Recall, Source
@@ -64,12 +64,12 @@ class Generates(Protocol):
         memories: Read,
         refresh: Refresh | None,
         tenant: int,
-    ) -> Streaming: ...
+    ) -> Telling: ...
 
 
 def here(
     question: Question, prompt: list[int], memories: Read, refresh: Refresh | None, tenant: int
-) -> Streaming:
+) -> Telling:
     """Compute it in this thread, one answer at a time."""
     chosen = generator(question.mode, question.adapter)
     return chosen.stream(prompt, question.max_tokens, memories, question.sampling, refresh)
@@ -168,7 +168,7 @@ class Answering:
             "stop" if self._stops.met else said.finished,
         )
 
-    def _begin(self) -> Streaming | None:
+    def _begin(self) -> Telling | None:
         """None when nothing readable is near enough."""
         asked, m = self._question, models()
         if asked.mode == "closed":
@@ -188,7 +188,7 @@ class Answering:
         ]
         return max(found, key=lambda one: max((p.score for p in one.passages), default=-1.0))
 
-    def _from_memory(self, tail: list[int]) -> Streaming:
+    def _from_memory(self, tail: list[int]) -> Telling:
         asked, before = self._question, time.perf_counter()
         how = (asked.k, asked.threshold, asked.where)
         self._recall = Recall(self._reader, asked.text, *how, asked.adapter)
@@ -197,7 +197,7 @@ class Answering:
         refresh = Refresh(asked.every, carried(self._recall.again)) if asked.every else None
         return self._generate(tail, memories, refresh)
 
-    def _from_text(self, tail: list[int]) -> Streaming:
+    def _from_text(self, tail: list[int]) -> Telling:
         asked, m = self._question, models()
         chunks = [m.prompt.chunk(passage.text) for passage in self._found.passages]
         ids = m.prompt.with_text(chunks, asked.told, asked.turns)
@@ -216,7 +216,7 @@ class Answering:
 
     def _generate(
         self, prompt: list[int], memories: Read, refresh: Refresh | None = None
-    ) -> Streaming:
+    ) -> Telling:
         _require_room(models(), len(prompt) + self._question.max_tokens)
         self._prompt_tokens = len(prompt)
         tenant, self._handed = self._reader.asker.tenant or 0, time.perf_counter()

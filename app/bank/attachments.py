@@ -271,11 +271,15 @@ def batch_totals(asker: Asker, bank: int, batch: str) -> tuple[datetime, dict[st
 
 
 def cancel_batch(asker: Asker, bank: int, batch: str) -> None:
-    """Store none of a batch's files any more, and encode none of what waits."""
+    """Store none of a batch's files any more, and encode none of what waits.
+
+    Raises ForbiddenError where the asker is no writer of the bank.
+    """
     values = {"tenant": asker.tenant, "bank": bank, "batch": batch}
     with _writing(asker) as connection:
         require(connection, bank, Role.WRITER)
         connection.execute(_CANCEL_STORING, values)
+    with transaction(Asker("admin", asker.tenant)) as connection:
         connection.execute(_CANCEL_ENCODING, values)
 
 

@@ -49,8 +49,8 @@ def store_upload(
     base = re.split(r"[/\\]", file.filename)[-1]
     if not attachments.is_wanted(asker, bank.id, file.id):
         return
-    found, code = 0, "server_error"
     failed: list[str] = []
+    found, code = 0, "server_error"
     try:
         how.require(bank)
         with _on_disk(file.filename, content) as path:

@@ -1,5 +1,4 @@
 DROP VIEW bank_entry;
-REVOKE EXECUTE ON FUNCTION job_cancel FROM membank_worker;
 REVOKE SELECT ON outbox, dead_letter, bank_status, document_status FROM membank_app;
 DROP POLICY reader ON dead_letter;
 DROP POLICY reader ON outbox;

@@ -99,8 +99,6 @@ CREATE POLICY reader ON dead_letter FOR SELECT TO membank_app
     USING (EXISTS (SELECT FROM document d WHERE d.tenant_id = dead_letter.tenant_id
         AND d.bank_id = dead_letter.bank_id AND d.id = dead_letter.document_id));
 GRANT SELECT ON outbox, dead_letter, bank_status, document_status TO membank_app;
--- For the program, which asks for the principal's role before.
-GRANT EXECUTE ON FUNCTION job_cancel TO membank_worker;
 
 -- A bank's files and, as files of their own, the documents that came in another way.
 CREATE VIEW bank_entry WITH (security_invoker = true) AS

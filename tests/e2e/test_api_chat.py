@@ -23,7 +23,7 @@ from app.access.keys import issue
 from app.access.tenants import add_bank
 from app.answer import generate
 from app.answer.engine import Engine, Job
-from app.answer.generate import Read, Refresh, Streaming
+from app.answer.generate import Read, Refresh, Telling
 from app.answer.question import Question
 from app.answer.service import NOTHING
 from app.api.service import create
@@ -385,7 +385,7 @@ class Waiting:
         self.begun, self.go_on, self.cancelled = (threading.Event() for _ in range(3))
         self._first = first
 
-    def __call__(self, *_: object) -> Streaming:
+    def __call__(self, *_: object) -> Telling:
         return self
 
     def __iter__(self) -> Iterator[str]:

@@ -27,6 +27,7 @@ from app.memory.kv import KV
 from app.settings import settings
 from tests.conftest import PROFILE, Company, administer
 from tests.memories import found, learn, read, reader_of, right
+from workers import maintenance
 
 TEXT = "The badge is orange.\n\nThe door is blue.\n\nThe pool opens at seven."
 
@@ -248,6 +249,16 @@ class TestForgetting:
         rest = found(alice)
         assert right(rest, read(alice, rest))
         assert cache().sweep() == 0
+
+    def test_the_relay_removes_files_and_objects_of_what_sql_deleted(
+        self, warm: list[Passage], tmp_path: Path
+    ) -> None:
+        administer("DELETE FROM document")
+        stop = threading.Event()
+        maintenance._cache(stop)
+        maintenance._objects(stop)
+        assert files() == []
+        assert [p for p in (tmp_path / "objects").rglob("*") if p.is_file()] == []
 
     def test_an_erased_tenant_leaves_no_file(self, company: Company, warm: list[Passage]) -> None:
         receipt = erase(company.name)

@@ -26,9 +26,13 @@ from app.access.keys import issue
 from app.access.members import grant, revoke
 from app.access.tenants import bank_now
 from app.api.service import create
-from app.bank import outbox
+from app.bank import attachments, outbox
+from app.bank import files as uploaded
+from app.bank.documents import Draft
+from app.bank.documents import store as store_document
 from app.bank.roles import Role
 from app.bank.session import Asker
+from app.errors import NotFoundError
 from app.local.processes import wait_until
 from app.runtime import profile
 from app.settings import settings
@@ -469,6 +473,54 @@ class TestStoreFiles:
             "server_error",
             "the model cannot",
         )
+
+    def test_a_bank_of_another_model_takes_no_file(self, alice: OpenAI, company: Company) -> None:
+        grant(company.bank, "principal:alice", Role.WRITER)
+        store = alice.vector_stores.retrieve(f"vs_{company.bank.id}")
+        entry = attach(alice, store, upload(alice))
+        assert entry.status == "failed"
+        assert entry.last_error is not None
+        assert entry.last_error.code == "server_error"
+        assert "is encoded under profile" in entry.last_error.message
+
+    def test_what_was_cut_off_has_failed_and_can_be_put_in_again(
+        self, alice: OpenAI, store: VectorStore, company: Company, superuser: psycopg.Connection
+    ) -> None:
+        file = upload(alice)
+        asker, bank = company.reader("alice"), int(store.id[3:])
+        attachments.attach(asker, bank, [(file, {})])
+        files = alice.vector_stores.files
+        assert files.retrieve(file, vector_store_id=store.id).status == "in_progress"
+        superuser.execute("UPDATE bank_file SET created_at = now() - interval '2 hours'")
+        entry = files.retrieve(file, vector_store_id=store.id)
+        assert entry.status == "failed"
+        assert entry.last_error is not None
+        assert "attach the file again" in entry.last_error.message
+        assert attach(alice, store, file).status == "in_progress"
+        encode()
+        assert files.retrieve(file, vector_store_id=store.id).status == "completed"
+
+    def test_a_file_that_is_deleted_meanwhile_is_not_stored(
+        self, alice: OpenAI, store: VectorStore, company: Company
+    ) -> None:
+        file = upload(alice)
+        asker, bank = company.reader("alice"), int(store.id[3:])
+        [known] = uploaded.find(asker, [file])
+        attachments.attach(asker, bank, [(file, {})])
+        alice.files.delete(file)
+        with pytest.raises(NotFoundError):
+            attachments.attach(asker, bank, [(file, {})])
+        draft = Draft("late", "late.md", "Late", "text", None, {}, known.id)
+        with pytest.raises(NotFoundError):
+            store_document(company.tenant, bank, draft, [], asker.principal)
+        assert documents(store, asker) == []
+
+    def test_what_is_sent_twice_under_one_key_is_done_once(
+        self, alice: OpenAI, store: VectorStore
+    ) -> None:
+        again = {"extra_headers": {"Idempotency-Key": "once"}}
+        one, two = (alice.vector_stores.create(**again) for _ in range(2))
+        assert one.id == two.id
 
     def test_documents_of_other_ways_are_listed_too(
         self, alice: OpenAI, company: Company, client: Client

@@ -9,7 +9,7 @@ README = (Path(__file__).parents[2] / "README.md").read_text()
 
 
 def test_the_library_example_prints_the_fact(capsys: pytest.CaptureFixture[str]) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (code,) = re.findall(r"## As a library.*?```python\n(.*?)```", README, re.DOTALL)
     exec(compile(code, "README.md", "exec"), {})  # noqa: S102
     assert "orange" in capsys.readouterr().out
 
