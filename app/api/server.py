@@ -35,8 +35,8 @@ def main() -> None:
     try:
         if settings().api_admin:
             database_url("admin")  # administration fails now rather than when it is asked for
-        generator("memory")
-        engine = Engine(settings().max_batch)
+        engine = Engine(settings().max_batch, load=lambda: generator("memory"))
+        engine.loaded.result()
         listening = listen()
     except MembankError as error:
         log.error("does not start", reason=str(error))

@@ -48,8 +48,10 @@ def url() -> str | None:
 def _listening(port: int) -> socket.socket:
     host = settings().api_host
     try:
-        family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        made = socket.socket(family, kind)
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM
+        )[0]
+        made = socket.socket(family, kind, protocol)  # or asyncio would not know TCP by it
     except OSError as error:
         raise _unusable(host, port, error) from None
     try:
