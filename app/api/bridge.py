@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
@@ -26,36 +27,48 @@ class Bridge:
     """The threads of a process's answers, one for each that is being given."""
 
     def __init__(self, most: int) -> None:
-        """`most`: answers at a time; one more is refused."""
+        """`most`: answers at a time; one more is refused, and one more than half of them to a
+        tenant alone, so that others find a place."""
         self._pool = ThreadPoolExecutor(most, "answer", _compute_alone)
         self._searches = threading.BoundedSemaphore(SEARCHES)
-        self._free = threading.BoundedSemaphore(most)
+        self._most, self._held = most, Counter[str]()
+        self._counting = threading.Lock()
 
-    def begin(self, start: Callable[[], Answering], seconds: float) -> "Running":
+    def begin(self, tenant: str, start: Callable[[], Answering], seconds: float) -> "Running":
         """Give an answer that may take so long. Raises BusyError when too many are being given."""
         running = Running(start, self._searches, seconds)
-        self._submit(running.work)
+        self._submit(tenant, running.work)
         return running
 
-    async def embed(self, work: Callable[[], T]) -> T:
+    async def embed(self, tenant: str, work: Callable[[], T]) -> T:
         """What `work` gives, which embeds as a search does. Raises BusyError likewise."""
 
         def alone() -> T:
             with self._searches:
                 return work()
 
-        return await asyncio.wrap_future(self._submit(alone))
+        return await asyncio.wrap_future(self._submit(tenant, alone))
 
     def close(self) -> None:
         """Begin nothing more."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _submit(self, work: Callable[[], T]) -> Future[T]:
-        if not self._free.acquire(blocking=False):
-            raise BusyError("too many requests are being answered: try again soon")
+    def _submit(self, tenant: str, work: Callable[[], T]) -> Future[T]:
+        with self._counting:
+            if self._held.total() >= self._most:
+                raise BusyError("too many requests are being answered: try again soon")
+            if self._held[tenant] >= (self._most + 1) // 2:
+                raise BusyError("too many requests of yours are being answered: try again soon")
+            self._held[tenant] += 1
         future = self._pool.submit(carried(work))
-        future.add_done_callback(lambda _: self._free.release())
+        future.add_done_callback(lambda _: self._leave(tenant))
         return future
+
+    def _leave(self, tenant: str) -> None:
+        with self._counting:
+            self._held[tenant] -= 1
+            if not self._held[tenant]:
+                del self._held[tenant]
 
 
 class Running:

@@ -207,7 +207,9 @@ async def chat(body: ChatRequest, who: Reading, request: Request) -> Response:
     app, reply = request.app, _Reply(body)
     bridge: Bridge = app.state.bridge
     generates: Generates = app.state.generates
-    running = bridge.begin(lambda: body.answering(who, generates), settings().request_seconds)
+    running = bridge.begin(
+        who.tenant, lambda: body.answering(who, generates), settings().request_seconds
+    )
     try:
         async with running.attended(request.receive):
             said = await running.next()

@@ -75,7 +75,7 @@ class EmbeddingList(BaseModel):
 async def embeddings(body: EmbeddingRequest, who: Reading, request: Request) -> EmbeddingList:
     """Vectors of texts. Longer ones than the embedder reads are cut."""
     bridge: Bridge = request.app.state.bridge
-    vectors, tokens = await bridge.embed(lambda: body.embedded(who))
+    vectors, tokens = await bridge.embed(who.tenant, lambda: body.embedded(who))
     rows = [_written(row, body.encoding_format) for row in vectors]
     return EmbeddingList(
         data=[Embedding(index=index, embedding=row) for index, row in enumerate(rows)],

@@ -154,8 +154,10 @@ def _add_tools(server: MCPServer, app: FastAPI) -> None:
     ) -> Found:
         """Find the passages of a bank that fit a question best."""
 
+        who = _asking(ctx, "read")
+
         def work() -> Found:
-            asks, _ = reader(_who(ctx, "read"), bank)
+            asks, _ = reader(who, bank)
             where = None if filters is None else parse(filters)
             return Found(
                 results=[Passage.of(p) for p in find(asks, question, k, where=where).passages]
@@ -163,7 +165,7 @@ def _add_tools(server: MCPServer, app: FastAPI) -> None:
 
         bridge: Bridge = app.state.bridge
         with _told():
-            return await bridge.embed(work)
+            return await bridge.embed(who.tenant, work)
 
     @server.tool(annotations=ToolAnnotations(read_only_hint=True))
     async def ask(
@@ -175,15 +177,17 @@ def _add_tools(server: MCPServer, app: FastAPI) -> None:
     ) -> Said:
         """Answer a question from a bank's memories, with the sources of the answer."""
 
+        who = _asking(ctx, "read")
+
         def begin() -> Answering:
-            asks, adapter = reader(_who(ctx, "read"), bank)
+            asks, adapter = reader(who, bank)
             where = None if filters is None else parse(filters)
             asked = Question(question, max_tokens=max_tokens, where=where, adapter=adapter)
             return Answering(asks, asked, app.state.generates)
 
         bridge: Bridge = app.state.bridge
         with _told():
-            answer = await _whole(bridge.begin(begin, settings().request_seconds))
+            answer = await _whole(bridge.begin(who.tenant, begin, settings().request_seconds))
             return Said(answer=answer.answer, sources=[Passage.of(s) for s in answer.memories])
 
     @server.tool()
@@ -231,6 +235,12 @@ def _who(ctx: Context, scope: str) -> Identity:
     who: Identity = cast(Request, ctx.request_context.request).state.identity
     who.may(scope)
     return who
+
+
+def _asking(ctx: Context, scope: str) -> Identity:
+    """The same before there is anything else to fail."""
+    with _told():
+        return _who(ctx, scope)
 
 
 async def _in_thread(work: Callable[[], T]) -> T:
