@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help setup demo test check chaos soak adapters clean
+.PHONY: help setup demo test check chaos rights soak adapters clean
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -30,6 +30,9 @@ test: setup ## All tests, with servers that they start themselves
 
 chaos: setup ## 200 kills at random while documents change; KILLS=n and SEED=s are taken
 	$(BIN)/python -m tests.chaos.run --kills $(or $(KILLS),200) $(if $(SEED),--seed $(SEED))
+
+rights: setup ## 10,000 random questions against a plain model of the rights; QUESTIONS=n and SEED=s
+	$(BIN)/python -m tests.rights.run --questions $(or $(QUESTIONS),10000) $(if $(SEED),--seed $(SEED))
 
 soak: setup ## The HTTP service under clients for ten minutes, killed once; SECONDS=n and SEED=s
 	$(BIN)/python -m tests.soak.run --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
