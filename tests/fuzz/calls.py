@@ -1,5 +1,6 @@
 """Calls that the service's description allows, and some that it forbids, judged by it."""
 
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -65,14 +66,15 @@ class Caller:
         self._session = requests.Session()
 
     def calls(self, count: int, seed: int, ends_the_run: Callable[[Case], bool]) -> None:
-        """Make about so many calls, of each route as many."""
-        cases = _cases(self.schema, count, seed)
-        random.Random(seed).shuffle(cases)
-        for case in cases:
-            self._known.put(case.path_parameters, case.query, case.body)
-            _shorten(case.body)
-            if not ends_the_run(case):
-                self.call(case)
+        """Make so many calls at least, of each route about as many."""
+        made = 0
+        while made < count:
+            for case in _cases(self.schema, count - made, f"{seed} {made}"):
+                self._known.put(case.path_parameters, case.query, case.body)
+                _limit(case.body)
+                if not ends_the_run(case):
+                    self.call(case)
+            made = self.seen.statuses.total()
 
     def call(self, case: Case) -> None:
         route = f"{case.operation.method.upper()} {case.operation.path}"
@@ -104,10 +106,10 @@ class Caller:
         self.seen.faults.setdefault(fault, f'{curl} -H "Authorization: Bearer $KEY"')
 
 
-def _cases(schema: Any, count: int, seed: int) -> list[Case]:
-    """Half of them right, a quarter wrong, a quarter at the limits of both."""
+def _cases(schema: Any, count: int, seed: str) -> list[Case]:
+    """Half of them right, a quarter wrong, a quarter at the limits of both; in no order."""
     routes = [found.ok() for found in schema.get_all_operations()]
-    each, found = max(4, round(count / len(routes))), list[Case]()
+    each, found = max(4, math.ceil(count / len(routes))), list[Case]()
     for number, route in enumerate(routes):
         chance = random.Random(f"{seed} {number}")
         limits = list(
@@ -120,6 +122,7 @@ def _cases(schema: Any, count: int, seed: int) -> list[Case]:
         some = chance.sample(limits, min(len(limits), each // 4))
         some += _drawn(route, GenerationMode.NEGATIVE, each // 4, chance)
         found += some + _drawn(route, GenerationMode.POSITIVE, each - len(some), chance)
+    random.Random(seed).shuffle(found)
     return found
 
 
@@ -145,9 +148,10 @@ def _drawn(route: Any, mode: GenerationMode, count: int, chance: random.Random) 
     return found
 
 
-def _shorten(body: Any) -> None:
-    """Let no question be answered at length."""
-    if isinstance(body, dict) and "messages" in body:
+def _limit(body: Any) -> None:
+    """Let a question be one, and not be answered at length."""
+    if isinstance(body, dict) and isinstance(body.get("messages"), list):
+        body["messages"].append({"role": "user", "content": "How many days of leave do I have?"})
         for name in ("max_tokens", "max_completion_tokens"):
             given = body.get(name, _LONGEST_ANSWER)
             body[name] = min(given, _LONGEST_ANSWER) if isinstance(given, int) else given
