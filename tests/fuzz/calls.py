@@ -2,8 +2,10 @@
 
 import math
 import random
-from collections import Counter
-from collections.abc import Callable, Sequence
+import threading
+from collections import Counter, deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,12 +25,12 @@ from schemathesis.specs.openapi.checks import (
 
 from tests.fuzz.known import Known
 
-CHECKS = (
+CHECKS = [
     not_a_server_error,
     status_code_conformance,
     content_type_conformance,
     response_schema_conformance,
-)
+]
 _LONGEST_ANSWER = 4
 _LONGEST_CALL = 120.0
 
@@ -56,25 +58,30 @@ class Seen:
 class Caller:
     """Calls the service at `url`, and keeps what it saw."""
 
-    def __init__(
-        self, url: str, key: str, known: Known, checks: Sequence[Callable[..., Any]] = CHECKS
-    ) -> None:
+    def __init__(self, url: str, key: str, known: Known) -> None:
         self.seen = Seen()
         self.schema: Any = schemathesis.openapi.from_url(f"{url}/openapi.json")
-        self._url, self._known, self._checks = url, known, list(checks)
+        self._url, self._known = url, known
         self._headers = {"Authorization": f"Bearer {key}"}
-        self._session = requests.Session()
+        self._session, self._alone = requests.Session(), threading.Lock()
 
-    def calls(self, count: int, seed: int, ends_the_run: Callable[[Case], bool]) -> None:
-        """Make so many calls at least, of each route about as many."""
-        made = 0
-        while made < count:
-            for case in _cases(self.schema, count - made, f"{seed} {made}"):
+    def calls(
+        self, count: int, seed: int, ends_the_run: Callable[[Case], bool], clients: int = 1
+    ) -> None:
+        """Make so many calls at least, of each route about as many, and so many at a time."""
+
+        def one(case: Case) -> None:
+            with self._alone:
                 self._known.put(case.path_parameters, case.query, case.body)
-                _limit(case.body)
-                if not ends_the_run(case):
-                    self.call(case)
-            made = self.seen.statuses.total()
+            _limit(case.body)
+            if not ends_the_run(case):
+                self.call(case)
+
+        made = 0
+        with ThreadPoolExecutor(clients) as pool:
+            while made < count:
+                deque(pool.map(one, _cases(self.schema, count - made, f"{seed} {made}")), 0)
+                made = self.seen.statuses.total()
 
     def call(self, case: Case) -> None:
         route = f"{case.operation.method.upper()} {case.operation.path}"
@@ -89,14 +96,16 @@ class Caller:
             return
         if response.status_code == 400 and "x-request-id" not in response.headers:
             return  # no HTTP: nothing behind the server saw it
-        self.seen.statuses[route, response.status_code] += 1
+        with self._alone:
+            self.seen.statuses[route, response.status_code] += 1
         try:
-            case.validate_response(response, checks=self._checks, headers=self._headers)
+            case.validate_response(response, checks=CHECKS, headers=self._headers)
         except FailureGroup as failures:
             for failure in failures.exceptions:
                 self._note(f"{route}: {response.status_code}: {failure}", case)
         if response.status_code == 200 and "json" in response.headers["content-type"][0]:
-            self._known.learn(response.json())
+            with self._alone:
+                self._known.learn(response.json())
 
     def _note(self, fault: str, case: Case) -> None:
         try:

@@ -5,8 +5,7 @@ import contextlib
 import random
 import secrets
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import httpx
 from schemathesis import Case
@@ -20,7 +19,7 @@ from app.bank.roles import Role
 from app.demo import sample
 from app.log import configure
 from app.runtime import generator
-from tests.fuzz.calls import CHECKS, Caller, Seen
+from tests.fuzz.calls import Caller, Seen
 from tests.fuzz.known import Known
 from tests.serving import served
 
@@ -34,7 +33,7 @@ _FILES = {
 }
 
 
-def run(tenant: str, bank: str, calls: int, seed: int, checks: Sequence[Any] = CHECKS) -> Seen:
+def run(tenant: str, bank: str, calls: int, seed: int, clients: int = 1) -> Seen:
     """Serve, and call in the name of a principal that may do everything; its bank and its tenant go
     last."""
     found = find_bank(tenant, bank)
@@ -53,8 +52,8 @@ def run(tenant: str, bank: str, calls: int, seed: int, checks: Sequence[Any] = C
     )
     with _serving() as url:
         _begin(url, own.token, found, known)
-        caller = Caller(url, own.token, known, checks)
-        caller.calls(calls, seed, lambda case: _ends_the_run(case, tenant, found, own))
+        caller = Caller(url, own.token, known)
+        caller.calls(calls, seed, lambda case: _ends_the_run(case, tenant, found, own), clients)
         store = caller.schema["/v1/vector_stores/{vector_store_id}"]["DELETE"]
         caller.call(store.Case(path_parameters={"vector_store_id": f"vs_{found.id}"}))
         erasure = caller.schema["/v1/membank/erasure"]["POST"]
@@ -97,25 +96,24 @@ def _serving() -> Iterator[str]:
         engine.close()
 
 
-def run_alone(
-    calls: int, seed: int, tell: Callable[[str], None] = print, checks: Sequence[Any] = CHECKS
-) -> Seen:
+def run_alone(calls: int, seed: int, clients: int, tell: Callable[[str], None] = print) -> Seen:
     """The same with the sample handbooks, in servers of its own."""
     with sample.temporary_stack(tell) as stack:
         sample.fill()
         for name in ("relay", "worker"):  # what the calls store need not be encoded
             stack.processes.stop(name)
-        return run(sample.TENANTS[0], sample.BANK, calls, seed, checks)
+        return run(sample.TENANTS[0], sample.BANK, calls, seed, clients)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--calls", type=int, default=5000)
+    parser.add_argument("--clients", type=int, default=1, help="more than one: in no fixed order")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6))
     given = parser.parse_args()
     configure("WARNING")
     print(f"seed {given.seed}")
-    seen = run_alone(given.calls, given.seed)
+    seen = run_alone(given.calls, given.seed, given.clients)
     print("\n".join(seen.lines()))
     sys.exit(bool(seen.faults))
 
