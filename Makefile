@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help setup demo test check chaos rights soak adapters clean
+.PHONY: help setup demo test check chaos fuzz rights soak adapters clean
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -36,6 +36,9 @@ rights: setup ## 10,000 random questions against a plain model of the rights; QU
 
 soak: setup ## The HTTP service under clients for ten minutes, killed once; SECONDS=n and SEED=s
 	$(BIN)/python -m tests.soak.run --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
+
+fuzz: setup ## Calls made from the description of the HTTP service; CALLS=n, CLIENTS=n and SEED=s
+	$(BIN)/python -m tests.fuzz.run --calls $(or $(CALLS),5000) --clients $(or $(CLIENTS),1) $(if $(SEED),--seed $(SEED))
 
 adapters: setup ## Train the reader adapters again, hours; DATA=folder of the training files, OUT=folder
 	PATH="$(abspath $(BIN)):$$PATH" app/training/adapters/recipe.sh $(or $(DATA),../shared/data) $(or $(OUT),adapters)

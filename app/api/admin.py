@@ -10,12 +10,13 @@ from datetime import date, datetime
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from fastapi import APIRouter, Path, Query
-from pydantic import AfterValidator, BaseModel, Field, StringConstraints
+from pydantic import BaseModel, Field
 
 from app.access import erase, keys, members, principals, tenants
 from app.access.identity import Identity
 from app.api.caller import Administering
 from app.api.errors import responses
+from app.api.fields import Name, Printable
 from app.api.once import OnceRoute
 from app.bank import audit, documents, jobs, quota, status
 from app.bank.roles import Role
@@ -29,19 +30,9 @@ ending = APIRouter(prefix=PREFIX, tags=["administration"])
 T = TypeVar("T")
 
 
-def _storable(value: str) -> str:
-    if "\x00" in value or not value.isprintable():
-        raise ValueError("printable characters are needed")
-    return value
-
-
-Name = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_storable)]
-"""Of a principal, a group or a bank."""
-Entry = Annotated[str, StringConstraints(min_length=1, max_length=220), AfterValidator(_storable)]
+Entry = Annotated[Printable, Field(min_length=1, max_length=220)]
 """everyone, principal:NAME or group:NAME."""
-DocumentId = Annotated[
-    str, StringConstraints(min_length=1, max_length=512), AfterValidator(_storable)
-]
+DocumentId = Annotated[Printable, Field(min_length=1, max_length=512)]
 Limit = Annotated[int, Query(ge=1, le=1000)]
 
 
@@ -129,7 +120,7 @@ class NewKey(BaseModel):
     principal: Name
     scopes: list[Literal["read", "write", "admin"]] = Field(["read"], min_length=1, max_length=3)
     days: int = Field(365, ge=1, le=keys.LONGEST)
-    name: str = Field("", max_length=200)
+    name: Annotated[Printable, Field(max_length=200)] = ""
 
 
 class IssuedKey(BaseModel):
@@ -342,9 +333,7 @@ def issue_key(body: NewKey, who: Administering) -> IssuedKey:
 
 
 @router.delete("/keys/{key}", responses=responses(404))
-def revoke_key(
-    key: Annotated[str, Path(max_length=64), AfterValidator(_storable)], who: Administering
-) -> Deleted:
+def revoke_key(key: Annotated[Printable, Path(max_length=64)], who: Administering) -> Deleted:
     """It counts no more from the next request on, and stays in the list."""
     keys.revoke(who.tenant, key)
     return Deleted(id=key)

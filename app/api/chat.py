@@ -19,10 +19,11 @@ from app.answer.recall import Source
 from app.answer.service import Answer, Answering, Generates
 from app.api.bridge import Bridge, GoneError, Running
 from app.api.caller import Reading
+from app.api.conditions import Filters
 from app.api.dialogue import Dialogue, Message
 from app.api.errors import error_body, responses, shape
+from app.api.fields import Text
 from app.api.models import reader
-from app.api.text import Text
 from app.bank.attachments import entry_id
 from app.bank.filters import parse
 from app.errors import MembankError
@@ -43,7 +44,7 @@ class Options(BaseModel):
 
     k: Annotated[int, Field(ge=1, le=100)] | None = None
     mode: Mode = "memory"
-    filters: dict[str, Any] | None = None
+    filters: Filters | None = None
     refresh_every: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
     threshold: Annotated[float, Field(ge=-1, le=1)] | None = None
     explain: bool = False

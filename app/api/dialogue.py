@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Discriminator, Tag
 
-from app.api.text import Text
+from app.api.fields import Text
 from app.errors import UsageError
 from app.memory.prompt import Turn
 

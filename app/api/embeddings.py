@@ -12,8 +12,8 @@ from app.access.identity import Identity
 from app.api.bridge import Bridge
 from app.api.caller import Reading
 from app.api.errors import responses
+from app.api.fields import Text
 from app.api.models import reader
-from app.api.text import Text
 from app.bank.quota import begin_request, count_tokens
 from app.bank.session import transaction
 from app.errors import UsageError

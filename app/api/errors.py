@@ -48,7 +48,7 @@ _KINDS: tuple[tuple[type[MembankError], int, str, str], ...] = (
     (MembankError, 500, "server_error", "server_error"),
 )
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
-_CODES = {413: "request_too_large"}
+_CODES = {408: "request_timeout", 413: "request_too_large"}
 
 
 class Error(BaseModel):
@@ -68,7 +68,7 @@ class Failure(BaseModel):
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """What a route's description says of its failures: these, and those that every route has."""
-    every = (400, 401, 403, 413, 422, 429, 500, 503)
+    every = (400, 401, 403, 408, 413, 422, 429, 500, 503)
     return {status: {"model": Failure} for status in sorted({*statuses, *every})}
 
 

@@ -1,12 +1,25 @@
-"""Fields that several requests have."""
+"""Fields that several requests have, and what their description says of them."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, Strict
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    Field,
+    Strict,
+    WithJsonSchema,
+)
 
 from app.errors import UsageError
 
 _CHUNK_TOKENS = 128
+
+
+def _whole(text: str) -> str:
+    # JSON can write half a character, which nothing behind it can hold.
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError("a character is cut in half: send valid Unicode")
+    return text
 
 
 def _storable(text: str) -> str:
@@ -15,18 +28,34 @@ def _storable(text: str) -> str:
     return text
 
 
-Text = Annotated[str, AfterValidator(_storable)]
-Key = Annotated[Text, Field(min_length=1, max_length=64)]
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("printable characters are needed")
+    return text
+
+
+def _without(characters: str) -> Any:
+    return Field(json_schema_extra={"pattern": f"^[^{characters}]*$"})
+
+
+Text = Annotated[str, AfterValidator(_whole)]
+Storable = Annotated[Text, AfterValidator(_storable), _without(r"\x00")]
+Printable = Annotated[str, AfterValidator(_printable), _without(r"\x00-\x1f\x7f-\x9f")]
+Name = Annotated[Printable, Field(min_length=1, max_length=200)]
+"""Of a principal, a group or a bank."""
+Key = Annotated[Storable, Field(min_length=1, max_length=64)]
 Value = (
     Annotated[bool, Strict()]
     | Annotated[int, Strict()]
     | Annotated[float, Strict(), Field(allow_inf_nan=False)]
-    | Annotated[Text, Strict(), Field(max_length=512)]
+    | Annotated[Storable, Strict(), Field(max_length=512)]
 )
 Attributes = Annotated[dict[Key, Value], Field(max_length=16)]
 """Of a file: the metadata of its documents, by which a search can be filtered."""
-Metadata = Annotated[dict[Key, Annotated[Text, Field(max_length=512)]], Field(max_length=16)]
-FileId = Annotated[Text, Field(min_length=1, max_length=4000)]
+Metadata = Annotated[dict[Key, Annotated[Storable, Field(max_length=512)]], Field(max_length=16)]
+FileId = Annotated[Storable, Field(min_length=1, max_length=4000)]
+Expiry = Annotated[Any, WithJsonSchema({"type": "null"})]
+"""Nothing but null can be kept: check_expiry."""
 
 
 class StaticSizes(BaseModel):

@@ -4,7 +4,7 @@ import secrets
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.access.identity import Identity
 from app.api.caller import Reading, Writing
@@ -41,6 +41,15 @@ class BatchFile(BaseModel):
 
 class CreateBatch(BaseModel):
     """Files by their ids, all with the same attributes, or each with its own."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"required": [name], "properties": {name: {"type": "array"}}}
+                for name in ("file_ids", "files")
+            ]
+        }
+    )
 
     file_ids: Annotated[list[FileId], Field(min_length=1, max_length=2000)] | None = None
     files: Annotated[list[BatchFile], Field(min_length=1, max_length=2000)] | None = None

@@ -12,7 +12,7 @@ from starlette.datastructures import FormData, UploadFile
 from app.access.identity import Identity
 from app.api.caller import Reading, Writing
 from app.api.errors import responses
-from app.api.fields import FileId, check_expiry
+from app.api.fields import FileId, Storable, check_expiry
 from app.api.paging import Item, Page, Paging
 from app.bank import attachments, files
 from app.bank.files import File
@@ -62,7 +62,7 @@ class FilePaging(Paging):
     """Files of a purpose, or all."""
 
     limit: Annotated[int, Field(ge=1, le=10_000)] = 10_000
-    purpose: Annotated[str, Field(max_length=100)] | None = None
+    purpose: Annotated[Storable, Field(max_length=100)] | None = None
 
 
 def sight(who: Identity) -> Asker:

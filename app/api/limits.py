@@ -1,5 +1,6 @@
 """What every request is held to: its size, its tenant's rate, and a number to find it by."""
 
+import asyncio
 import json
 import re
 import threading
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 
 from fastapi import FastAPI
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -19,6 +21,8 @@ from app.settings import settings
 _NUMBER = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _MINUTE = 60.0
 _MANY = 10_000
+BODY_SECONDS = 60.0
+"""Between two pieces of a request's body."""
 
 
 def hold(app: FastAPI) -> None:
@@ -121,4 +125,23 @@ class Envelope:
                 message = {**message, "body": _TOO_LARGE}
             await send(message)
 
-        await self._app(scope, receive, marked)
+        await self._app(scope, _Body(receive), marked)
+
+
+class _Body:
+    """Receives a request. One whose body stands still for too long is a 408."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive, self._whole = receive, False
+
+    async def __call__(self) -> Message:
+        if self._whole:
+            return await self._receive()
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                message = await self._receive()
+        except TimeoutError:
+            told = f"nothing came of the request's body for {BODY_SECONDS:g} s: send it again"
+            raise HTTPException(408, told, {"Connection": "close"}) from None
+        self._whole = not message.get("more_body", False)
+        return message

@@ -30,7 +30,13 @@ from app.settings import settings
 def create(generates: Generates) -> FastAPI:
     """The application. `generates` computes the answers."""
     app = FastAPI(
-        title="Membank", version="0.1.0", docs_url="/docs", redoc_url=None, lifespan=_lifespan
+        title="Membank",
+        version="0.1.0",
+        docs_url="/docs",
+        redoc_url=None,
+        lifespan=_lifespan,
+        # Behind a proxy it would send clients, and their keys, to this process's own address.
+        redirect_slashes=False,
     )
     app.state.generates = generates
     app.state.bridge = Bridge(settings().requests_at_once)

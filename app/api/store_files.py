@@ -9,7 +9,7 @@ from app.access.identity import Identity
 from app.access.tenants import Bank, checked_access
 from app.api.caller import Reading, Writing
 from app.api.errors import responses
-from app.api.fields import Attributes, Chunking, FileId, StaticChunking, Text, check_chunking
+from app.api.fields import Attributes, Chunking, FileId, StaticChunking, Storable, check_chunking
 from app.api.files import sight
 from app.api.ingestion import put
 from app.api.once import OnceRoute
@@ -71,15 +71,16 @@ class StoreFileDeleted(Item):
     deleted: Literal[True] = True
 
 
+Reader = Annotated[Storable, Field(max_length=300)]
+
+
 class FileOptions(BaseModel):
     """allow: who may read the documents: principal:NAME, group:NAME, everyone. Without it everyone,
     or what the file itself says (JSONL)."""
 
     model_config = ConfigDict(extra="forbid")
 
-    allow: Annotated[list[Annotated[Text, Field(max_length=300)]], Field(max_length=100)] | None = (
-        None
-    )
+    allow: Annotated[list[Reader], Field(max_length=100)] | None = None
 
     def listed(self, bank: Bank) -> list[str] | None:
         """Raises UsageError and NotFoundError for entries that mean nobody."""

@@ -8,8 +8,9 @@ from pydantic import BaseModel, Field
 
 from app.answer.retrieval import Reader, find
 from app.api.caller import Reading
+from app.api.conditions import Filters
 from app.api.errors import responses
-from app.api.fields import Text
+from app.api.fields import Storable
 from app.api.store_files import Content, attributes_of
 from app.api.vector_stores import bank_of
 from app.bank.attachments import Origin, entry_id, origins
@@ -20,7 +21,7 @@ from app.errors import FilterError
 router = APIRouter(prefix="/v1/vector_stores", tags=["vector stores"])
 
 _QUERIES = 10
-Words = Annotated[Text, Field(min_length=1, max_length=100_000)]
+Words = Annotated[Storable, Field(min_length=1, max_length=100_000)]
 
 
 class Ranking(BaseModel):
@@ -35,7 +36,7 @@ class SearchRequest(BaseModel):
 
     query: Words | Annotated[list[Words], Field(min_length=1, max_length=_QUERIES)]
     max_num_results: Annotated[int, Field(ge=1, le=50)] = 10
-    filters: dict[str, Any] | None = None
+    filters: Filters | None = None
     ranking_options: Ranking | None = None
     rewrite_query: bool | None = None
 

@@ -12,7 +12,15 @@ from app.access.identity import Identity
 from app.access.tenants import Bank, bank_now
 from app.api.caller import Reading, Writing
 from app.api.errors import responses
-from app.api.fields import Chunking, FileId, Metadata, Text, check_chunking, check_expiry
+from app.api.fields import (
+    Chunking,
+    Expiry,
+    FileId,
+    Metadata,
+    Name,
+    check_chunking,
+    check_expiry,
+)
 from app.api.files import sight
 from app.api.ingestion import put
 from app.api.once import OnceRoute
@@ -24,9 +32,6 @@ from app.runtime import profile
 
 router = APIRouter(prefix="/v1/vector_stores", tags=["vector stores"], route_class=OnceRoute)
 _NUMBER = re.compile(r"vs_([0-9]{1,18})")
-
-Name = Annotated[Text, Field(min_length=1, max_length=200)]
-Expiry = dict[str, Any] | None
 
 
 class FileCounts(BaseModel):

@@ -5,7 +5,6 @@ import functools
 import io
 import json
 import re
-import socket
 import subprocess
 import threading
 import time
@@ -17,7 +16,6 @@ from typing import Any
 import httpx
 import openai
 import pytest
-import uvicorn
 
 from app.access.keys import issue
 from app.access.tenants import add_bank
@@ -34,6 +32,7 @@ from app.local.stack import Stack
 from app.runtime import generator, profile
 from app.settings import settings
 from tests.e2e.conftest import make_tenant
+from tests.serving import served
 
 FACTS = {
     "leave": "# Annual Leave\n\nEvery employee of Delta has 27 days of annual leave.\n",
@@ -62,23 +61,6 @@ class Noted:
         job = self._engine(question, prompt, memories, refresh, tenant)
         self.jobs.append(job)
         return job
-
-
-@contextlib.contextmanager
-def served(app: Any) -> Iterator[str]:
-    """The address of a real server in a thread."""
-    listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    thread.start()
-    assert wait_until(lambda: server.started, 30)
-    try:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(30)
-        listening.close()
-    assert not thread.is_alive()
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,7 @@
 """What every request to the service is held to, before any model is asked."""
 
+import asyncio
+import json
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,7 +14,7 @@ from fastapi.testclient import TestClient
 from pydantic import BaseModel
 
 from app.access.keys import issue
-from app.api import models
+from app.api import limits, models
 from app.api.caller import Administering, Reading, Writing
 from app.api.errors import handle_errors
 from app.api.limits import Rates, hold
@@ -259,6 +261,33 @@ class TestSize:
 
     def test_a_route_that_takes_more_has_a_limit_of_its_own(self, client: TestClient) -> None:
         assert client.post("/uploads", json={"name": "a" * 5000}).status_code == 413
+
+    def test_a_body_that_stands_still_is_given_up(
+        self, client: TestClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(limits, "BODY_SECONDS", 0.05)
+        pieces: list[Any] = [{"type": "http.request", "body": b"{", "more_body": True}]
+        sent: list[Any] = []
+
+        async def receive() -> Any:
+            if not pieces:
+                await asyncio.Event().wait()
+            return pieces.pop()
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/things",
+            "query_string": b"",
+            "headers": [(b"content-type", b"application/json")],
+        }
+        asyncio.run(client.app(scope, receive, send))
+        assert sent[0]["status"] == 408
+        assert (b"connection", b"close") in sent[0]["headers"]
+        assert json.loads(sent[1]["body"])["error"]["code"] == "request_timeout"
 
 
 class TestNumber:

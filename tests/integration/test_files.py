@@ -6,8 +6,6 @@ Memories are invented but in the last test, which searches.
 import contextlib
 import io
 import json
-import socket
-import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,7 +14,6 @@ import httpx
 import openai
 import psycopg
 import pytest
-import uvicorn
 from openai import OpenAI
 from openai.types import VectorStore
 from openai.types.vector_stores import VectorStoreFile
@@ -33,10 +30,10 @@ from app.bank.documents import store as store_document
 from app.bank.roles import Role
 from app.bank.session import Asker
 from app.errors import NotFoundError
-from app.local.processes import wait_until
 from app.runtime import profile
 from app.settings import settings
 from tests.conftest import Company, ask, work_off
+from tests.serving import served
 
 NOTES = "# Badges\n\nThe badge of the harbor is orange.\n"
 
@@ -48,15 +45,8 @@ def address(database: str) -> Iterator[str]:
     def generates(*_: object, **__: object) -> Any:
         raise AssertionError("nobody asks here")
 
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        app = create(generates)
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-        thread.start()
-        assert wait_until(lambda: server.started, 30)
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
-        server.should_exit = True
-        thread.join(30)
+    with served(create(generates)) as url:
+        yield f"{url}/v1"
 
 
 Client = Callable[..., OpenAI]
@@ -327,6 +317,43 @@ class TestStores:
             with pytest.raises(openai.NotFoundError):
                 attempt()
         assert bob.vector_stores.files.retrieve(file, vector_store_id=store.id).id == file
+
+    @pytest.mark.parametrize(
+        ("path", "body"),
+        [
+            ("vector_stores", {"name": "HALF"}),
+            ("vector_stores", {"metadata": {"a": "HALF"}}),
+            ("vector_stores", {"metadata": {"HALF": "a"}}),
+            ("vector_stores", {"file_ids": ["HALF"]}),
+            ("vector_stores/STORE/files", {"file_id": "HALF"}),
+            ("vector_stores/STORE/files", {"file_id": "FILE", "attributes": {"a": "HALF"}}),
+            ("vector_stores/STORE/files", {"file_id": "FILE", "attributes": {"HALF": 1}}),
+            ("vector_stores/STORE/files", {"file_id": "FILE", "membank": {"allow": ["HALF"]}}),
+            ("vector_stores/STORE/files/FILE", {"attributes": {"a": "HALF"}}),
+            ("vector_stores/STORE/file_batches", {"file_ids": ["HALF"]}),
+            ("vector_stores/STORE/search", {"query": ["a", "HALF"]}),
+        ],
+    )
+    def test_half_a_character_is_refused_wherever_text_is(
+        self, alice: OpenAI, store: VectorStore, address: str, path: str, body: dict[str, Any]
+    ) -> None:
+        file = upload(alice)
+        attach(alice, store, file)
+        path = path.replace("STORE", store.id).replace("FILE", file)
+        content = json.dumps(body).replace("FILE", file)
+        for half in ("\\ud800", "\\udfff"):
+            said = content.replace("HALF", half)
+            answer = httpx.post(f"{address}/{path}", content=said, headers=json_of(alice))
+            assert answer.status_code == 400, answer.text
+            assert answer.json()["error"]["param"]
+
+    @pytest.mark.parametrize("path", ["files?purpose=%00", "files?after=%00", "vector_stores/"])
+    def test_no_list_fails_at_what_it_is_asked_for(
+        self, alice: OpenAI, address: str, path: str
+    ) -> None:
+        answer = httpx.get(f"{address}/{path}", headers=json_of(alice))
+        assert answer.status_code in (400, 404), answer.text
+        assert answer.json()["error"]["message"]
 
     def test_what_cannot_be_done_is_refused(self, alice: OpenAI, address: str) -> None:
         for how in (
