@@ -24,7 +24,7 @@ from app.api.dialogue import Dialogue, Message
 from app.api.errors import error_body, responses, shape
 from app.api.fields import Text
 from app.api.models import reader
-from app.bank.attachments import entry_id
+from app.bank.entries import entry_id
 from app.bank.filters import parse
 from app.errors import MembankError
 from app.runtime import Mode, count_tokens, models

@@ -16,7 +16,7 @@ from app.api.once import OnceRoute
 from app.api.paging import Item, Page
 from app.api.store_files import FileOptions, StoreFile, StoreFilePaging
 from app.api.vector_stores import FileCounts, bank_of, known
-from app.bank import attachments, files
+from app.bank import attachments, entries, files
 
 router = APIRouter(prefix="/v1/vector_stores", tags=["vector stores"], route_class=OnceRoute)
 
@@ -99,7 +99,7 @@ def get_batch(vector_store_id: str, batch_id: FileId, who: Reading) -> Batch:
 def cancel_batch(vector_store_id: str, batch_id: FileId, who: Writing) -> Batch:
     """Stop what has not been done. What is encoded stays, and so does what a worker holds."""
     bank = known(who, vector_store_id).id
-    attachments.batch_totals(who.asker, bank, batch_id)
+    entries.batch_totals(who.asker, bank, batch_id)
     attachments.cancel_batch(who.asker, bank, batch_id)
     return _batch(who, vector_store_id, bank, batch_id)
 
@@ -113,13 +113,13 @@ def list_batch_files(
 ) -> Page[StoreFile]:
     """The files of a batch."""
     bank = known(who, vector_store_id).id
-    attachments.batch_totals(who.asker, bank, batch_id)
-    found, more = attachments.listing(who.asker, bank, paging.window(), paging.filter, batch_id)
+    entries.batch_totals(who.asker, bank, batch_id)
+    found, more = entries.listing(who.asker, bank, paging.window(), paging.filter, batch_id)
     return Page.of([StoreFile.of(each, vector_store_id) for each in found], more)
 
 
 def _batch(who: Identity, store: str, bank: int, batch: str) -> Batch:
-    began, counts = attachments.batch_totals(who.asker, bank, batch)
+    began, counts = entries.batch_totals(who.asker, bank, batch)
     status: Literal["in_progress", "completed", "cancelled"] = "completed"
     if counts["in_progress"]:
         status = "in_progress"

@@ -15,8 +15,8 @@ from app.api.ingestion import put
 from app.api.once import OnceRoute
 from app.api.paging import Item, Page, Paging
 from app.api.vector_stores import bank_of, known
-from app.bank import attachments, files
-from app.bank.attachments import Entry
+from app.bank import attachments, entries, files
+from app.bank.entries import Entry
 
 router = APIRouter(prefix="/v1/vector_stores", tags=["vector stores"], route_class=OnceRoute)
 
@@ -131,7 +131,7 @@ def attach_file(vector_store_id: str, body: AttachFile, who: Writing) -> StoreFi
     bank = bank_of(who, vector_store_id)
     [file] = files.find(sight(who), [body.file_id])
     put(who, bank, [(file, body.attributes or {})], body.membank.listed(bank))
-    return StoreFile.of(attachments.find(who.asker, bank.id, file.id), vector_store_id)
+    return StoreFile.of(entries.find(who.asker, bank.id, file.id), vector_store_id)
 
 
 @router.get("/{vector_store_id}/files", responses=responses(404))
@@ -140,8 +140,8 @@ def list_store_files(
 ) -> Page[StoreFile]:
     """Files and documents of a vector store that the caller may see."""
     bank = known(who, vector_store_id)
-    entries, more = attachments.listing(who.asker, bank.id, paging.window(), paging.filter)
-    return Page.of([StoreFile.of(each, vector_store_id) for each in entries], more)
+    found, more = entries.listing(who.asker, bank.id, paging.window(), paging.filter)
+    return Page.of([StoreFile.of(each, vector_store_id) for each in found], more)
 
 
 @router.get("/{vector_store_id}/files/{file_id}", responses=responses(404))
@@ -158,7 +158,7 @@ def update_store_file(
     bank, entry = _entry(who, vector_store_id, file_id)
     former = attributes_of(entry.attributes)
     attachments.set_attributes(who.asker, bank, entry, list(former), body.attributes or {})
-    return StoreFile.of(attachments.find(who.asker, bank, file_id), vector_store_id)
+    return StoreFile.of(entries.find(who.asker, bank, file_id), vector_store_id)
 
 
 @router.delete("/{vector_store_id}/files/{file_id}", responses=responses(404))
@@ -172,10 +172,10 @@ def detach_file(vector_store_id: str, file_id: FileId, who: Writing) -> StoreFil
 @router.get("/{vector_store_id}/files/{file_id}/content", responses=responses(404))
 def get_store_file_content(vector_store_id: str, file_id: FileId, who: Reading) -> ContentPage:
     """The texts of its documents, as they were read."""
-    texts = attachments.texts(who.asker, *_entry(who, vector_store_id, file_id))
+    texts = entries.texts(who.asker, *_entry(who, vector_store_id, file_id))
     return ContentPage(data=[Content(text=text) for text in texts])
 
 
 def _entry(who: Identity, store: str, id: str) -> tuple[int, Entry]:
     bank = known(who, store)
-    return bank.id, attachments.find(who.asker, bank.id, id)
+    return bank.id, entries.find(who.asker, bank.id, id)

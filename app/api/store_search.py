@@ -13,7 +13,7 @@ from app.api.errors import responses
 from app.api.fields import Storable
 from app.api.store_files import Content, attributes_of
 from app.api.vector_stores import bank_of
-from app.bank.attachments import Origin, entry_id, origins
+from app.bank.entries import Origin, entry_id, origins
 from app.bank.filters import Filter, parse
 from app.bank.search import Passage
 from app.errors import FilterError

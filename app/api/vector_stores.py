@@ -25,8 +25,8 @@ from app.api.files import sight
 from app.api.ingestion import put
 from app.api.once import OnceRoute
 from app.api.paging import Item, Page, Paging
-from app.bank import attachments, files, status
-from app.bank.attachments import Totals
+from app.bank import entries, files, status
+from app.bank.entries import Totals
 from app.errors import NotFoundError
 from app.runtime import profile
 
@@ -163,7 +163,7 @@ def create_store(body: CreateStore, who: Writing) -> VectorStore:
 def list_stores(who: Reading, paging: Annotated[Paging, Query()]) -> Page[VectorStore]:
     """The banks in which the caller has a role."""
     found = banks.listing(who.asker, paging.window("vs_"))
-    totals = attachments.totals(who.asker, [int(row.id) for row in found.rows])
+    totals = entries.totals(who.asker, [int(row.id) for row in found.rows])
     stores = [VectorStore.of(row, totals[int(row.id)]) for row in found.rows]
     return Page.of(stores, found.has_more)
 
@@ -191,5 +191,5 @@ def delete_store(vector_store_id: str, who: Writing) -> VectorStoreDeleted:
 
 
 def _whole(who: Identity, bank: Known) -> VectorStore:
-    totals = attachments.totals(who.asker, [bank.id])[bank.id]
+    totals = entries.totals(who.asker, [bank.id])[bank.id]
     return VectorStore.of(bank, totals, Progress(**status.of_bank(who.asker, bank.id)))

@@ -25,7 +25,7 @@ from app.answer.generate import Read, Refresh
 from app.answer.question import Question
 from app.answer.service import NOTHING
 from app.api.service import create
-from app.bank.attachments import entry_id
+from app.bank.entries import entry_id
 from app.ingest.command import run as ingest
 from app.local.processes import wait_until
 from app.local.stack import Stack
