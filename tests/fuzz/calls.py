@@ -31,6 +31,7 @@ CHECKS = [
     content_type_conformance,
     response_schema_conformance,
 ]
+_AT_ONCE = 1000
 _LONGEST_ANSWER = 4
 _LONGEST_CALL = 120.0
 
@@ -66,9 +67,17 @@ class Caller:
         self._session, self._alone = requests.Session(), threading.Lock()
 
     def calls(
-        self, count: int, seed: int, ends_the_run: Callable[[Case], bool], clients: int = 1
+        self,
+        count: int,
+        seed: int,
+        ends_the_run: Callable[[Case], bool],
+        clients: int,
+        tell: Callable[[str], None],
     ) -> None:
-        """Make so many calls at least, of each route about as many, and so many at a time."""
+        """Make so many calls at least, of each route about as many, and so many at a time.
+
+        tell: is told how many were made, now and then.
+        """
 
         def one(case: Case) -> None:
             with self._alone:
@@ -80,8 +89,10 @@ class Caller:
         made = 0
         with ThreadPoolExecutor(clients) as pool:
             while made < count:
-                deque(pool.map(one, _cases(self.schema, count - made, f"{seed} {made}")), 0)
+                some = _cases(self.schema, min(count - made, _AT_ONCE), f"{seed} {made}")
+                deque(pool.map(one, some), 0)
                 made = self.seen.statuses.total()
+                tell(f"{made} calls, {len(self.seen.faults)} faults")
 
     def call(self, case: Case) -> None:
         route = f"{case.operation.method.upper()} {case.operation.path}"

@@ -33,7 +33,14 @@ _FILES = {
 }
 
 
-def run(tenant: str, bank: str, calls: int, seed: int, clients: int = 1) -> Seen:
+def run(
+    tenant: str,
+    bank: str,
+    calls: int,
+    seed: int,
+    clients: int = 1,
+    tell: Callable[[str], None] = print,
+) -> Seen:
     """Serve, and call in the name of a principal that may do everything; its bank and its tenant go
     last."""
     found = find_bank(tenant, bank)
@@ -53,7 +60,9 @@ def run(tenant: str, bank: str, calls: int, seed: int, clients: int = 1) -> Seen
     with _serving() as url:
         _begin(url, own.token, found, known)
         caller = Caller(url, own.token, known)
-        caller.calls(calls, seed, lambda case: _ends_the_run(case, tenant, found, own), clients)
+        caller.calls(
+            calls, seed, lambda case: _ends_the_run(case, tenant, found, own), clients, tell
+        )
         store = caller.schema["/v1/vector_stores/{vector_store_id}"]["DELETE"]
         caller.call(store.Case(path_parameters={"vector_store_id": f"vs_{found.id}"}))
         erasure = caller.schema["/v1/membank/erasure"]["POST"]
@@ -102,7 +111,7 @@ def run_alone(calls: int, seed: int, clients: int, tell: Callable[[str], None] =
         sample.fill()
         for name in ("relay", "worker"):  # what the calls store need not be encoded
             stack.processes.stop(name)
-        return run(sample.TENANTS[0], sample.BANK, calls, seed, clients)
+        return run(sample.TENANTS[0], sample.BANK, calls, seed, clients, tell)
 
 
 def main() -> None:
