@@ -246,7 +246,7 @@ def list_principals(who: Administering) -> Listed[Principal]:
     return Listed(data=[Principal(name=name, groups=of) for name, of in found.items()])
 
 
-@router.post("/principals", responses=responses(409))
+@router.post("/principals", responses=responses())
 def add_principal(body: NewPrincipal, who: Administering) -> Principal:
     tenants.add_principal(who.tenant, body.name, body.groups)
     name = body.name.strip()

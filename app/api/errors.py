@@ -7,6 +7,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
+from sqlalchemy.exc import IntegrityError
 from starlette.exceptions import HTTPException
 
 from app.errors import (
@@ -68,7 +69,7 @@ class Failure(BaseModel):
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """What a route's description says of its failures: these, and those that every route has."""
-    every = (400, 401, 403, 408, 413, 422, 429, 500, 503)
+    every = (400, 401, 403, 408, 409, 413, 422, 429, 500, 503)
     return {status: {"model": Failure} for status in sorted({*statuses, *every})}
 
 
@@ -99,6 +100,14 @@ def handle_errors(app: FastAPI) -> None:
     async def ours(_: Request, error: MembankError) -> JSONResponse:
         status, body = shape(error)
         return JSONResponse(body, status, _headers(error, status))
+
+    @app.exception_handler(IntegrityError)
+    async def raced(_: Request, error: IntegrityError) -> JSONResponse:
+        # What a request names was there when it looked: another one came between.
+        if getattr(error.orig, "sqlstate", None) not in ("23503", "23505"):
+            raise error
+        told = "another request changed or deleted what this one names: look again, and repeat it"
+        return JSONResponse(error_body(told, "invalid_request_error", "conflict"), 409)
 
     @app.exception_handler(RequestValidationError)
     async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:

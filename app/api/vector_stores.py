@@ -140,7 +140,7 @@ def bank_of(who: Identity, id: str) -> Bank:
     return bank_now(who.asker.tenant or 0, known(who, id).id)
 
 
-@router.post("", responses=responses(404, 409))
+@router.post("", responses=responses(404))
 def create_store(body: CreateStore, who: Writing) -> VectorStore:
     """Make a bank, whose admin the caller is, and put files into it."""
     check_expiry(body.expires_after)
@@ -174,7 +174,7 @@ def get_store(vector_store_id: str, who: Reading) -> VectorStore:
     return _whole(who, known(who, vector_store_id))
 
 
-@router.post("/{vector_store_id}", responses=responses(404, 409))
+@router.post("/{vector_store_id}", responses=responses(404))
 def update_store(vector_store_id: str, body: UpdateStore, who: Writing) -> VectorStore:
     """Change name or metadata, which takes the role of an admin of the bank."""
     check_expiry(body.expires_after)

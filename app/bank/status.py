@@ -6,6 +6,7 @@ from datetime import timedelta
 from sqlalchemy import text
 
 from app.bank.session import Asker, transaction
+from app.errors import NotFoundError
 
 
 def queue() -> dict[str, int]:
@@ -64,9 +65,14 @@ def banks(tenant: int | None = None) -> list[dict[str, object]]:
 
 def of_bank(asker: Asker, bank: int) -> dict[str, float | int | None]:
     """How far a bank is, of what `asker` may read: pending, encoding, ready, failed (units of
-    work), coverage 0 to 1, throughput (memories a second), time_left (seconds)."""
+    work), coverage 0 to 1, throughput (memories a second), time_left (seconds).
+
+    Raises NotFoundError.
+    """
     with transaction(asker) as connection:
-        row = connection.execute(_BANK, {"tenant": asker.tenant, "bank": bank}).one()
+        row = connection.execute(_BANK, {"tenant": asker.tenant, "bank": bank}).one_or_none()
+    if row is None:
+        raise NotFoundError("the bank is not there any more: list the banks that there are")
     return {
         "pending": row.pending - row.held,
         "encoding": row.held,
