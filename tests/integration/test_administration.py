@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from app.access import keys, tenants
 from app.access.keys import issue
 from app.access.tenants import add_principal
 from app.api.service import create
@@ -277,3 +278,22 @@ def test_values_that_cannot_be_are_refused(admin: Admin, method: str, path: str,
     )
     assert said.status_code == 400, said.text
     assert set(said.json()["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [("PUT", "groups/hr/principals/bob", None), ("POST", "keys", {"principal": "bob"})],
+)
+def test_who_is_removed_meanwhile_is_a_conflict(
+    admin: Admin,
+    company: Company,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    path: str,
+    body: Any,
+) -> None:
+    gone = Asker("app", company.tenant, 10**9)
+    for module in (tenants, keys):
+        monkeypatch.setattr(module, "find_principal", lambda *_: gone)
+    said = admin(method, path, body)
+    assert (said.status_code, said.json()["error"]["code"]) == (409, "conflict")

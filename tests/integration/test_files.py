@@ -18,6 +18,7 @@ from openai import OpenAI
 from openai.types import VectorStore
 from openai.types.vector_stores import VectorStoreFile
 
+from app.access import banks
 from app.access.erase import erase
 from app.access.keys import issue
 from app.access.members import grant, revoke
@@ -346,6 +347,18 @@ class TestStores:
             answer = httpx.post(f"{address}/{path}", content=said, headers=json_of(alice))
             assert answer.status_code == 400, answer.text
             assert answer.json()["error"]["param"]
+
+    def test_one_that_is_deleted_meanwhile_is_not_found(
+        self, alice: OpenAI, store: VectorStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def change(asker: Asker, id: int, *how: Any) -> Any:
+            changed = banks.find(asker, id)
+            banks.remove(asker, id)
+            return changed
+
+        monkeypatch.setattr(banks, "change", change)
+        with pytest.raises(openai.NotFoundError):
+            alice.vector_stores.update(store.id, name="other")
 
     @pytest.mark.parametrize("path", ["files?purpose=%00", "files?after=%00", "vector_stores/"])
     def test_no_list_fails_at_what_it_is_asked_for(
