@@ -26,3 +26,10 @@ def served(app: Any) -> Iterator[str]:
         thread.join(30)
         listening.close()
     assert not thread.is_alive()
+
+
+def free_port() -> int:
+    """A port that nobody listens on, far from those that services choose by themselves."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -148,9 +148,7 @@ def load(reader: Reader, passages: Sequence[Passage], dtype: torch.dtype) -> lis
                     f"{place}: its object {row.location} is missing: delete its row of memory_blob,"
                     " and it is encoded again"
                 )
-            raise BlobError(
-                f"{place} is gone: ask again; membank reconcile brings back what is lost"
-            )
+            raise BlobError(f"{place} is gone: ask again; membank reconcile makes it anew")
     return [found[passage.id] for passage in passages]
 
 

@@ -14,6 +14,7 @@ from app.cli import main
 from app.demo.sample import temporary_stack
 from app.local.stack import Stack
 from app.runtime import profile
+from tests.serving import free_port
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -23,6 +24,8 @@ def stack() -> Iterator[Stack]:
     with pytest.MonkeyPatch.context() as patch:
         # What a killed worker had in hand is free again after this long: a test waits for it.
         patch.setenv("MEMBANK_LEASE_SECONDS", "6")
+        # Nobody else takes it while the service is down.
+        patch.setenv("MEMBANK_API_PORT", str(free_port()))
         with temporary_stack(lambda _: None) as running:
             yield running
 

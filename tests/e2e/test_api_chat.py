@@ -445,7 +445,7 @@ class TestEnd:
             time.sleep(0.2)  # the server hears of it
             for _ in range(4):
                 app.state.bridge._searches.release()
-            assert wait_until(lambda: app.state.bridge._free._value == 96, 30)
+            assert wait_until(lambda: not app.state.bridge._held, 30)
         assert not waits.begun.is_set()
 
 

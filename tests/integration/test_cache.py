@@ -214,7 +214,7 @@ class TestRights:
             return fetch(*arguments)  # type: ignore[arg-type]
 
         monkeypatch.setattr(retrieval, "fetch", later)
-        if settings().blob_store is None:
+        if not settings().blob_store:
             with pytest.raises(BlobError, match="gone: ask again"):
                 read(alice, passages)
         else:  # the object lasts until the relay takes it; the right was there when it was asked

@@ -4,7 +4,6 @@ import argparse
 import os
 import secrets
 import signal
-import socket
 import sys
 import threading
 import time
@@ -23,6 +22,7 @@ from app.demo import sample
 from app.local.processes import wait_until
 from app.local.stack import ENCODING, Stack
 from app.settings import settings
+from tests.serving import free_port
 from tests.soak.clients import Client
 
 _CLIENTS = 8
@@ -72,7 +72,7 @@ class Outcome:
 def run(seconds: float, seed: str, tell: Callable[[str], None] = print) -> Outcome:
     """Load the service for so long; the kill comes first, so that what follows shows growth."""
     outcome, over = Outcome(seed), threading.Event()
-    os.environ["MEMBANK_API_PORT"] = str(_free_port())  # nobody else takes it while it is dead
+    os.environ["MEMBANK_API_PORT"] = str(free_port())  # nobody else takes it while it is dead
     settings.cache_clear()
     with sample.temporary_stack(tell, (*ENCODING, "api")) as stack:
         sample.fill()
@@ -100,12 +100,6 @@ def run(seconds: float, seed: str, tell: Callable[[str], None] = print) -> Outco
         outcome.faults += one.seen.faults
     outcome.judge()
     return outcome
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _kill(stack: Stack, url: str) -> float:
