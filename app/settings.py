@@ -185,7 +185,7 @@ class Settings(BaseSettings):
         " when a request asks for BANK@NAME.",
     )
     requests_at_once: int = Field(
-        96,
+        256,
         ge=1,
         le=10_000,
         description="Answers that the HTTP service works on at most at a time, for a tenant half"

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -15,8 +16,9 @@ from app.errors import BusyError, LateError
 from app.tracing import carried
 
 T = TypeVar("T")
-SEARCHES = 4
-"""Requests that search and load at a time, so that they do with the connections of one pool."""
+SEARCHES = min(8, max(2, os.cpu_count() or 2))
+"""Requests that search and load at a time: no more than processors, or they hold each other up,
+and so few that they do with the connections of one pool."""
 
 
 class GoneError(Exception):

@@ -24,6 +24,7 @@ from app.answer.engine import Engine, Job
 from app.answer.generate import Read, Refresh
 from app.answer.question import Question
 from app.answer.service import NOTHING
+from app.api.bridge import SEARCHES
 from app.api.service import create
 from app.bank.entries import entry_id
 from app.ingest.command import run as ingest
@@ -437,13 +438,13 @@ class TestEnd:
         self, address: str, key: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         app = create(waits := Waiting())
-        for _ in range(4):
+        for _ in range(SEARCHES):
             assert app.state.bridge._searches.acquire()
         with served(app) as url, client_of(url, key).with_options(timeout=1) as client:
             with pytest.raises(openai.APITimeoutError):
                 ask(client, LEAVE)
             time.sleep(0.2)  # the server hears of it
-            for _ in range(4):
+            for _ in range(SEARCHES):
                 app.state.bridge._searches.release()
             assert wait_until(lambda: not app.state.bridge._held, 30)
         assert not waits.begun.is_set()
