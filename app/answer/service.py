@@ -172,7 +172,9 @@ class Answering:
         """None when nothing readable is near enough."""
         asked, m = self._question, models()
         if asked.mode == "closed":
-            return self._generate(closed_book(m.lm.tokenizer, asked.told, asked.turns), None)
+            ids = closed_book(m.lm.tokenizer, asked.told, asked.turns)
+            _require_room(m, len(ids) + asked.max_tokens)
+            return self._generate(ids, None)
         tail = m.prompt.tail(asked.told, asked.turns)
         _require_room(m, len(tail) + asked.max_tokens)
         self._found = self._search()
@@ -217,7 +219,6 @@ class Answering:
     def _generate(
         self, prompt: list[int], memories: Read, refresh: Refresh | None = None
     ) -> Telling:
-        _require_room(models(), len(prompt) + self._question.max_tokens)
         self._prompt_tokens = len(prompt)
         tenant, self._handed = self._reader.asker.tenant or 0, time.perf_counter()
         return self._generates(self._question, prompt, memories, refresh, tenant)

@@ -18,6 +18,7 @@ from app.console import quiet
 from app.errors import MembankError
 from app.local.listening import listen
 from app.log import configure
+from app.memory.flat import Start
 from app.runtime import generator
 from app.settings import settings
 from app.starting import require_safe
@@ -35,7 +36,7 @@ def main() -> None:
     try:
         if settings().api_admin:
             database_url("admin")  # administration fails now rather than when it is asked for
-        engine = Engine(settings().max_batch, load=lambda: generator("memory"))
+        engine = Engine(settings().max_batch, load=_load)
         engine.loaded.result()
         listening = listen()
     except MembankError as error:
@@ -60,6 +61,12 @@ def main() -> None:
     engine.close()
     session.dispose()
     log.info("stopped")
+
+
+def _load() -> None:
+    """The model of answers from memory, with what is found out when two first come together."""
+    start = Start([0], 0)
+    generator("memory").decoder.read([start, start])
 
 
 def sweep(stop: threading.Event) -> None:

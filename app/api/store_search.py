@@ -13,7 +13,7 @@ from app.api.errors import responses
 from app.api.fields import Storable
 from app.api.store_files import Content, attributes_of
 from app.api.vector_stores import bank_of
-from app.bank.entries import Origin, entry_id, origins
+from app.bank.entries import entry_id, metadata
 from app.bank.filters import Filter, parse
 from app.bank.search import Passage
 from app.errors import FilterError
@@ -94,8 +94,8 @@ def search_store(vector_store_id: str, body: SearchRequest, who: Reading) -> Res
     ]
     turns = (passage for passage in chain(*zip_longest(*found)) if passage is not None)
     passages = list({passage.id: passage for passage in turns}.values())[: body.max_num_results]
-    known = origins(who.asker, reader.bank, [passage.document_id for passage in passages])
-    # What was forgotten since it was found has no origin any more.
+    known = metadata(who.asker, reader.bank, [passage.document_id for passage in passages])
+    # What was forgotten since it was found is left out.
     data = [_result(p, known[p.document_id]) for p in passages if p.document_id in known]
     return ResultPage(search_query=body.queries, data=data)
 
@@ -107,12 +107,12 @@ def _parsed(filters: dict[str, Any] | None) -> Filter | None:
         raise FilterError("the filter is nested too deep: write it flatter") from None
 
 
-def _result(passage: Passage, origin: Origin) -> Result:
+def _result(passage: Passage, known: dict[str, Any]) -> Result:
     return Result(
-        file_id=origin.file or entry_id(passage.document_id),
+        file_id=passage.file_id or entry_id(passage.document_id),
         filename=passage.source,
         score=passage.score,
-        attributes=attributes_of(origin.metadata),
+        attributes=attributes_of(known),
         content=[Content(text=passage.text)],
         membank=Place(
             document=passage.document_id,

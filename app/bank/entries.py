@@ -199,25 +199,17 @@ def texts(asker: Asker, bank: int, entry: Entry) -> list[str]:
         )
 
 
-@dataclass(frozen=True)
-class Origin:
-    """The uploaded file that gave a document, if one did, and the document's metadata."""
-
-    file: str | None
-    metadata: dict[str, Any]
-
-
-def origins(asker: Asker, bank: int, ids: Sequence[str]) -> dict[str, Origin]:
+def metadata(asker: Asker, bank: int, documents: Sequence[str]) -> dict[str, dict[str, Any]]:
     """By document, of those that the asker may read."""
     with transaction(asker) as connection:
         rows = connection.execute(
             text(
-                "SELECT id, file_id, metadata FROM document"
+                "SELECT id, metadata FROM document"
                 " WHERE tenant_id = :tenant AND bank_id = :bank AND id = ANY(:ids)"
             ),
-            {"tenant": asker.tenant, "bank": bank, "ids": list(ids)},
+            {"tenant": asker.tenant, "bank": bank, "ids": list(documents)},
         )
-        return {row.id: Origin(row.file_id, row.metadata) for row in rows}
+        return {row.id: row.metadata for row in rows}
 
 
 DOCUMENTS = (
