@@ -50,8 +50,9 @@ def run(file: Path, n: int, k: int, adapter: str | None, seed: int, as_json: boo
             beside = compose([kvs], m.lm.rotary, m.encoder.prefix)
             gained = beside
             if reader.adapter is not None and k > 1:
-                scores = [[0.1 * random.Random(f"{seed}:{number}").random() for _ in kvs]]
-                gained = beside.preferring(reader.adapter.gains(scores))
+                chance = random.Random(f"{seed}:{number}")
+                relevances = [[0.1 * chance.random() for _ in kvs]]
+                gained = beside.preferring(reader.adapter.gains(relevances))
             found["alone"].append(_nll(m.lm, ids, alone))
             found["base, irrelevant"].append(_nll(m.lm, ids, beside))
             found["reader, irrelevant"].append(_nll(reader.lm, ids, gained))

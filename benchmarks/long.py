@@ -119,9 +119,10 @@ def _remembered(
     said = []
     with console.progress() as bar:
         task = bar.add_task("memory", total=len(asked), rate="")
-        for question, nearest, scores in zip(asked, hits.pieces, hits.scores, strict=True):
+        for question, nearest, relevances in zip(asked, hits.pieces, hits.scores, strict=True):
             texts = tuple(pieces[i].text for i in nearest)
-            memories = reader.memories("memory", [Retrieved(texts, tuple(scores), texts)], k)
+            read = Retrieved(texts, tuple(relevances), texts)
+            memories = reader.memories("memory", [read], k)
             tail = reader.tail("memory", question)
             said += answers(reader.read("memory").lm, [tail], memories, _MOST_TOKENS)
             bar.advance(task)

@@ -85,7 +85,7 @@ class Recall:
         self._memories = compose([stored], m.lm.rotary, m.encoder.prefix)
         adapter = self._adapter
         if adapter is not None and adapter.preference and len(passages) > 1:
-            gains = adapter.gains([[p.score for p in passages]])
+            gains = adapter.gains([[p.relevance for p in passages]])
             self._memories = self._memories.preferring(gains)
         return self._memories
 

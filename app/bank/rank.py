@@ -9,6 +9,7 @@ one who asks may read, so that nothing else can move a passage up or down.
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 POOL = 100
@@ -18,22 +19,31 @@ _WEIGHT = 0.6
 _WORD = re.compile(r"\w+")
 
 
-def best(question: str, texts: Sequence[str], cosines: Sequence[float], k: int) -> list[int]:
-    """Indices of the k best texts, best first; a text that occurs several times comes once.
+@dataclass(frozen=True)
+class Ranked:
+    """A text by its index, and its relevance: cosine + 0.6 x the share of the words."""
 
-    texts: nearest first, with the cosine of each. The order is that of cosine + 0.6 x the share of
-    the question's words that the text has, each word counted by how rare it is among the texts
+    index: int
+    relevance: float
+
+
+def best(question: str, texts: Sequence[str], cosines: Sequence[float], k: int) -> list[Ranked]:
+    """The k most relevant texts, best first; a text that occurs several times comes once.
+
+    texts: nearest first, with the cosine of each. Relevance is cosine + 0.6 x the share of the
+    question's words that the text has, each word counted by how rare it is among the texts
     (inverse document frequency as in BM25). Words that no text has do not count. Equal ones stay in
-    the given order; without a question it is the given order altogether.
+    the given order; without a question relevance is the cosine.
     """
     first: dict[str, int] = {}
     for index, text in enumerate(texts):
         first.setdefault(text, index)
-    chosen = list(first.values())
+    chosen = [Ranked(index, cosines[index]) for index in first.values()]
     if question:
         shares = _shares(question, list(first))
-        value = {i: cosines[i] + _WEIGHT * share for i, share in zip(chosen, shares, strict=True)}
-        chosen.sort(key=lambda i: -value[i])
+        both = zip(chosen, shares, strict=True)
+        chosen = [Ranked(one.index, one.relevance + _WEIGHT * share) for one, share in both]
+        chosen.sort(key=lambda one: -one.relevance)
     return chosen[:k]
 
 

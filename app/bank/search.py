@@ -17,6 +17,7 @@ from app.errors import FilterError
 class Passage:
     """A memory that was found. `score` is the cosine of question and key, -1 to 1.
 
+    relevance: by which passages are ordered, and by how much a reader prefers one (app/bank/rank).
     heading: the headings above it in its document; start, end: where it stands there, in
     characters of the document's text; file_id: the uploaded file that gave it, if one did.
     """
@@ -27,6 +28,7 @@ class Passage:
     source: str
     text: str
     score: float
+    relevance: float
     heading: str = ""
     start: int = 0
     end: int = 0
@@ -62,13 +64,13 @@ def search(
             chosen = best(words, texts, cosines, k)
             # Copies of one text may fill the pool, and the rest of the k stand behind it.
             if len(chosen) == k or len(near) < size:
-                return [_passage(near[i]) for i in chosen]
+                return [_passage(near[one.index], one.relevance) for one in chosen]
             size *= 4
 
 
-def _passage(r: Row[Any]) -> Passage:
-    of = (r.chunk_id, r.document_id, r.title, r.source, r.text)
-    return Passage(*of, 1.0 - r.distance, r.heading, r.start_at, r.end_at, r.file_id)
+def _passage(r: Row[Any], relevance: float) -> Passage:
+    of = (r.chunk_id, r.document_id, r.title, r.source, r.text, 1.0 - r.distance, relevance)
+    return Passage(*of, r.heading, r.start_at, r.end_at, r.file_id)
 
 
 _HAS_FIELD = text(

@@ -107,7 +107,7 @@ class Reader:
         adapter = self.read(mode).adapter
         if adapter is None or k == 1:
             return memories
-        return memories.preferring(adapter.gains([list(found.scores[:k]) for found in read]))
+        return memories.preferring(adapter.gains([list(found.relevances[:k]) for found in read]))
 
     def _composed(self, mode: Mode, rows: Sequence[Sequence[KV]]) -> Memories:
         encoder = self._closed if mode == "closed" else self._m.encoder

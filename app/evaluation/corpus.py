@@ -76,7 +76,10 @@ class Vectors:
 
 @dataclass(frozen=True)
 class Hits:
-    """The pieces for each question, best first, and their cosines; both (questions, k)."""
+    """The pieces for each question, best first, and their scores; both (questions, k).
+
+    A score is the cosine where the nearest are searched for, else the relevance (app/bank/rank).
+    """
 
     pieces: list[list[int]]
     scores: list[list[float]]
@@ -106,8 +109,8 @@ class Corpus:
         pieces, scores = [], []
         for question, some, cosines in zip(questions, near.pieces, near.scores, strict=True):
             chosen = best(question, [self.pieces[i].text for i in some], cosines, k)
-            pieces.append([some[i] for i in chosen])
-            scores.append([cosines[i] for i in chosen])
+            pieces.append([some[one.index] for one in chosen])
+            scores.append([one.relevance for one in chosen])
         return Hits(pieces, scores)
 
     def search(

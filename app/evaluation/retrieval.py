@@ -13,10 +13,10 @@ from app.ingest.split import CountTokens
 
 @dataclass(frozen=True)
 class Retrieved:
-    """Texts of the pieces for one question, best first, with cosine and passage of each."""
+    """Texts of the pieces for one question, best first, with relevance and passage of each."""
 
     texts: tuple[str, ...]
-    scores: tuple[float, ...]
+    relevances: tuple[float, ...]
     passages: tuple[str, ...]
 
 
@@ -65,10 +65,12 @@ class Retrieval:
         retrieved = {
             question.id: Retrieved(
                 tuple(pieces[i].text for i in nearest),
-                tuple(scores),
+                tuple(relevances),
                 tuple(pieces[i].passage for i in nearest),
             )
-            for question, nearest, scores in zip(questions, hits.pieces, hits.scores, strict=True)
+            for question, nearest, relevances in zip(
+                questions, hits.pieces, hits.scores, strict=True
+            )
         }
         return cls(searched, alike, retrieved)
 

@@ -31,7 +31,7 @@ class Adapter:
     """Weights by the name of the linear layer: A (rank, inputs) and B (outputs, rank), float32.
 
     model: fingerprint of the model; prefix: sha256 of the shared prefix's text, hex;
-    preference: how many nats a memory's logits are lowered for each unit of cosine that it is
+    preference: how many nats a memory's logits are lowered for each unit of relevance that it is
     behind the best one (`Memories.preferring`); codec: what it was trained on, for information.
     """
 
@@ -86,18 +86,18 @@ class Adapter:
             )
         return LanguageModel(reader, lm.tokenizer)
 
-    def gains(self, scores: list[list[float]]) -> Tensor:
-        """What memories of these cosines get in attention, (requests, most memories), nats."""
-        return gains(scores, self.preference)
+    def gains(self, relevances: list[list[float]]) -> Tensor:
+        """What such memories get in attention, (requests, most memories), in nats."""
+        return gains(relevances, self.preference)
 
 
-def gains(scores: list[list[float]], preference: float | Tensor) -> Tensor:
-    """The cosine that each memory is behind its request's best, times `preference`, negative."""
-    width = max(1, *(len(row) for row in scores))
-    behind = torch.zeros(len(scores), width)
-    for number, row in enumerate(scores):
-        for place, score in enumerate(row):
-            behind[number, place] = score - max(row)
+def gains(relevances: list[list[float]], preference: float | Tensor) -> Tensor:
+    """How far each memory is behind its request's most relevant, times `preference`, negative."""
+    width = max(1, *(len(row) for row in relevances))
+    behind = torch.zeros(len(relevances), width)
+    for number, row in enumerate(relevances):
+        for place, relevance in enumerate(row):
+            behind[number, place] = relevance - max(row)
     return behind * preference
 
 

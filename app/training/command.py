@@ -71,9 +71,9 @@ class Sheets:
         m = self.models
         if example.question is None:
             first, *rest = m.prompt.chunk(example.answer)[: PLAIN_TOKENS + 1]
-            return Shown(read, example.scores, [first], rest, teacher=[])
+            return Shown(read, example.relevances, [first], rest, teacher=[])
         answer = answer_ids(m.prompt, m.lm, example.answer)
-        return Shown(read, example.scores, m.prompt.tail(example.question), answer, taught)
+        return Shown(read, example.relevances, m.prompt.tail(example.question), answer, taught)
 
     def _stored(self, some: Sequence[Example]) -> list[list[KV]]:
         return [[self.store.load(text) for text in one.texts] for one in some]

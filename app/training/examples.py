@@ -1,7 +1,7 @@
 """A row -> what the reader is shown: memories as a search would bring them, and what to say.
 
-Distractors are the nearest wrong pieces of a real search over all training passages, and memories
-stand in the order of their score, as they do when a question is asked. Some places are taken by
+Distractors are the best wrong pieces of a real search over all training passages, and memories
+stand in the order of their relevance, as they do when a question is asked. Some places are taken by
 plain text beside memories that have nothing to do with it. All is drawn by seed and place alone, so
 that a run that is resumed draws the same.
 """
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from app.bank.rank import POOL, best
 from app.evaluation.abstention import ABSTENTION
 from app.evaluation.corpus import Corpus
 from app.evaluation.metrics import contains
@@ -25,30 +26,29 @@ UNANSWERED = 0.05
 PLAIN = 0.125
 """Share of the places that hold plain text."""
 PLAIN_TOKENS = 32
-_NEAR = 24
 _SPREAD = 4
-"""Distractors are drawn from so many more of the nearest than are needed."""
+"""Distractors are drawn from so many more of the best than are needed."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """Texts of the memories, best first, the cosine of each with the question, and the answer.
+    """Texts of the memories, best first, the relevance of each to the question, and the answer.
 
     Without a question, `answer` is plain text to go on with as if there were no memories.
     """
 
     question: str | None
     texts: tuple[str, ...]
-    scores: tuple[float, ...]
+    relevances: tuple[float, ...]
     answer: str
 
 
 @dataclass(frozen=True)
 class _Candidates:
-    """A row's pieces, best first, with their scores: those to read, and the nearest others."""
+    """A row's pieces, best first, with their relevance: those to read, and the best others."""
 
     gold: list[tuple[int, float]]
-    near: list[tuple[int, float]]
+    others: list[tuple[int, float]]
 
 
 class Examples:
@@ -57,13 +57,7 @@ class Examples:
     def __init__(self, corpus: Corpus, rows: Sequence[Row], questions: Tensor, seed: int) -> None:
         """`questions`: a vector for each row, (rows, dimensions)."""
         self._corpus, self._rows, self._seed = corpus, rows, seed
-        hits = corpus.search(questions, _NEAR)
-        self._candidates = [
-            self._found(row, vector, list(zip(pieces, scores, strict=True)))
-            for row, vector, pieces, scores in zip(
-                rows, questions, hits.pieces, hits.scores, strict=True
-            )
-        ]
+        self._questions, self._candidates = questions, dict[int, _Candidates]()
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -92,16 +86,16 @@ class Examples:
 
     def of(self, index: int, epoch: int, k: int | None = None) -> Example:
         """A row with the memories drawn for it in an epoch; `k` of them, or as drawn."""
-        row, found = self._rows[index], self._candidates[index]
+        row, found = self._rows[index], self._found(index)
         chance = self._chance("row", epoch, index)
         drawn = chance.choices(KS, WEIGHTS)[0]
         k = k or max(drawn, len(found.gold))
         if not found.gold or chance.random() < UNANSWERED:
             answer, gold = ABSTENTION, []
-            near = [one for one in found.near if not self._answers(one[0], row)]
+            others = [one for one in found.others if not self._answers(one[0], row)]
         else:
-            answer, gold, near = row.answers[0], found.gold, found.near
-        wrong = near[: max(0, k - len(gold)) + chance.choice((0, _SPREAD))]
+            answer, gold, others = row.answers[0], found.gold, found.others
+        wrong = others[: max(0, k - len(gold)) + chance.choice((0, _SPREAD))]
         some = [*gold, *chance.sample(wrong, min(len(wrong), max(0, k - len(gold))))]
         some.sort(key=lambda one: -one[1])
         return self._shown(row.question, some, answer)
@@ -113,14 +107,31 @@ class Examples:
         self, question: str | None, some: Sequence[tuple[int, float]], answer: str
     ) -> Example:
         texts = tuple(self._corpus.pieces[piece].text for piece, _ in some)
-        return Example(question, texts, tuple(score for _, score in some), answer)
+        return Example(question, texts, tuple(relevance for _, relevance in some), answer)
 
     def _answers(self, piece: int, row: Row) -> bool:
         found = self._corpus.pieces[piece]
         return found.passage in row.gold or bool(row.answers and contains(found.text, row.answers))
 
-    def _found(self, row: Row, vector: Tensor, hits: list[tuple[int, float]]) -> _Candidates:
-        gold = self._corpus.gold(row.gold, row.answers, row.question) if row.answers else []
-        scores = (self._corpus.vectors[gold] @ vector).tolist()
-        near = [(piece, score) for piece, score in hits if piece not in gold]
-        return _Candidates(list(zip(gold, scores, strict=True)), near)
+    def _found(self, index: int) -> _Candidates:
+        if index not in self._candidates:
+            self._candidates[index] = self._searched(self._rows[index], self._questions[index])
+        return self._candidates[index]
+
+    def _searched(self, row: Row, vector: Tensor) -> _Candidates:
+        """What a search brings, and the pieces to read also where it does not bring them."""
+        corpus = self._corpus
+        gold = corpus.gold(row.gold, row.answers, row.question) if row.answers else []
+        hits = corpus.search(vector[None], POOL)
+        cosines = dict(zip(hits.pieces[0], hits.scores[0], strict=True))
+        cosines |= zip(gold, (corpus.vectors[gold] @ vector).tolist(), strict=True)
+        pool = sorted(cosines, key=lambda piece: -cosines[piece])
+        texts = [corpus.pieces[piece].text for piece in pool]
+        ranked = best(row.question, texts, [cosines[piece] for piece in pool], len(pool))
+        relevance = {texts[one.index]: one.relevance for one in ranked}
+        found = [(pool[one.index], one.relevance) for one in ranked]
+        read = {corpus.pieces[piece].text for piece in gold}
+        return _Candidates(
+            [(piece, relevance[corpus.pieces[piece].text]) for piece in gold],
+            [one for one in found if corpus.pieces[one[0]].text not in read],
+        )

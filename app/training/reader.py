@@ -22,19 +22,19 @@ from app.memory.prompt import Prompt
 from app.training.adapter import Adapter, AdapterMode, digest, gains
 
 PREFERENCE = 5.0
-"""Where the preference for well-ranked memories begins, in nats for a cosine of 1."""
+"""Where the preference for well-ranked memories begins, in nats for a relevance of 1."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """One example as tensors go: memories, their cosines, token ids of question and answer.
+    """One example as tensors go: memories, their relevance, token ids of question and answer.
 
     teacher: what the untrained model reads in the memories' place, whose expectations are then
     what is to be learnt, instead of the answer's tokens.
     """
 
     memories: Sequence[KV]
-    scores: Sequence[float]
+    relevances: Sequence[float]
     tail: Sequence[int]
     answer: Sequence[int]
     teacher: Sequence[KV] | None = None
@@ -129,7 +129,7 @@ class TrainedReader:
         device = self.base.device
         memories = compose(read, self.base.rotary, self._prefix)
         if any(len(row) > 1 for row in read):
-            behind = gains([list(one.scores) for one in shown], self.preference)
+            behind = gains([list(one.relevances) for one in shown], self.preference)
             memories = memories.preferring(behind)
         width = ids.shape[1]
         empty = width - seen.sum(dim=1, keepdim=True).to(device)

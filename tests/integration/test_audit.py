@@ -246,7 +246,7 @@ class TestWhatIsNoted:
     ) -> None:
         reader = Reader(company.reader("alice"), company.bank.id, PROFILE, SIMPLE["int8"])
         monkeypatch.setattr(Reader, "now", lambda self: self)
-        passages = [Passage(n, "a", "Title", "a.md", "Secret text", 0.5) for n in (7, 8)]
+        passages = [Passage(n, "a", "Title", "a.md", "Secret text", 0.5, 0.5) for n in (7, 8)]
         monkeypatch.setattr(retrieval, "found_for", lambda *_: Found(passages, {}))
         find(reader, "Secret question?", 2)
         usage = {"prompt_tokens": 5, "completion_tokens": 2}

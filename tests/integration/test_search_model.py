@@ -212,7 +212,7 @@ def answer(
         pool = [chunk for chunk in list(cosines)[:size] if cosines[chunk] >= least]
         order = best(words, [texts[c] for c in pool], [cosines[c] for c in pool], k)
         if len(order) == k or len(pool) < size:
-            return [pool[i] for i in order]
+            return [pool[one.index] for one in order]
         size *= 4
 
 

@@ -5,7 +5,12 @@ from itertools import permutations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.bank.rank import best
+from app.bank.rank import best as ranked
+
+
+def best(question: str, texts: list[str], cosines: list[float], k: int) -> list[int]:
+    return [one.index for one in ranked(question, texts, cosines, k)]
+
 
 WORDS = st.lists(st.sampled_from(["ann", "bo", "cy", "work", "works", "worked", "17"]), max_size=6)
 PASSAGES = st.lists(st.tuples(WORDS.map(" ".join), st.floats(-1, 1)), max_size=12)
@@ -62,3 +67,21 @@ def test_a_text_that_is_nearer_and_has_all_the_words_is_never_behind(
         has = {w for w in ("ann", "17") if w in texts[other].split()}
         if cosines[one] > cosines[other] and has <= set(texts[one].split()):
             assert order.index(one) < order.index(other)
+
+
+@given(WORDS.map(" ".join), PASSAGES)
+def test_relevance_orders_and_lies_between_the_cosine_and_the_weight_above_it(
+    question: str, passages: list[tuple[str, float]]
+) -> None:
+    passages = sorted(passages, key=lambda one: -one[1])
+    texts, cosines = [t for t, _ in passages], [c for _, c in passages]
+    found = ranked(question, texts, cosines, len(texts))
+    relevances = [one.relevance for one in found]
+    assert relevances == sorted(relevances, reverse=True)
+    for one in found:
+        asked = bool(question) and question.split() == texts[one.index].split()
+        least = cosines[one.index] + (0.6 if asked else 0.0)
+        assert least - 1e-9 <= one.relevance <= cosines[one.index] + 0.6 + 1e-9
+    assert [one.relevance for one in ranked("", texts, cosines, len(texts))] == sorted(
+        dict(reversed(passages)).values(), reverse=True
+    )

@@ -45,7 +45,7 @@ def test_questions_are_searched_in_the_order_of_the_product() -> None:
     vectors = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
     hits = corpus().best(["When was it? In 1973", ""], vectors, 2)
     assert hits.pieces == [[1, 3], [0, 1]]
-    assert hits.scores[0] == pytest.approx([0.8, 1.0])
+    assert hits.scores[0] == pytest.approx([0.8 + 0.6, 1.0])
     assert corpus().best(["gas"], vectors[:1], 1, [[0, 2]]).pieces == [[2]]
 
 

@@ -4,12 +4,12 @@ from app.evaluation.abstention import ABSTENTION, abstains
 from tests.unit.training.conftest import examples
 
 
-def test_memories_stand_in_the_order_of_their_score() -> None:
+def test_memories_stand_in_the_order_of_their_relevance() -> None:
     drawn, _ = examples()
     for position in range(100):
-        scores = drawn.at(position).scores
-        assert list(scores) == sorted(scores, reverse=True)
-        assert 1 <= len(scores) <= 8
+        relevances = drawn.at(position).relevances
+        assert list(relevances) == sorted(relevances, reverse=True)
+        assert 1 <= len(relevances) <= 8
 
 
 def test_the_right_memory_is_there_or_the_answer_is_that_none_is() -> None:
@@ -52,7 +52,7 @@ def test_plain_text_stands_beside_other_passages_memories() -> None:
     plain = [one for one in found if one.question is None]
     assert 25 < len(plain) < 80
     assert all(one.texts and one.answer not in one.texts for one in plain)
-    assert all(list(one.scores) == sorted(one.scores, reverse=True) for one in plain)
+    assert all(list(one.relevances) == sorted(one.relevances, reverse=True) for one in plain)
 
 
 def test_abstention_is_recognised_in_other_words_around_it() -> None:

@@ -50,7 +50,7 @@ def test_the_loss_is_that_of_the_answer_and_its_end(lm: LanguageModel, encoder: 
     reader = TrainedReader(lm, 2, 0, encoder.prefix)
     row = shown(encoder)[0]
     memories = compose([row.memories], lm.rotary, encoder.prefix)
-    memories = memories.preferring(gains([list(row.scores)], reader.preference.detach()))
+    memories = memories.preferring(gains([list(row.relevances)], reader.preference.detach()))
     with torch.no_grad(), injected(lm.model, memories):
         ids = torch.tensor([[*row.tail, *row.answer]])
         logits = lm.model(input_ids=ids, position_ids=memories.positions(5)).logits[0]

@@ -37,8 +37,8 @@ def made(folder: Path, plan: Plan = PLAN, identity: Any = None, kept: Any = None
         memories = encoder.encode([PROMPT.chunk(text) for text in one.texts])
         answer = answer_ids(PROMPT, lm, one.answer)
         if one.question is None:
-            return Shown(memories, one.scores, answer[:1], answer[1:], teacher=[])
-        return Shown(memories, one.scores, PROMPT.tail(one.question), answer)
+            return Shown(memories, one.relevances, answer[:1], answer[1:], teacher=[])
+        return Shown(memories, one.relevances, PROMPT.tail(one.question), answer)
 
     def loss(some: Sequence[Example]) -> Loss:
         return reader.loss([shown(one) for one in some])
