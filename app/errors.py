@@ -28,7 +28,7 @@ class NotFoundError(MembankError):
 
 
 class ModelNotFoundError(NotFoundError):
-    """A `model` of a request that names no bank and adapter for the one who asks."""
+    """A bank or an adapter, named as a model, that is not there, or not for the one who asks."""
 
 
 class UnauthorizedError(MembankError):

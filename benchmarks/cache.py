@@ -33,7 +33,7 @@ def run(n: int, ks: Sequence[int], as_json: bool) -> None:
     """Medians over n loads and n answers of each kind, milliseconds."""
     with temporary_stack(lambda _: None):
         reader = filled("cached")
-        memories = len(found_for(reader, _QUESTION, 100, -1.0).passages)
+        memories = len(found_for(reader.begin(), _QUESTION, 100, -1.0).passages)
         if memories < max(ks):
             raise UsageError(f"the sample has {memories} memories: give a smaller -k")
         rows = {k: _turns(reader, k, n, _TIERS) | _encoding(reader, k, n) for k in ks}
@@ -56,7 +56,8 @@ def run(n: int, ks: Sequence[int], as_json: bool) -> None:
 
 
 def _turns(reader: Reader, k: int, n: int, tiers: Mapping[str, Mapping[str, str]]) -> Times:
-    passages = found_for(reader, _QUESTION, k, -1.0).passages
+    request = reader.begin()
+    passages = found_for(request, _QUESTION, k, -1.0).passages
     dtype = models().lm.dtype
 
     def first() -> float:
@@ -64,7 +65,7 @@ def _turns(reader: Reader, k: int, n: int, tiers: Mapping[str, Mapping[str, str]
         return ask(reader, _QUESTION, k=k, **how).timings_ms["first_token"]
 
     def loaded() -> float:
-        return _ms(lambda: load(reader, passages, dtype))
+        return _ms(lambda: load(request, passages, dtype))
 
     spent: dict[str, list[float]] = {}
     for turn in range(n + 2):
@@ -79,7 +80,7 @@ def _turns(reader: Reader, k: int, n: int, tiers: Mapping[str, Mapping[str, str]
 
 def _encoding(reader: Reader, k: int, n: int) -> Times:
     m = models()
-    texts = [p.text for p in found_for(reader, _QUESTION, k, -1.0).passages]
+    texts = [p.text for p in found_for(reader.begin(), _QUESTION, k, -1.0).passages]
     tokens = [m.prompt.chunk(text) for text in texts]
     size = settings().batch_tokens
     before: list[list[int]] = [[] for _ in tokens]

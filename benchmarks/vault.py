@@ -14,10 +14,10 @@ from tempfile import TemporaryDirectory
 
 from app import console
 from app.access.tenants import add_principal, find_bank
-from app.answer.retrieval import Reader, found_for, load
+from app.answer.retrieval import Reader, Request, found_for, load
 from app.bank.audit import note
 from app.bank.blobs import load_blobs
-from app.bank.quota import Quota, begin_request, count_tokens, set_quota
+from app.bank.quota import Quota, count_request, count_tokens, set_quota
 from app.bank.reseal import Resealed, reseal_tenant
 from app.bank.search import Passage
 from app.bank.session import transaction
@@ -37,16 +37,17 @@ def run(n: int, ks: Sequence[int], as_json: bool) -> None:
     # The stack's worker and relay have no key, and leave all plain.
     given = {"MEMBANK_MASTER_KEY": master, **WITHOUT_CACHE}
     with temporary_stack(lambda _: None), variables(**given):
-        readers = {tenant: filled(tenant) for tenant in (_PLAIN, _SEALED)}
+        requests = {tenant: filled(tenant).begin() for tenant in (_PLAIN, _SEALED)}
         reseal_tenant(find_bank(_SEALED, _BANK).tenant, Resealed())
         found = {
-            tenant: found_for(readers[tenant], "time off", 100, -1.0).passages for tenant in readers
+            tenant: found_for(requests[tenant], "time off", 100, -1.0).passages
+            for tenant in requests
         }
         if len(found[_PLAIN]) < max(ks):
             raise UsageError(f"the sample has {len(found[_PLAIN])} memories: give a smaller -k")
-        size = _size(readers[_PLAIN], found[_PLAIN])
-        rows = [_row(readers, found, k, n) for k in ks]
-        notes = _notes(readers[_PLAIN], n)
+        size = _size(requests[_PLAIN], found[_PLAIN])
+        rows = [_row(requests, found, k, n) for k in ks]
+        notes = _notes(requests[_PLAIN], n)
     if as_json:
         console.print_json({"bytes_of_a_memory": size, "n": n, "by_k": rows, "notes_ms": notes})
         return
@@ -71,41 +72,45 @@ def filled(tenant: str) -> Reader:
     return Reader.of(tenant, _BANK, "reader")
 
 
-def _size(reader: Reader, passages: Sequence[Passage]) -> int:
+def _size(request: Request, passages: Sequence[Passage]) -> int:
     """Bytes of a memory, the median."""
-    blobs = load_blobs(reader.asker, reader.profile, [p.id for p in passages])
+    blobs = load_blobs(request.asker, request.profile, [p.id for p in passages])
     return int(median(len(blob) for blob in blobs.values()))
 
 
 def _row(
-    readers: dict[str, Reader], found: dict[str, list[Passage]], k: int, n: int
+    requests: dict[str, Request], found: dict[str, list[Passage]], k: int, n: int
 ) -> dict[str, float]:
     dtype = models().lm.dtype
     steps: dict[str, Callable[[], object]] = {}
     for tenant, suffix in ((_PLAIN, ""), (_SEALED, "_sealed")):
-        reader, passages = readers[tenant], found[tenant][:k]
+        request, passages = requests[tenant], found[tenant][:k]
         ids = [p.id for p in passages]
-        steps["fetch" + suffix] = lambda r=reader, i=ids: load_blobs(r.asker, r.profile, i)  # type: ignore[misc]
-        steps["load" + suffix] = lambda r=reader, p=passages: load(r, p, dtype)  # type: ignore[misc]
+        steps["fetch" + suffix] = lambda r=request, i=ids: load_blobs(r.asker, r.profile, i)  # type: ignore[misc]
+        steps["load" + suffix] = lambda r=request, p=passages: load(r, p, dtype)  # type: ignore[misc]
     times = _medians(steps, n)
     return {"k": k, **times, "more": 100 * (times["load_sealed"] / times["load"] - 1)}
 
 
-def _notes(reader: Reader, n: int) -> Times:
+def _notes(request: Request, n: int) -> Times:
     """With limits set, which are looked at then."""
-    asker = reader.asker
+    asker = request.asker
     set_quota(asker.tenant or 0, Quota(None, None, 10**9, 10**9))
 
     def record() -> None:
         with transaction(asker) as connection:
-            note(connection, asker.tenant, "ask", reader.bank, ["d"], [1], {"mode": "memory"})
+            note(connection, asker.tenant, "ask", request.bank, ["d"], [1], {"mode": "memory"})
             count_tokens(connection, 1)
+
+    def begin() -> None:
+        with transaction(asker) as connection:
+            count_request(connection, asker)
 
     def nothing() -> None:
         with transaction(asker):
             pass
 
-    steps = {"empty": nothing, "begin": lambda: begin_request(asker), "record": record}
+    steps = {"empty": nothing, "begin": begin, "record": record}
     return {name: round(value, 2) for name, value in _medians(steps, n).items()}
 
 

@@ -25,6 +25,7 @@ from app.addresses import ROLES
 from app.bank import documents, outbox
 from app.bank.documents import Draft, Piece, Stored
 from app.bank.outbox import Encoded, Work
+from app.bank.quota import count_request
 from app.bank.schema import provision
 from app.bank.session import Asker, dispose, transaction
 from app.local.postgres import EmbeddedPostgres
@@ -181,6 +182,12 @@ def new_company(database: str) -> Callable[[str], Company]:
 @pytest.fixture
 def company(new_company: Callable[[str], Company]) -> Company:
     return new_company("harbor")
+
+
+def begin_request(asker: Asker) -> None:
+    """Count one, in a transaction of its own."""
+    with transaction(asker) as connection:
+        count_request(connection, asker)
 
 
 def pieces_of(body: str) -> list[Piece]:

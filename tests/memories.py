@@ -4,7 +4,7 @@ import hashlib
 
 import torch
 
-from app.answer.retrieval import Reader, load
+from app.answer.retrieval import Request, load
 from app.bank import outbox
 from app.bank.outbox import Encoded
 from app.bank.search import Passage, search
@@ -36,15 +36,15 @@ def learn() -> int:
     return written
 
 
-def reader_of(company: Company, name: str = "alice", *groups: str) -> Reader:
-    return Reader(company.reader(name, *groups), company.bank.id, PROFILE, CODEC)
+def reader_of(company: Company, name: str = "alice", *groups: str) -> Request:
+    return Request(company.reader(name, *groups), company.bank.id, PROFILE, CODEC)
 
 
-def found(reader: Reader) -> list[Passage]:
+def found(reader: Request) -> list[Passage]:
     return search(reader.asker, reader.bank, PROFILE, NORTH, 100)
 
 
-def read(reader: Reader, passages: list[Passage]) -> list[KV]:
+def read(reader: Request, passages: list[Passage]) -> list[KV]:
     return load(reader, passages, torch.float32)
 
 

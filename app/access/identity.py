@@ -2,11 +2,9 @@
 
 from dataclasses import dataclass
 
-from sqlalchemy import text
-
 from app.access import jwt, keys
 from app.access.tenants import find_principal
-from app.bank.session import Asker, transaction
+from app.bank.session import Asker
 from app.errors import ForbiddenError, NotFoundError, UnauthorizedError
 
 _LONGEST = 8192
@@ -45,18 +43,7 @@ def identify(bearer: str) -> Identity:
 
 def _of_key(token: str) -> Identity:
     holder = keys.find(token)
-    asker = Asker("app", holder.tenant, holder.principal)
-    with transaction(asker) as connection:
-        names = connection.execute(
-            text(
-                "SELECT t.name, p.name FROM principal p JOIN tenant t ON t.id = p.tenant_id"
-                " WHERE p.tenant_id = :tenant AND p.id = :principal"
-            ),
-            {"tenant": holder.tenant, "principal": holder.principal},
-        ).one_or_none()
-    if names is None:  # deleted between the two looks
-        raise UnauthorizedError("the API key is not valid: membank key issue makes one")
-    return Identity(names[0], names[1], holder.scopes, asker)
+    return Identity(holder.tenant, holder.principal, holder.scopes, holder.asker)
 
 
 def _of_claims(claims: jwt.Claims) -> Identity:

@@ -4,14 +4,14 @@ import hashlib
 import re
 import secrets
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import text
 
 from app.access.tenants import find_principal, tenant_id
-from app.bank.session import Asker, transaction
+from app.bank.session import Asker, become, transaction
 from app.errors import NotFoundError, UnauthorizedError, UsageError
 
 SCOPES = ("read", "write", "admin")
@@ -33,10 +33,11 @@ class Issued:
 
 @dataclass(frozen=True)
 class Holder:
-    """Whom a key stands for, and what it may do."""
+    """Whom a key stands for, tenant and principal by name, and what it may do."""
 
-    tenant: int
-    principal: int
+    asker: Asker
+    tenant: str
+    principal: str
     scopes: frozenset[str]
 
 
@@ -128,21 +129,35 @@ def find(token: str) -> Holder:
     Raises UnauthorizedError. Only who has the secret is told that a key expired or was revoked.
     """
     parts = _TOKEN.fullmatch(token)
-    row = None
-    if parts:
-        with transaction(Asker("app")) as connection:
-            row = connection.execute(
-                text("SELECT * FROM find_key(:tenant, :key, :hash)"),
-                {"tenant": int(parts[1]), "key": int(parts[2]), "hash": _hash(parts[3])},
-            ).one_or_none()
-    if parts is None or row is None:
-        raise UnauthorizedError("the API key is not valid: membank key issue makes one")
-    if row.fault is not None:
-        why = f"expired on {row.expires_at:%Y-%m-%d}" if row.fault == "expired" else "was revoked"
-        raise UnauthorizedError(
-            f"API key {parts[1]}-{parts[2]} {why}: membank key issue makes a new one"
-        )
-    return Holder(int(parts[1]), row.principal_id, frozenset(row.scopes))
+    if parts is None:
+        raise _invalid()
+    tenant, key = int(parts[1]), int(parts[2])
+    with transaction(Asker("app")) as connection:
+        row = connection.execute(
+            text("SELECT * FROM find_key(:tenant, :key, :hash)"),
+            {"tenant": tenant, "key": key, "hash": _hash(parts[3])},
+        ).one_or_none()
+        if row is None:
+            raise _invalid()
+        if row.fault is None:
+            asker = Asker("app", tenant, row.principal_id)
+            become(connection, asker)
+            names = connection.execute(_NAMES, asdict(asker)).one_or_none()
+            if names is None:  # deleted between the two looks
+                raise _invalid()
+            return Holder(asker, names[0], names[1], frozenset(row.scopes))
+    why = f"expired on {row.expires_at:%Y-%m-%d}" if row.fault == "expired" else "was revoked"
+    raise UnauthorizedError(f"API key {tenant}-{key} {why}: membank key issue makes a new one")
+
+
+_NAMES = text(
+    "SELECT t.name, p.name FROM principal p JOIN tenant t ON t.id = p.tenant_id"
+    " WHERE p.tenant_id = :tenant AND p.id = :principal"
+)
+
+
+def _invalid() -> UnauthorizedError:
+    return UnauthorizedError("the API key is not valid: membank key issue makes one")
 
 
 def _hash(secret: str) -> bytes:

@@ -11,7 +11,7 @@ from sqlalchemy.exc import DataError, IntegrityError
 
 from app.bank import profiles
 from app.bank.session import Asker, transaction
-from app.errors import ConflictError, NotFoundError, UsageError
+from app.errors import ConflictError, ModelNotFoundError, NotFoundError, UsageError
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,9 @@ def tenant_id(name: str) -> int:
 
 def find_bank(tenant: str, name: str) -> Bank:
     """Raises NotFoundError that says how to make the tenant or the bank."""
-    found = _banks(Asker("app", tenant_id(tenant)), "b.name = :which", _storable(name))
+    owner = Asker("app", tenant_id(tenant))
+    with transaction(owner) as connection:
+        found = _banks(connection, owner, "b.name = :which", _storable(name))
     if not found:
         raise NotFoundError(
             f"bank {name!r} of tenant {tenant!r} does not exist:"
@@ -152,10 +154,9 @@ def find_bank(tenant: str, name: str) -> Bank:
 
 def bank_now(tenant: int, bank: int) -> Bank:
     """A bank by its id, as it is now. Raises NotFoundError when it was deleted."""
-    found = _banks(Asker("app", tenant), "b.id = :which", bank)
-    if not found:
-        raise NotFoundError(f"bank {bank} of tenant {tenant} was deleted: ask another one")
-    return found[0]
+    owner = Asker("app", tenant)
+    with transaction(owner) as connection:
+        return asked_bank(connection, owner, bank)
 
 
 _READABLE = "b.id = ANY ((SELECT current_banks())::bigint[])"
@@ -163,29 +164,47 @@ _READABLE = "b.id = ANY ((SELECT current_banks())::bigint[])"
 
 def readable_banks(reader: Asker) -> list[Bank]:
     """The banks that let a principal read, by name."""
-    return _banks(reader, _READABLE)
+    with transaction(reader) as connection:
+        return _banks(connection, reader, _READABLE)
 
 
 def readable_bank(reader: Asker, name: str) -> Bank:
-    """One of them. Raises NotFoundError also for a bank that is there for others."""
-    found = _banks(reader, f"{_READABLE} AND b.name = :which", _storable(name))
+    """One of them. Raises ModelNotFoundError also for a bank that is there for others."""
+    with transaction(reader) as connection:
+        return asked_bank(connection, reader, name)
+
+
+def asked_bank(connection: Connection, asker: Asker, bank: int | str) -> Bank:
+    """The bank of this id, or the readable one of this name, in a transaction of the asker's.
+
+    Raises NotFoundError for an id, ModelNotFoundError for a name.
+    """
+    if isinstance(bank, int):
+        found = _banks(connection, asker, "b.id = :which", bank)
+        if not found:
+            raise NotFoundError(
+                f"bank {bank} of tenant {asker.tenant} was deleted: ask another one"
+            )
+        return found[0]
+    found = _banks(connection, asker, f"{_READABLE} AND b.name = :which", _storable(bank))
     if not found:
-        raise NotFoundError(f"there is no bank {name!r} that you may read")
+        raise ModelNotFoundError(f"there is no bank {bank!r} that you may read: GET /v1/models")
     return found[0]
 
 
-def _banks(asker: Asker, which: str, value: str | int | None = None) -> list[Bank]:
-    with transaction(asker) as connection:
-        rows = connection.execute(
-            text(
-                "SELECT b.tenant_id, b.id, b.name, b.profile_id, p.spec, b.next_profile_id,"  # noqa: S608 (words of ours)
-                " b.switched_at, b.created_at FROM bank b JOIN encoder_profile p"
-                " ON p.tenant_id = b.tenant_id AND p.id = b.profile_id"
-                f" WHERE b.tenant_id = :tenant AND {which} ORDER BY b.name"
-            ),
-            {"tenant": asker.tenant} | ({} if value is None else {"which": value}),
-        )
-        return [Bank(*row) for row in rows]
+def _banks(
+    connection: Connection, asker: Asker, which: str, value: str | int | None = None
+) -> list[Bank]:
+    rows = connection.execute(
+        text(
+            "SELECT b.tenant_id, b.id, b.name, b.profile_id, p.spec, b.next_profile_id,"  # noqa: S608 (words of ours)
+            " b.switched_at, b.created_at FROM bank b JOIN encoder_profile p"
+            " ON p.tenant_id = b.tenant_id AND p.id = b.profile_id"
+            f" WHERE b.tenant_id = :tenant AND {which} ORDER BY b.name"
+        ),
+        {"tenant": asker.tenant} | ({} if value is None else {"which": value}),
+    )
+    return [Bank(*row) for row in rows]
 
 
 def find_principal(tenant: str, name: str) -> Asker:

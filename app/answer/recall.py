@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from app.answer.retrieval import Reader, found_for, load, ms
+from app.answer.retrieval import Request, found_for, load, ms
 from app.bank.blobs import readable
 from app.bank.filters import Filter
 from app.bank.search import Passage
@@ -53,7 +53,7 @@ class Recall:
 
     def __init__(
         self,
-        reader: Reader,
+        request: Request,
         question: str,
         k: int | None,
         least: float,
@@ -62,7 +62,7 @@ class Recall:
     ) -> None:
         """`k`: memories at a time; `least` and `where`: which count, as in `find`."""
         self._adapter = reading("memory", adapter).adapter
-        self._reader, self._question = reader, question
+        self._request, self._question = request, question
         self._k, self._least, self._where = k, least, where
         self._passages: Sequence[Passage] = ()
         self._stored: dict[int, KV] = {}
@@ -78,7 +78,7 @@ class Recall:
         self.sources()  # the shares of those that were read until now
         m = models()
         new = [p for p in passages if p.id not in self._stored]
-        loaded = load(self._reader, new, m.lm.dtype)
+        loaded = load(self._request, new, m.lm.dtype)
         known = self._stored | {p.id: kv.to(m.lm.device) for p, kv in zip(new, loaded, strict=True)}
         self._passages, self._stored = passages, {p.id: known[p.id] for p in passages}
         stored = list(self._stored.values())
@@ -97,7 +97,7 @@ class Recall:
         """
         started = time.perf_counter()
         words = f"{self._question}\n{written[-_RECENT:]}"
-        found = found_for(self._reader, words, self._k, self._least, self._where)
+        found = found_for(self._request, words, self._k, self._least, self._where)
         passages = found.passages or self._still_readable()
         searched = time.perf_counter()
         self.search_ms = round(self.search_ms + ms(started, searched), 2)
@@ -117,5 +117,5 @@ class Recall:
         return list(self._sources.values())
 
     def _still_readable(self) -> list[Passage]:
-        allowed = readable(self._reader.asker, self._reader.profile, list(self._stored))
+        allowed = readable(self._request.asker, self._request.profile, list(self._stored))
         return [p for p in self._passages if p.id in allowed]

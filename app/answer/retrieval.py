@@ -2,16 +2,16 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
-from app.access.tenants import Bank, bank_now, find_bank, find_principal
+from app.access.tenants import asked_bank, find_bank, find_principal
 from app.answer.cache import cache
 from app.bank.audit import note
 from app.bank.blobs import Held, fetch, readable
 from app.bank.filters import Filter
-from app.bank.quota import begin_request
+from app.bank.quota import count_request
 from app.bank.search import Passage, search
 from app.bank.session import Asker, transaction
 from app.errors import BlobError, UsageError
@@ -34,34 +34,41 @@ class Found:
 
 @dataclass(frozen=True)
 class Reader:
-    """Who asks which bank: looked up once, used for any number of questions.
+    """Who asks which bank, any number of questions.
 
-    profile and codec: those that the bank has for one question.
+    bank: its id, or the name of one that the asker may read.
     """
+
+    asker: Asker
+    bank: int | str
+
+    @classmethod
+    def of(cls, tenant: str, bank: str, principal: str) -> "Reader":
+        """By their names. Raises NotFoundError for one that is unknown."""
+        return cls(find_principal(tenant, principal), find_bank(tenant, bank).id)
+
+    def begin(self) -> "Request":
+        """Begin to ask or to search, under the profile that the bank has now.
+
+        Raises NotFoundError for a bank that is not there, or by its name not for the asker;
+        QuotaError when the day's requests are used up; ProfileError for a bank that this process
+        cannot read.
+        """
+        with transaction(self.asker) as connection:
+            bank = asked_bank(connection, self.asker, self.bank)
+            count_request(connection, self.asker)
+        return Request(self.asker, bank.id, bank.profile, codec_of(bank))
+
+
+@dataclass(frozen=True)
+class Request:
+    """A question or a search that was let in and counted; profile and codec are the bank's, to
+    its end, also when the bank is switched to others meanwhile."""
 
     asker: Asker
     bank: int
     profile: str
     codec: Codec
-
-    @classmethod
-    def of(cls, tenant: str, bank: str, principal: str) -> "Reader":
-        """Raises NotFoundError for an unknown name, ProfileError for a foreign bank."""
-        found = find_bank(tenant, bank)
-        return cls.of_bank(find_principal(tenant, principal), found)
-
-    @classmethod
-    def of_bank(cls, asker: Asker, bank: Bank) -> "Reader":
-        """The same for what is known already."""
-        return cls(asker, bank.id, bank.profile, codec_of(bank))
-
-    def now(self) -> "Reader":
-        """The same for a new question: the bank may have been switched to another profile.
-
-        Raises ProfileError when that is one that this process cannot read.
-        """
-        found = bank_now(self.asker.tenant or 0, self.bank)
-        return replace(self, profile=found.profile, codec=codec_of(found))
 
 
 def find(
@@ -75,24 +82,24 @@ def find(
 
     least: cosine below which one does not count; where: what the metadata of its document must be.
     Counts as a request and is noted in the audit log. Raises UsageError for a question that is
-    empty or too long, k or `least` out of range, or a filter on a field that there is not;
-    QuotaError when the day's requests are used up.
+    empty or too long, k or `least` out of range, or a filter on a field that there is not; and what
+    `Reader.begin` raises.
     """
     words = checked(question)
-    begin_request(reader.asker)
-    found = found_for(reader.now(), words, k, least, where)
-    with transaction(reader.asker) as connection:
+    request = reader.begin()
+    found = found_for(request, words, k, least, where)
+    with transaction(request.asker) as connection:
         documents = [p.document_id for p in found.passages]
         chunks = [p.id for p in found.passages]
-        note(connection, reader.asker.tenant, "search", reader.bank, documents, chunks)
+        note(connection, request.asker.tenant, "search", request.bank, documents, chunks)
     return found
 
 
 @span("search")
 def found_for(
-    reader: Reader, words: str, k: int | None, least: float, where: Filter | None = None
+    request: Request, words: str, k: int | None, least: float, where: Filter | None = None
 ) -> Found:
-    """The same for any text under the reader's profile, as a part of a request.
+    """The same for any text, as a part of a request.
 
     Raises UsageError for k or `least` out of range.
     """
@@ -102,7 +109,7 @@ def found_for(
     started = time.perf_counter()
     vector = models().embedder.embed([words])[0]
     embedded = time.perf_counter()
-    of = (reader.asker, reader.bank, reader.profile)
+    of = (request.asker, request.bank, request.profile)
     passages = search(*of, vector.tolist(), k, words, least, where)
     now = time.perf_counter()
     return Found(
@@ -112,7 +119,7 @@ def found_for(
 
 
 @span("load")
-def load(reader: Reader, passages: Sequence[Passage], dtype: torch.dtype) -> list[KV]:
+def load(request: Request, passages: Sequence[Passage], dtype: torch.dtype) -> list[KV]:
     """The memories of `passages`, decoded. They may be others' too: nobody may write to them.
 
     What may be read is decided in the database first; then they come from the nearest tier.
@@ -121,23 +128,23 @@ def load(reader: Reader, passages: Sequence[Passage], dtype: torch.dtype) -> lis
     documents = {p.id: p.document_id for p in passages}
 
     def fetched(wanted: Sequence[Held]) -> dict[int, bytes]:
-        return fetch(reader.asker, reader.profile, wanted)
+        return fetch(request.asker, request.profile, wanted)
 
     def decoded(payloads: Sequence[tuple[Held, bytes]]) -> list[KV]:
         whole = []
         for held, payload in payloads:
             try:
-                whole.append(check(payload, reader.profile, reader.codec))
+                whole.append(check(payload, request.profile, request.codec))
             except BlobError as error:
                 place = f"memory {held.chunk} of document {documents[held.chunk]!r}"
                 raise BlobError(f"{place}: {error}") from error
-        return decode(whole, reader.codec, dtype)
+        return decode(whole, request.codec, dtype)
 
     found: dict[int, KV] = {}
     rows: dict[int, Held] = {}
     for _ in range(2):  # a row may be moved or sealed anew between the look and the fetch
         if missing := [chunk for chunk in documents if chunk not in found]:
-            rows = readable(reader.asker, reader.profile, missing)
+            rows = readable(request.asker, request.profile, missing)
             found |= cache().load(list(rows.values()), dtype, fetched, decoded)
     for passage in passages:
         if passage.id not in found:

@@ -10,9 +10,9 @@ from app.answer.generate import Finish, Read, Refresh, Telling
 from app.answer.pieces import Stops
 from app.answer.question import Question
 from app.answer.recall import Recall, Source
-from app.answer.retrieval import Found, Reader, found_for, ms
+from app.answer.retrieval import Found, Reader, Request, found_for, ms
 from app.bank.audit import note
-from app.bank.quota import begin_request, count_tokens
+from app.bank.quota import count_tokens
 from app.bank.session import transaction
 from app.errors import UsageError
 from app.memory.compose import Memories, compose
@@ -94,8 +94,8 @@ class Answering:
     def __init__(self, reader: Reader, question: Question, generates: Generates = here) -> None:
         """Search and load, under the rights of this moment; begin to compute.
 
-        Raises UsageError for a prompt beyond the model's window, QuotaError when the day's requests
-        or tokens are used up, BlobError for a memory that is damaged, and what `generates` raises.
+        Raises UsageError for a prompt beyond the model's window, BlobError for a memory that is
+        damaged, and what `Reader.begin` and `generates` raise.
         """
         self._question, self._generates = question, generates
         self._started = time.perf_counter()
@@ -103,9 +103,7 @@ class Answering:
         self._text, self._stops = "", Stops(question.stop)
         self._load_ms, self._found = 0.0, Found([], {})
         self._recall: Recall | None = None
-        begin_request(reader.asker)
-        # The profile is that of now to the answer's end, also when the bank is switched.
-        self._reader = reader if question.mode == "closed" else reader.now()
+        self._request = reader.begin()
         self._stream = self._begin()
 
     def __iter__(self) -> Iterator[str]:
@@ -115,7 +113,7 @@ class Answering:
             yield from self._pieces()
         finally:
             self.cancel()
-            record(self._reader, self._ended())
+            record(self._request, self._ended())
 
     def cancel(self) -> None:
         """Let no more be computed. Harmless at any time, from any thread."""
@@ -185,7 +183,7 @@ class Answering:
     def _search(self) -> Found:
         asked = self._question
         found = [
-            found_for(self._reader, words, asked.k, asked.threshold, asked.where)
+            found_for(self._request, words, asked.k, asked.threshold, asked.where)
             for words in asked.searches
         ]
         return max(found, key=lambda one: max((p.score for p in one.passages), default=-1.0))
@@ -193,7 +191,7 @@ class Answering:
     def _from_memory(self, tail: list[int]) -> Telling:
         asked, before = self._question, time.perf_counter()
         how = (asked.k, asked.threshold, asked.where)
-        self._recall = Recall(self._reader, asked.text, *how, asked.adapter)
+        self._recall = Recall(self._request, asked.text, *how, asked.adapter)
         memories = self._recall.read(self._found.passages)
         self._load_ms = ms(before, time.perf_counter())
         refresh = Refresh(asked.every, carried(self._recall.again)) if asked.every else None
@@ -220,7 +218,7 @@ class Answering:
         self, prompt: list[int], memories: Read, refresh: Refresh | None = None
     ) -> Telling:
         self._prompt_tokens = len(prompt)
-        tenant, self._handed = self._reader.asker.tenant or 0, time.perf_counter()
+        tenant, self._handed = self._request.asker.tenant or 0, time.perf_counter()
         return self._generates(self._question, prompt, memories, refresh, tenant)
 
     def _pieces(self) -> Iterator[str]:
@@ -239,15 +237,15 @@ class Answering:
             yield shown
 
 
-def record(reader: Reader, answer: Answer) -> None:
+def record(request: Request, answer: Answer) -> None:
     """Note what an answer was made of, and count its tokens."""
     documents = [source.document_id for source in answer.memories]
     chunks = [source.id for source in answer.memories]
     tokens = answer.usage["prompt_tokens"] + answer.usage["completion_tokens"]
-    with transaction(reader.asker) as connection:
-        tenant = reader.asker.tenant
+    with transaction(request.asker) as connection:
+        tenant = request.asker.tenant
         detail = {"mode": answer.mode, "tokens": tokens}
-        note(connection, tenant, "ask", reader.bank, documents, chunks, detail)
+        note(connection, tenant, "ask", request.bank, documents, chunks, detail)
         count_tokens(connection, tokens)
 
 

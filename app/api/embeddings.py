@@ -14,7 +14,7 @@ from app.api.caller import Reading
 from app.api.errors import responses
 from app.api.fields import Text
 from app.api.models import reader
-from app.bank.quota import begin_request, count_tokens
+from app.bank.quota import count_tokens
 from app.bank.session import transaction
 from app.errors import UsageError
 from app.runtime import models
@@ -33,14 +33,13 @@ class EmbeddingRequest(BaseModel):
 
     def embedded(self, who: Identity) -> tuple[Tensor, int]:
         """(texts, dimensions) and the tokens that were read. Counts as a request."""
-        reader(who, self.model)
         embedder = models().embedder
         if self.dimensions not in (None, embedder.dimensions):
             raise UsageError(f"vectors of this bank have {embedder.dimensions} dimensions")
         texts = self._texts
         if not all(text.strip() for text in texts):
             raise UsageError("an empty text has no vector: leave it out of the input")
-        begin_request(who.asker)
+        reader(who, self.model)[0].begin()
         vectors, tokens = embedder.embed(texts), embedder.count_tokens(texts)
         with transaction(who.asker) as connection:
             count_tokens(connection, tokens)

@@ -10,7 +10,7 @@ from app.access.tenants import Bank, readable_bank, readable_banks
 from app.answer.retrieval import Reader
 from app.api.caller import Reading
 from app.api.errors import responses
-from app.errors import ModelNotFoundError, NotFoundError
+from app.errors import ModelNotFoundError
 from app.settings import settings
 
 router = APIRouter(prefix="/v1", tags=["models"])
@@ -51,25 +51,24 @@ def chosen(who: Identity, model: str) -> tuple[Bank, str | None]:
     Raises ModelNotFoundError for a bank that is not there, or not for the caller, and for an
     adapter that is not there.
     """
-    for name, adapter in _readings(model):
-        try:
-            bank = readable_bank(who.asker, name)
-        except NotFoundError:
-            continue
-        return bank, None if adapter is None else _adapter(adapter)
-    raise ModelNotFoundError(f"there is no bank {model!r} that you may read: GET /v1/models")
+    try:
+        return readable_bank(who.asker, model), None
+    except ModelNotFoundError:
+        bank, at, adapter = model.rpartition("@")
+        if not at:
+            raise
+    return readable_bank(who.asker, bank), _adapter(adapter)
 
 
 def reader(who: Identity, model: str) -> tuple[Reader, str | None]:
-    """The caller as the reader of what `model` names, and the adapter. Raises ProfileError too."""
-    bank, adapter = chosen(who, model)
-    return Reader.of_bank(who.asker, bank), adapter
+    """The caller as the reader of what `model` names, and the adapter.
 
-
-def _readings(model: str) -> list[tuple[str, str | None]]:
-    """A bank's name may have an @ in it."""
-    bank, at, adapter = model.rpartition("@")
-    return [(model, None), (bank, adapter)] if at else [(model, None)]
+    A name without an @ is looked up when the reader begins. Raises ModelNotFoundError.
+    """
+    if "@" not in model:
+        return Reader(who.asker, model), None
+    bank, adapter = chosen(who, model)  # a bank's name may have an @ in it
+    return Reader(who.asker, bank.id), adapter
 
 
 def _adapter(name: str) -> str:

@@ -12,7 +12,7 @@ from app.api.conditions import Filters
 from app.api.errors import responses
 from app.api.fields import Storable
 from app.api.store_files import Content, attributes_of
-from app.api.vector_stores import bank_of
+from app.api.vector_stores import known
 from app.bank.entries import entry_id, metadata
 from app.bank.filters import Filter, parse
 from app.bank.search import Passage
@@ -86,7 +86,8 @@ class ResultPage(BaseModel):
 def search_store(vector_store_id: str, body: SearchRequest, who: Reading) -> ResultPage:
     """The passages that fit a question best, of those that the caller may read. Several questions
     take turns."""
-    reader = Reader.of_bank(who.asker, bank_of(who, vector_store_id))
+    store = known(who, vector_store_id).id
+    reader = Reader(who.asker, store)
     where = _parsed(body.filters)
     found = [
         find(reader, query, body.max_num_results, body.least, where).passages
@@ -94,9 +95,9 @@ def search_store(vector_store_id: str, body: SearchRequest, who: Reading) -> Res
     ]
     turns = (passage for passage in chain(*zip_longest(*found)) if passage is not None)
     passages = list({passage.id: passage for passage in turns}.values())[: body.max_num_results]
-    known = metadata(who.asker, reader.bank, [passage.document_id for passage in passages])
+    held = metadata(who.asker, store, [passage.document_id for passage in passages])
     # What was forgotten since it was found is left out.
-    data = [_result(p, known[p.document_id]) for p in passages if p.document_id in known]
+    data = [_result(p, held[p.document_id]) for p in passages if p.document_id in held]
     return ResultPage(search_query=body.queries, data=data)
 
 
@@ -107,12 +108,12 @@ def _parsed(filters: dict[str, Any] | None) -> Filter | None:
         raise FilterError("the filter is nested too deep: write it flatter") from None
 
 
-def _result(passage: Passage, known: dict[str, Any]) -> Result:
+def _result(passage: Passage, held: dict[str, Any]) -> Result:
     return Result(
         file_id=passage.file_id or entry_id(passage.document_id),
         filename=passage.source,
         score=passage.score,
-        attributes=attributes_of(known),
+        attributes=attributes_of(held),
         content=[Content(text=passage.text)],
         membank=Place(
             document=passage.document_id,

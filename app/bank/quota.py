@@ -23,12 +23,14 @@ _REACHED = text(
 )
 
 
-def begin_request(asker: Asker) -> None:
-    """Count a question or a search. Raises QuotaError when the day's are used up."""
-    with transaction(asker) as connection:
-        if connection.execute(text("SELECT request_begin()")).scalar():
-            return
-        row = connection.execute(_REACHED, {"tenant": asker.tenant}).one()
+def count_request(connection: Connection, asker: Asker) -> None:
+    """Count a request, in a transaction of the asker's; others of the tenant wait for its end.
+
+    Raises QuotaError when the day's are used up.
+    """
+    if connection.execute(text("SELECT request_begin()")).scalar():
+        return
+    row = connection.execute(_REACHED, {"tenant": asker.tenant}).one()
     what = "requests"
     if row.most_requests is None or row.requests < row.most_requests:
         what = "tokens"

@@ -52,7 +52,7 @@ def transaction(asker: Asker) -> Iterator[Connection]:
     engine = _engine(asker.role, str(database_url(asker.role).render_as_string(False)))
     try:
         with engine.begin() as connection:
-            _say_who_asks(connection, asker)
+            become(connection, asker)
             yield connection
     except TimeoutError as error:
         raise BusyError(
@@ -75,7 +75,11 @@ def transaction(asker: Asker) -> Iterator[Connection]:
         raise QuotaError(_first_line(error)) from None
 
 
-def _say_who_asks(connection: Connection, asker: Asker) -> None:
+def become(connection: Connection, asker: Asker) -> None:
+    """Be `asker` from here to the transaction's end, which is of the asker's role.
+
+    Raises MembankError when the database does not know this process's key, or is older.
+    """
     context = ""
     if asker.tenant is not None and asker.role in ("app", "worker"):
         process = driver_of(connection).info.backend_pid

@@ -158,12 +158,12 @@ def test_only_what_was_not_there_before_is_loaded(
     loaded: list[list[str]] = []
     usual = recalling.load
 
-    def load(reader: Reader, passages: Any, dtype: Any) -> Any:
+    def load(request: Any, passages: Any, dtype: Any) -> Any:
         loaded.append([passage.title for passage in passages])
-        return usual(reader, passages, dtype)
+        return usual(request, passages, dtype)
 
     monkeypatch.setattr(recalling, "load", load)
-    recall = Recall(hana, LEAVE, 2, -1.0)
+    recall = Recall(hana.begin(), LEAVE, 2, -1.0)
     recall.read(find(hana, LEAVE, 1).passages)
     memories = recall.again(f"They have 27 days of annual leave. {NEW_SAFE}")
     assert memories is not None
@@ -174,7 +174,7 @@ def test_only_what_was_not_there_before_is_loaded(
 
 
 def test_memories_stay_when_a_refresh_finds_nothing_near_enough(hana: Reader) -> None:
-    recall = Recall(hana, LEAVE, 1, 0.99)
+    recall = Recall(hana.begin(), LEAVE, 1, 0.99)
     recall.read(find(hana, LEAVE, 1).passages)
     assert recall.again("They have 27 days.") is None
     leave = [source.title for source in recall.sources()]

@@ -18,10 +18,10 @@ from app.access.tenants import find_principal
 from app.addresses import Role
 from app.bank import attachments, files, idempotency, outbox, roles, schema
 from app.bank.checks import pgvector_fault, postgres_fault
-from app.bank.quota import Quota, begin_request, set_quota
+from app.bank.quota import Quota, set_quota
 from app.bank.session import Asker, transaction
 from app.errors import MembankError
-from tests.conftest import PROFILE, Company, administer, ask, change, work_off
+from tests.conftest import PROFILE, Company, administer, ask, begin_request, change, work_off
 
 ROOT = Path(__file__).parents[2]
 

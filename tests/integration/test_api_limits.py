@@ -20,10 +20,10 @@ from app.api.errors import handle_errors
 from app.api.limits import Rates, hold
 from app.api.once import OnceRoute
 from app.bank import idempotency
-from app.bank.quota import Quota, begin_request, set_quota
+from app.bank.quota import Quota, set_quota
 from app.errors import ConflictError
 from app.settings import settings
-from tests.conftest import Company
+from tests.conftest import Company, begin_request
 
 router = APIRouter(route_class=OnceRoute)
 done: list[str] = []

@@ -13,7 +13,7 @@ from app.access import keys, members
 from app.access.tenants import add_principal, join_group, leave_group
 from app.answer import retrieval, service
 from app.answer.recall import Source
-from app.answer.retrieval import Found, Reader, find
+from app.answer.retrieval import Found, Reader, Request, find
 from app.answer.service import Answer
 from app.bank import audit, documents
 from app.bank.audit import note
@@ -244,17 +244,17 @@ class TestWhatIsNoted:
     def test_the_memories_of_a_search_and_of_an_answer(
         self, company: Company, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        reader = Reader(company.reader("alice"), company.bank.id, PROFILE, SIMPLE["int8"])
-        monkeypatch.setattr(Reader, "now", lambda self: self)
+        request = Request(company.reader("alice"), company.bank.id, PROFILE, SIMPLE["int8"])
+        monkeypatch.setattr(Reader, "begin", lambda _: request)
         passages = [Passage(n, "a", "Title", "a.md", "Secret text", 0.5, 0.5) for n in (7, 8)]
         monkeypatch.setattr(retrieval, "found_for", lambda *_: Found(passages, {}))
-        find(reader, "Secret question?", 2)
+        find(Reader(request.asker, request.bank), "Secret question?", 2)
         usage = {"prompt_tokens": 5, "completion_tokens": 2}
         answer = Answer("Secret", "memory", [Source.of(p) for p in passages], {}, usage)
-        service.record(reader, answer)
+        service.record(request, answer)
         search, asked = noted(company, "search") + noted(company, "ask")
         for event in (search, asked):
-            assert (event["actor"], event["principal_id"]) == ("alice", reader.asker.principal)
+            assert (event["actor"], event["principal_id"]) == ("alice", request.asker.principal)
             assert (event["document_ids"], event["chunk_ids"]) == (["a"], [7, 8])
         assert asked["detail"] == {"mode": "memory", "tokens": 7}
         assert "Secret" not in str(noted(company))

@@ -65,7 +65,8 @@ def test_a_reader_goes_on_over_a_change_of_codec_and_compaction(
         company.reader("alice")
         reader = Reader.of("harbor", "handbook", "alice")
         before = ask(reader, QUESTION, k=1)
-        found = retrieval.found_for(reader, QUESTION, 1, -1.0).passages
+        begun = reader.begin()
+        found = retrieval.found_for(begun, QUESTION, 1, -1.0).passages
 
         # The switch falls between the search and the load of one answer.
         load = recall.load
@@ -78,10 +79,10 @@ def test_a_reader_goes_on_over_a_change_of_codec_and_compaction(
         monkeypatch.setattr(recall, "load", switched)
         assert ask(reader, QUESTION, k=1).answer == before.answer
 
-        now = reader.now()
-        assert (reader.codec.name, now.codec.name) == ("int8", "rotated4")
+        now = reader.begin()
+        assert (begun.codec.name, now.codec.name) == ("int8", "rotated4")
         (kv,) = retrieval.load(now, found, models().lm.dtype)
-        (old,) = retrieval.load(reader, found, models().lm.dtype)
+        (old,) = retrieval.load(begun, found, models().lm.dtype)
         assert kv.entries == -(-old.entries // 2)
         assert [p.id for p in retrieval.find(reader, QUESTION, 1).passages] == [found[0].id]
         answer = ask(reader, QUESTION, k=1)
@@ -105,4 +106,4 @@ def test_a_reader_of_another_model_is_told_what_it_needs(
         spec=profile().json().replace(profile().model, "f" * 64),
     )
     with pytest.raises(ProfileError, match="another model: set MEMBANK_MODEL as the bank"):
-        Reader.of("quay", "handbook", "alice")
+        Reader.of("quay", "handbook", "alice").begin()

@@ -16,13 +16,13 @@ from app.access.keys import issue
 from app.bank import keyring
 from app.bank.blobs import load_blobs
 from app.bank.keyring import KeyName
-from app.bank.quota import Quota, begin_request, set_quota
+from app.bank.quota import Quota, set_quota
 from app.bank.vault import Place, unseal
 from app.cli import app as membank
 from app.errors import NotFoundError, UsageError, VaultError
 from app.settings import settings
 from tests.chaos.verdict import _traces
-from tests.conftest import PROFILE, Company, ask, work_off
+from tests.conftest import PROFILE, Company, ask, begin_request, work_off
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ from typer.testing import CliRunner
 
 from app.answer import retrieval
 from app.bank.jobs import retry
-from app.bank.quota import Quota, begin_request, count_tokens, quota_of, set_quota
+from app.bank.quota import Quota, count_tokens, quota_of, set_quota
 from app.bank.session import Asker, transaction
 from app.cli import app as membank
 from app.errors import QuotaError
 from app.memory.codec import SIMPLE
-from tests.conftest import PROFILE, Company, administer, ask, work_off
+from tests.conftest import Company, administer, ask, begin_request, work_off
 
 THREADS = 8
 
@@ -158,8 +158,8 @@ class TestRequests:
         found: list[object] = []
         nothing = retrieval.Found([], {})
         monkeypatch.setattr(retrieval, "found_for", lambda *_: found.append(1) or nothing)
-        monkeypatch.setattr(retrieval.Reader, "now", lambda self: self)
-        reader = retrieval.Reader(alice, company.bank.id, PROFILE, SIMPLE["int8"])
+        monkeypatch.setattr(retrieval, "codec_of", lambda _: SIMPLE["int8"])
+        reader = retrieval.Reader(alice, company.bank.id)
         assert retrieval.find(reader, "question") == nothing
         with pytest.raises(QuotaError):
             retrieval.find(reader, "question")
