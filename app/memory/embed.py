@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
 from app.errors import ModelError
+from app.memory.linear import lay
 from app.memory.model import no_progress_bar
 
 
@@ -24,6 +25,7 @@ class Embedder:
             reason = str(error).strip().splitlines()[0]
             raise ModelError(f"embedder {folder} cannot be loaded: {reason}") from error
         self._model = self._model.eval().requires_grad_(False).to(device)
+        lay(self._model)
         limit = self._model.config.max_position_embeddings
         self._limit = min(limit, self._tokenizer.model_max_length)
         self._tokenizing = threading.Lock()  # the tokenizer keeps padding and cutting in itself
