@@ -76,7 +76,7 @@ def codec() -> Codec:
     """The codec that the settings choose for the configured model."""
     chosen = settings()
     model = _fingerprint(language_model_folder(chosen.model, chosen.models))
-    return codec_for(chosen.codec, model, codebooks())
+    return codec_for(chosen.codec, model, codebooks(), native())
 
 
 @lru_cache(maxsize=1)

@@ -47,16 +47,16 @@ _CODECS: list[Codec] = [Int8(), Linear(4), Linear(2), *(Rotated(bits) for bits i
 SIMPLE = {codec.name: codec for codec in _CODECS}
 
 
-def codec_for(name: str, model: str, folder: Path) -> Codec:
+def codec_for(name: str, model: str, folder: Path, native: Path | None = None) -> Codec:
     """A codec by its name; "auto" is the codebook fitted to `model`, or else UNFITTED.
 
     name: also the path of a codebook. model: the model's fingerprint. folder: where this machine
-    keeps codebooks, beside those that come with the program.
+    keeps codebooks, beside those that come with the program. native: as `Transform` takes it.
     Raises UsageError for an unknown name, ProfileError for a codebook that cannot be read or was
     fitted to another model.
     """
     if name == "auto":
-        return _fitted(model, folder) or SIMPLE[UNFITTED]
+        return _fitted(model, folder, native) or SIMPLE[UNFITTED]
     if name in SIMPLE:
         return SIMPLE[name]
     if not name.endswith(".safetensors"):
@@ -70,7 +70,7 @@ def codec_for(name: str, model: str, folder: Path) -> Codec:
             f"codebook {name} was fitted to model {codebook.model[:12]}, this model is"
             f" {model[:12]}: fit one with `membank codebook`, or set MEMBANK_CODEC=auto"
         )
-    return Transform(codebook)
+    return Transform(codebook, native)
 
 
 def codec_named(name: str, known: Codec, folder: Path) -> Codec:
@@ -92,11 +92,11 @@ def codec_named(name: str, known: Codec, folder: Path) -> Codec:
     )
 
 
-def _fitted(model: str, folder: Path) -> Codec | None:
+def _fitted(model: str, folder: Path, native: Path | None) -> Codec | None:
     for place in (folder, SHIPPED):
         file = place / f"{model[:16]}.safetensors"
         if file.is_file():
-            return codec_for(str(file), model, folder)
+            return codec_for(str(file), model, folder, native)
     return None
 
 

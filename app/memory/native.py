@@ -1,17 +1,10 @@
 """A token of each request in one call: `step.c`, compiled for this processor, packed weights.
 
-The library is built once by the C compiler of the machine and kept beside the models; without a
-compiler everything runs in torch. It shares torch's threads: libgomp is loaded with torch.
+Without a C compiler everything runs in torch. The step shares torch's threads: libgomp is loaded
+with torch.
 """
 
-import contextlib
 import ctypes
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Sequence
 from ctypes import POINTER, c_float, c_int64, c_void_p
 from pathlib import Path
@@ -21,17 +14,11 @@ import torch
 from torch import Tensor
 
 from app.errors import ModelError
+from app.memory.compiled import library
 from app.memory.flat import Flat, FlatDecoder, FlatReading, Linear
 from app.memory.packed import Bits, Packed, pack
 
-_SOURCE = Path(__file__).with_name("step.c")
 _BLOCK = 128  # entries that step.c reads as one piece
-# Sums may be reordered, or nothing could be vectorised. Not -ffast-math: linked into a library it
-# makes the whole process flush denormal numbers to zero.
-_FLAGS = [
-    *("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-fno-math-errno"),
-    *("-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math"),
-]
 
 
 class _Matrix(ctypes.Structure):
@@ -190,37 +177,8 @@ class NativeDecoder(FlatDecoder):
 
 
 def _library(folder: Path) -> ctypes.CDLL:
-    compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
-    if compiler is None:
-        raise ModelError("packed weights need a C compiler: install gcc")
-    processor = platform.machine()
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor += next((line for line in lines if line.startswith("flags")), "")
-    name = hashlib.sha256(f"{processor}{_FLAGS}{_SOURCE.read_text()}".encode()).hexdigest()[:16]
-    built = folder / f"step-{name}.so"
-    try:
-        if not built.exists():
-            _compile(compiler, built)
-        library = ctypes.CDLL(str(built))
-    except OSError as error:
-        raise ModelError(f"packed weights: {built} cannot be built or loaded: {error}") from error
-    library.step.argtypes = [c_void_p, c_int64, *[c_void_p] * 4]
-    library.product.argtypes = [c_void_p, c_int64, *[c_void_p] * 2]
-    library.step.restype = library.product.restype = None
-    return library
-
-
-def _compile(compiler: str, built: Path) -> None:
-    """Whole or not at all, whoever else builds it at the same time."""
-    built.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(suffix=".so", dir=built.parent)
-    os.close(handle)
-    try:
-        command = [compiler, *_FLAGS, str(_SOURCE), "-o", partial, "-lm"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise ModelError(f"packed weights: {compiler} failed: {done.stderr.strip()[:300]}")
-        os.replace(partial, built)
-    finally:
-        Path(partial).unlink(missing_ok=True)
+    found = library("step", folder)
+    found.step.argtypes = [c_void_p, c_int64, *[c_void_p] * 4]
+    found.product.argtypes = [c_void_p, c_int64, *[c_void_p] * 2]
+    found.step.restype = found.product.restype = None
+    return found

@@ -9,9 +9,11 @@ are cut into pieces that need about 8 bits each and every piece is replaced by t
 (OPQ: Ge et al., 2013). A token is a row of bytes.
 """
 
+import ctypes
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from ctypes import c_int64, c_void_p
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -22,8 +24,9 @@ from safetensors.torch import load as parse
 from safetensors.torch import save as serialise
 from torch import Tensor
 
-from app.errors import BlobError, ProfileError
+from app.errors import BlobError, ModelError, ProfileError
 from app.memory.blob import Spec
+from app.memory.compiled import library
 from app.memory.quantise import Shape
 
 WORDS = 256
@@ -117,8 +120,9 @@ class Codebook:
 class Transform:
     """The codec of one codebook."""
 
-    def __init__(self, codebook: Codebook) -> None:
-        self.codebook = codebook
+    def __init__(self, codebook: Codebook, native: Path | None = None) -> None:
+        """`native`: folder of the compiled search for codewords; without it, torch searches."""
+        self.codebook, self._native = codebook, native
         self.name = f"transform-{codebook.digest}"
 
     def spec(self, shape: Shape) -> Spec:
@@ -133,11 +137,9 @@ class Transform:
     def encode(self, keys: Tensor, values: Tensor) -> dict[str, Tensor]:
         """The transform is done in the type of the keys, which is the model's own."""
         token = rows_of(keys, values)
-        found, at = [], 0
-        for encoder in self._encoders(keys.dtype):
-            width = len(encoder.mean)
-            found.append(encoder.codes(token[:, at : at + width]))
-            at += width
+        encoders = self._encoders(keys.dtype)
+        parts = torch.split(token, [len(encoder.mean) for encoder in encoders], dim=1)
+        found = [encoder.codes(part) for encoder, part in zip(encoders, parts, strict=True)]
         return {"codes": torch.cat(found, dim=1)}
 
     def decode(
@@ -161,7 +163,8 @@ class Transform:
 
     @cache  # noqa: B019 - a codec lives as long as its process
     def _encoders(self, dtype: torch.dtype) -> Sequence["_Encoder"]:
-        return [_Encoder.of(group, dtype) for group in self.codebook.groups]
+        search = None if self._native is None else _compiled(self._native)
+        return [_Encoder.of(group, dtype, search) for group in self.codebook.groups]
 
     @cache  # noqa: B019
     def _decoders(self, dtype: torch.dtype) -> Sequence["_Decoder"]:
@@ -174,21 +177,31 @@ class _Encoder:
     """A group as it is encoded, with the analysis in one type.
 
     words: for each run of equal lengths its codewords (pieces, length, 256) and the squares of
-    their lengths (pieces, 1, 256).
+    their lengths (pieces, 1, 256). search: `nearest.c`, which takes the same as `flat`: lengths of
+    the pieces, all their words in one row, and half the squares.
     """
 
     mean: Tensor
     analysis: Tensor
     words: tuple[tuple[Tensor, Tensor], ...]
+    search: ctypes.CDLL | None
+    flat: tuple[Tensor, Tensor, Tensor]
 
     @classmethod
-    def of(cls, group: Group, dtype: torch.dtype) -> "_Encoder":
+    def of(cls, group: Group, dtype: torch.dtype, search: ctypes.CDLL | None) -> "_Encoder":
         words = tuple((w.transpose(1, 2), w.square().sum(-1)[:, None]) for w in group.words)
-        return cls(group.mean, group.analysis.to(dtype), words)
+        flat = (
+            torch.cat([torch.full((len(w),), w.shape[1]) for w, _ in words]),
+            torch.cat([w.flatten() for w, _ in words]),
+            torch.cat([squares.flatten() for _, squares in words]) / 2,
+        )
+        return cls(group.mean, group.analysis.to(dtype), words, search, flat)
 
     def codes(self, x: Tensor) -> Tensor:
         """Tokens (n, width) -> codes (n, codes), uint8."""
         rest = ((x - self.mean).to(self.analysis.dtype) @ self.analysis).float()
+        if self.search is not None:
+            return self._found(self.search, rest)
         found = []
         for words, squares in self.words:
             count, length, _ = words.shape
@@ -196,6 +209,13 @@ class _Encoder:
             pieces = piece.reshape(-1, count, length).transpose(0, 1)
             found.append(_nearest(pieces, words, squares))
         return torch.cat(found, dim=1)
+
+    def _found(self, search: ctypes.CDLL, x: Tensor) -> Tensor:
+        lengths, words, halves = (part.data_ptr() for part in self.flat)
+        codes = torch.empty(len(x), len(self.flat[0]), dtype=torch.uint8)
+        of = (x.data_ptr(), codes.shape[1], lengths, words, halves, codes.data_ptr())
+        search.nearest(len(x), x.shape[1], *of)
+        return codes
 
 
 @dataclass(frozen=True)
@@ -238,8 +258,19 @@ class _Decoder:
 
 def rows_of(keys: Tensor, values: Tensor) -> Tensor:
     """(layers, kv_heads, n, head_dim) twice -> one row a token, (n, layers * 2 * heads * dim)."""
-    both = torch.stack([keys, values], dim=1).float()
+    both = torch.stack([keys, values], dim=1)
     return both.permute(3, 0, 1, 2, 4).reshape(keys.shape[2], -1)
+
+
+def _compiled(folder: Path) -> ctypes.CDLL | None:
+    """None where it cannot be compiled: torch finds the same, in more time."""
+    try:
+        found = library("nearest", folder)
+    except ModelError:
+        return None
+    found.nearest.argtypes = [c_int64, c_int64, c_void_p, c_int64, *[c_void_p] * 4]
+    found.nearest.restype = None
+    return found
 
 
 def _nearest(pieces: Tensor, words: Tensor, squares: Tensor) -> Tensor:

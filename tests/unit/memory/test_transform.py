@@ -11,7 +11,7 @@ from app.memory.codec import check, codec_for, decode, pack, unpack
 from app.memory.encode import Encoder
 from app.memory.kv import KV
 from app.memory.model import LanguageModel
-from app.memory.transform import Codebook, Transform
+from app.memory.transform import Codebook, Transform, rows_of
 from tests.unit.memory.families import tiny
 
 PROFILE = "0123456789abcdef0123456789abcdef"
@@ -66,6 +66,46 @@ def test_decoding_is_looking_up_and_multiplying(encoder: Encoder, codebook: Code
         whole = torch.cat(row).view(4, 2, 2, 8)
         torch.testing.assert_close(keys[:, :, token].double(), whole[:, 0], atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(values[:, :, token].double(), whole[:, 1], atol=1e-4, rtol=1e-4)
+
+
+def distances(codebook: Codebook, kv: KV, codes: torch.Tensor) -> torch.Tensor:
+    """From each piece to its codeword, and to the nearest, in float64, (2, tokens, codes)."""
+    rows, found = rows_of(kv.keys, kv.values).double(), []
+    first = at = 0
+    for group in codebook.groups:
+        width = len(group.mean)
+        rest = (rows[:, first : first + width] - group.mean.double()) @ group.analysis.double()
+        first += width
+        for words in group.words:
+            for piece in words.double():
+                part, rest = rest[:, : piece.shape[1]], rest[:, piece.shape[1] :]
+                away = torch.cdist(part, piece, compute_mode="donot_use_mm_for_euclid_dist")
+                chosen = away.gather(1, codes[:, at, None].long())[:, 0]
+                found.append(torch.stack([chosen, away.amin(1)]))
+                at += 1
+    return torch.stack(found, dim=2)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_nearest_codeword_stands_for_each_piece(
+    encoder: Encoder, codebook: Codebook, tmp_path: Path, compiled: bool
+) -> None:
+    codec = Transform(codebook, tmp_path if compiled else None)
+    kv = encoder.encode(chunks(1, 94))[0]
+    for some in (kv, KV(kv.keys[:, :, :1], kv.values[:, :, :1])):
+        codes = codec.encode(some.keys, some.values)["codes"]
+        chosen, nearest = distances(codebook, some, codes)
+        torch.testing.assert_close(chosen, nearest, rtol=2e-3, atol=1e-5)
+    assert bool(list(tmp_path.glob("nearest-*.so"))) == compiled
+
+
+def test_without_a_compiler_torch_searches(
+    encoder: Encoder, codebook: Codebook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kv = encoder.encode(chunks(1, 94))[0]
+    monkeypatch.setenv("PATH", str(tmp_path))
+    codes = Transform(codebook, tmp_path / "built").encode(kv.keys, kv.values)["codes"]
+    assert torch.equal(codes, Transform(codebook).encode(kv.keys, kv.values)["codes"])
 
 
 def test_memories_are_decoded_together_as_one_by_one(encoder: Encoder, codebook: Codebook) -> None:
