@@ -1,14 +1,12 @@
 """Search under access lists, beside one vector index over all tenants and a WHERE clause.
 
 Tenants of several sizes stand in one table with many others. Readers may read all of a tenant's
-documents, a tenth, or a hundredth. The peer is pgvector as its README begins: one HNSW index, and
-tenant and access list as conditions; then with iterative scans; then with a B-tree beside it, which
-the planner takes for small tenants.
+documents, a tenth, or a hundredth.
 """
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -16,21 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psycopg
-from pgvector import HalfVector
 
 from app import console
 from app.bank.indexes import keep
 from app.bank.search import search
 from app.demo.sample import temporary_stack
 from app.settings import settings
+from benchmarks.search_peers import LANGCHAIN, PLAIN, Find, LangChain, Plain
 from benchmarks.search_rows import DIMENSIONS, PROFILE, SHARES, Array, Filled, Keys, Rows
 
 _K = 10
 _CLIENTS = 8
-_PEERS = ("one index", "one index, iterative", "and a B-tree of tenants")
-Find = Callable[[int], list[int]]
-"""Number of a question -> ids of what is found."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +47,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes of the tenants that are asked, rows of all together, and questions of each reader."""
+    """Sizes of the tenants that are asked, rows of all together, and questions of each reader.
+
+    langchain: a Python that has langchain-postgres, to measure it as well.
+    """
 
     sizes: tuple[int, ...] = (10, 1_000, 10_000, 100_000)
     rows: int = 1_000_000
     questions: int = 60
     seed: int = 0
+    langchain: Path | None = None
 
 
 def run(plan: Plan, corpus: Path | None, as_json: bool) -> None:
@@ -88,18 +86,21 @@ def run(plan: Plan, corpus: Path | None, as_json: bool) -> None:
             for size, filled in asked.items()
             for row in _ours(filled, questions[size], words)
         ]
-        with _Peer(stack.postgres.url) as peer:
-            for way in _PEERS:
-                peer.change(way)
-                for size, filled in asked.items():
-                    found += peer.rows(way, filled, questions[size])
-            peer_seconds = peer.seconds
+        seconds_of = {"membank": round(seconds, 1)}
+        with Plain(stack.postgres.url, _CLIENTS) as plain:
+            seconds_of[PLAIN[0]] = round(plain.seconds, 1)
+            for way in PLAIN:
+                plain.change(way)
+                found += _theirs(way, plain, asked, questions)
+            if plan.langchain is not None:
+                with LangChain(stack.postgres.url, plan.langchain, _CLIENTS) as langchain:
+                    seconds_of[LANGCHAIN] = round(langchain.seconds, 1)
+                    found += _theirs(LANGCHAIN, langchain, asked, questions)
     value = {
         "rows": plan.rows,
         "keys": "drawn" if corpus is None else corpus.name,
         "indexes": len(made),
-        "index_seconds": round(seconds, 1),
-        "peer_index_seconds": round(peer_seconds, 1),
+        "index_seconds": seconds_of,
         "alone_ms": alone,
         "beside_ms": beside,
         "results": [asdict(row) for row in found],
@@ -118,8 +119,8 @@ def _show(value: dict[str, Any], found: Sequence[Row]) -> None:
         [list(asdict(row).values()) for row in found],
     )
     console.say(
-        f"{value['indexes']} indexes of large banks in {value['index_seconds']} s, the peer's one"
-        f" in {value['peer_index_seconds']} s"
+        f"{value['indexes']} indexes of large banks; seconds to make them, and the peers' one:"
+        f" {value['index_seconds']}"
     )
     console.say(
         f"the second tenant alone {value['alone_ms']} ms (p50), beside the others"
@@ -189,6 +190,21 @@ def _ours(filled: Filled, asked: Sequence[_Question], words: bool) -> list[Row]:
     ]
 
 
+def _theirs(
+    way: str,
+    peer: Plain | LangChain,
+    asked: Mapping[int, Filled],
+    questions: Mapping[int, Sequence[_Question]],
+) -> list[Row]:
+    rows = []
+    for size, filled in asked.items():
+        keys = [question.key for question in questions[size]]
+        for share in SHARES:
+            find = peer.finder(filled, share, keys, _K)
+            rows.append(_row(way, filled, share, questions[size], find))
+    return rows
+
+
 def _row(way: str, filled: Filled, share: int, asked: Sequence[_Question], find: Find) -> Row:
     some = range(len(asked))
     for i in some[:5]:
@@ -219,63 +235,3 @@ def _timed(find: Find, i: int) -> tuple[list[int], float]:
     started = time.perf_counter()
     found = find(i)
     return found, 1000 * (time.perf_counter() - started)
-
-
-class _Peer:
-    """One table of all keys with one index, as its superuser: no policy costs it anything."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self.seconds = 0.0
-
-    def __enter__(self) -> "_Peer":
-        with psycopg.connect(self._url, autocommit=True) as connection:
-            connection.execute("SET maintenance_work_mem = '2GB'")
-            connection.execute(
-                "CREATE TABLE peer AS SELECT k.chunk_id AS id, k.tenant_id, d.access,"
-                " k.embedding::halfvec(384) AS embedding FROM memory_key k"
-                " JOIN document d ON d.tenant_id = k.tenant_id AND d.bank_id = k.bank_id"
-                " AND d.id = k.document_id"
-            )
-            started = time.perf_counter()
-            connection.execute("CREATE INDEX ON peer USING hnsw (embedding halfvec_cosine_ops)")
-            self.seconds = time.perf_counter() - started
-            connection.execute("VACUUM ANALYZE peer")
-        self._free = [psycopg.connect(self._url, autocommit=True) for _ in range(_CLIENTS)]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for connection in self._free:
-            connection.close()
-
-    def change(self, way: str) -> None:
-        """From now on search in one of _PEERS."""
-        scan = "off" if way == _PEERS[0] else "strict_order"
-        for connection in self._free:
-            connection.execute("SELECT set_config('hnsw.iterative_scan', %s, false)", (scan,))
-        if way == _PEERS[2]:
-            self._free[0].execute("CREATE INDEX ON peer (tenant_id)")
-            self._free[0].execute("ANALYZE peer")
-
-    def rows(self, way: str, filled: Filled, asked: Sequence[_Question]) -> list[Row]:
-        return [
-            _row(way, filled, share, asked, self._finder(filled, share, asked)) for share in SHARES
-        ]
-
-    def _finder(self, filled: Filled, share: int, asked: Sequence[_Question]) -> Find:
-        readers = [f"principal:reader{share}"]
-        vectors = [HalfVector(question.key.tolist()).to_text() for question in asked]
-
-        def find(i: int) -> list[int]:
-            connection = self._free.pop()
-            try:
-                rows = connection.execute(
-                    "SELECT id FROM peer WHERE tenant_id = %s AND access && %s"
-                    " ORDER BY embedding <=> %s::halfvec LIMIT %s",
-                    (filled.bank.tenant, readers, vectors[i], _K),
-                ).fetchall()
-            finally:
-                self._free.append(connection)
-            return [row[0] for row in rows]
-
-        return find

@@ -60,10 +60,12 @@ def run(n: int, ks: Sequence[int], as_json: bool) -> None:
     console.table("A question's bookkeeping, milliseconds", list(notes), [[*notes.values()]])
 
 
-def filled(tenant: str) -> Reader:
+def filled(tenant: str, backwards: bool = False) -> Reader:
     """A tenant with all handbooks as one text, without headings, so that its chunks are as long as
-    chunks get; who reads it."""
+    chunks get; who reads it. `backwards`: the lines in the other order, for other chunks."""
     lines = [line for f in sorted(HANDBOOKS.glob("*/*.md")) for line in f.read_text().splitlines()]
+    if backwards:
+        lines.reverse()
     with TemporaryDirectory() as folder:
         file = Path(folder) / "all.txt"
         file.write_text(" ".join(line for line in lines if not line.startswith("#")))

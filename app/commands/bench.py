@@ -212,6 +212,18 @@ def bench_cache(
     cache.run(n, numbers("-k", k), as_json)
 
 
+@commands.command("neighbours")
+def bench_neighbours(
+    n: Annotated[int, typer.Option("-n", help="Rounds of each kind.", min=2)] = 40,
+    k: Annotated[int, typer.Option("-k", help="Memories of an answer.", min=1, max=100)] = 5,
+    as_json: Json = False,
+) -> None:
+    """Whether a tenant can tell from times that another, with the same text, has asked before."""
+    from benchmarks import neighbours
+
+    neighbours.run(n, k, as_json)
+
+
 @commands.command("search")
 def bench_search(
     rows: Annotated[
@@ -225,12 +237,15 @@ def bench_search(
         Path | None, typer.Option(help="Passages whose keys are taken; default keys are drawn.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Draws keys and questions.")] = 0,
+    langchain_python: Annotated[
+        Path | None, typer.Option(help="A Python with langchain-postgres, to measure it as well.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Search under access lists beside one index over all tenants: recall, rows and time."""
     from benchmarks import search
 
-    plan = search.Plan(tuple(numbers("--sizes", sizes)), rows, n, seed)
+    plan = search.Plan(tuple(numbers("--sizes", sizes)), rows, n, seed, langchain_python)
     search.run(plan, corpus, as_json)
 
 

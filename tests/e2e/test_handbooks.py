@@ -15,7 +15,7 @@ from app.ingest.command import run as ingest
 from app.local.stack import Stack
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
-TENANTS = ("civicactions", "gds-way")
+TENANTS = ("civicactions", "gds-way", "gsa-tts", "sourcegraph")
 
 pytestmark = pytest.mark.skipif(
     not (DATA / "demo_handbooks.jsonl.gz").is_file(), reason="the shared data is not here"
@@ -30,7 +30,7 @@ def questions() -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def report(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Report:
-    """Two tenants: the documents that questions are about, and some more."""
+    """Four tenants: the documents that questions are about, and some more."""
     gold = {doc for row in questions() for doc in row["gold_docs"]}
     with gzip.open(DATA / "demo_handbooks.jsonl.gz", "rt") as stream:
         rows = [json.loads(line) for line in stream]
