@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from app.errors import ModelError
 from app.memory.compose import Memories
+from app.memory.linear import laid, product
 from app.memory.model import LanguageModel
 
 _PROBE = 7
@@ -36,14 +37,18 @@ class Start:
 
 @dataclass(frozen=True)
 class Linear:
+    """laid: the weights once more, as the processor's kernels read them, where there is such."""
+
     weight: Tensor
     bias: Tensor | None
+    laid: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        if len(x) > 1:
-            return F.linear(x, self.weight, self.bias)
         # A row alone goes another way through the library, which may round otherwise.
-        return F.linear(x.expand(2, -1), self.weight, self.bias)[:1]
+        rows = x if len(x) > 1 else x.expand(2, -1)
+        if self.laid is None:
+            return F.linear(rows, self.weight, self.bias)[: len(x)]
+        return product(rows, self.laid, self.bias)[: len(x)]
 
 
 @dataclass(frozen=True)
@@ -339,9 +344,9 @@ def _layer(module: Any) -> Layer:
     norm_q, norm_k = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
     return Layer(
         _joined(attention, "q_proj", "k_proj", "v_proj"),
-        _linear(attention, "o_proj"),
+        _joined(attention, "o_proj"),
         _joined(mlp, "gate_proj", "up_proj"),
-        _linear(mlp, "down_proj"),
+        _joined(mlp, "down_proj"),
         norm_in=module.input_layernorm.weight,
         norm_mid=module.post_attention_layernorm.weight,
         norm_q=None if norm_q is None else norm_q.weight,
@@ -359,7 +364,7 @@ def _require_parts(
 
 
 def _joined(module: Any, *names: str) -> Linear:
-    """Several products as one. The module's own weights become views of it: nothing is doubled."""
+    """Several products as one, of whose weights the module's own become views."""
     parts = [_linear(module, name) for name in names]
     biases = [part.bias for part in parts if part.bias is not None]
     if biases and len(biases) != len(parts):
@@ -368,7 +373,7 @@ def _joined(module: Any, *names: str) -> Linear:
     sizes = [len(part.weight) for part in parts]
     for name, rows in zip(names, torch.split(weight, sizes), strict=True):
         getattr(module, name).weight.data = rows
-    return Linear(weight, torch.cat(biases).detach() if biases else None)
+    return Linear(weight, torch.cat(biases).detach() if biases else None, laid(weight))
 
 
 def _linear(module: Any, name: str) -> Linear:

@@ -132,10 +132,8 @@ def test_packed_weights_give_the_logits_of_a_model_with_the_rounded_weights(
     family: str, with_memories: bool, folder: Path
 ) -> None:
     """Held to a model whose weights are what the packed ones stand for: all that is left is the
-    cache's bfloat16, which is why the bound is not that of float32. The prompt is read with the
-    weights as they are, so both read the same rounded ones."""
+    cache's bfloat16, which is why the bound is not that of float32."""
     lm = lm_of(family)
-    native = Native(Flat(lm), "int8", folder)
     with torch.no_grad():
         for layer in lm.decoder.layers:
             for part in ("q_proj", "k_proj", "v_proj", "o_proj"):
@@ -143,6 +141,7 @@ def test_packed_weights_give_the_logits_of_a_model_with_the_rounded_weights(
             for part in ("gate_proj", "up_proj", "down_proj"):
                 round_weight(getattr(layer.mlp, part))
         round_weight(lm.model.lm_head)
+    native = Native(Flat(lm), "int8", folder)  # rounds to the same once more
     memories = weighted(lm) if with_memories else None
     got = logits(NativeDecoder(native), memories)
     expected = reference(lm, memories)
