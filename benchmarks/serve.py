@@ -1,21 +1,24 @@
 """The HTTP service under load: 1 to 64 clients, memory beside RAG on the same questions.
 
-The service is a process of its own, as `membank up` starts it; the clients are in this one and
-read its stream as any client of OpenAI's would. Each mode has the adapter that was trained for it.
-Times of the parts are those that the service tells (`explain`); what is left of the client's first
-token is HTTP, the key and the threads.
+The service is a process of its own, as `membank up` starts it; the clients are threads of this one
+and read its stream with the standard library, which takes the least of the processors' time. Each
+mode has the adapter that was trained for it. Times of the parts are those that the service tells
+(`explain`); what is left of the client's first token is HTTP, the key and the threads.
 """
 
-import asyncio
 import itertools
 import json
+import socket
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass
+from http.client import HTTPConnection
 from statistics import median, quantiles
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
-import httpx
 import psutil
 
 from app import console
@@ -83,7 +86,7 @@ def run(clients: Sequence[int], requests: int, k: int, as_json: bool) -> None:
     with sample.temporary_stack(console.complain, (*ENCODING, "api")) as stack:
         sample.fill()
         key = issue("northwind", "hana").token
-        found = asyncio.run(_measure(stack, key, clients, requests, k))
+        found = _measure(stack, key, clients, requests, k)
     if as_json:
         console.print_json({"k": k, "tokens": _TOKENS, "rows": [asdict(row) for row in found]})
         return
@@ -116,66 +119,78 @@ def report(found: Sequence[Row], k: int) -> None:
             console.say(f"{row.mode}, {row.clients} clients: {ratio:.1f} times the requests of one")
 
 
-async def _measure(
-    stack: Stack, key: str, clients: Sequence[int], requests: int, k: int
-) -> list[Row]:
-    url = stack.addresses()["api_url"]
+def _measure(stack: Stack, key: str, clients: Sequence[int], requests: int, k: int) -> list[Row]:
+    client = Client(str(stack.addresses()["api_url"]), key, k)
     process = next(one for one in stack.running() if one.name == "api")
     server = psutil.Process(process.pid)
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=256)
     found = []
-    async with httpx.AsyncClient(
-        base_url=str(url),
-        headers={"Authorization": f"Bearer {key}"},
-        timeout=300,
-        limits=limits,
-    ) as client:
-        for mode in MODES:
-            for question in sample.questions():
-                await _ask(client, question.question, mode, k)
-        for count, mode in itertools.product(clients, MODES):
-            found.append(await _load(client, server, mode, count, max(requests, 2 * count), k))
-            console.complain(f"{mode}, {count} clients: {found[-1].requests_per_second:.1f}/s")
+    for mode in MODES:
+        client.ask([one.question for one in sample.questions()], mode)
+    for count, mode in itertools.product(clients, MODES):
+        found.append(_load(client, server, mode, count, max(requests, 2 * count)))
+        console.complain(f"{mode}, {count} clients: {found[-1].requests_per_second:.1f}/s")
     return found
 
 
-async def _load(
-    client: httpx.AsyncClient, server: psutil.Process, mode: Mode, clients: int, n: int, k: int
-) -> Row:
+def _load(client: "Client", server: psutil.Process, mode: Mode, clients: int, n: int) -> Row:
     texts = [one.question for one in sample.questions()]
     waiting = iter([texts[i % len(texts)] for i in range(n)])
-    asked: list[Asked] = []
-    peak = 0
+    peaks: list[int] = []
 
-    async def one() -> None:
-        nonlocal peak
-        for question in waiting:
-            asked.append(await _ask(client, question, mode, k))
-            peak = max(peak, server.memory_info().rss)
+    def told(_: Asked) -> None:
+        peaks.append(server.memory_info().rss)
 
     started = time.perf_counter()
-    await asyncio.gather(*(one() for _ in range(clients)))
-    return Row.of(mode, clients, asked, time.perf_counter() - started, peak)
+    with ThreadPoolExecutor(clients) as pool:
+        running = [pool.submit(client.ask, waiting, mode, told) for _ in range(clients)]
+        asked = [one for some in running for one in some.result()]
+    return Row.of(mode, clients, asked, time.perf_counter() - started, max(peaks))
 
 
-async def _ask(client: httpx.AsyncClient, question: str, mode: Mode, k: int) -> Asked:
-    body = {
-        "model": sample.BANK,
-        "messages": [{"role": "user", "content": question}],
-        "stream": True,
-        "stream_options": {"include_usage": True},
-        "max_tokens": _TOKENS,
-        "membank": {"k": k, "mode": mode, "threshold": -1, "explain": True},
-    }
-    started, first, parts, tokens = time.perf_counter(), 0.0, dict[str, float](), 0
-    async with client.stream("POST", "/v1/chat/completions", json=body) as response:
-        if response.status_code != 200:
-            told = (await response.aread()).decode(errors="replace")[:300]
-            raise MembankError(f"the service answers {response.status_code}: {told}")
-        async for line in response.aiter_lines():
-            if not line.startswith("data: {"):
+@dataclass(frozen=True)
+class Client:
+    """Asks questions over a connection of its own; any number of threads may."""
+
+    url: str
+    key: str
+    k: int
+
+    def ask(
+        self,
+        questions: Iterable[str],
+        mode: Mode,
+        told: Callable[[Asked], None] = lambda _: None,
+    ) -> list[Asked]:
+        """Each in its turn; `told` of each. Raises MembankError that repeats the service's."""
+        place, found = urlsplit(self.url), []
+        with closing(HTTPConnection(place.hostname or "", place.port, timeout=300)) as connection:
+            connection.connect()
+            connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for question in questions:
+                found.append(self._ask(connection, question, mode))
+                told(found[-1])
+        return found
+
+    def _ask(self, connection: HTTPConnection, question: str, mode: Mode) -> Asked:
+        body = {
+            "model": sample.BANK,
+            "messages": [{"role": "user", "content": question}],
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "max_tokens": _TOKENS,
+            "membank": {"k": self.k, "mode": mode, "threshold": -1, "explain": True},
+        }
+        headers = {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json"}
+        started, first, parts, tokens = time.perf_counter(), 0.0, dict[str, float](), 0
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
+        response = connection.getresponse()
+        if response.status != 200:
+            wrong = response.read().decode(errors="replace")[:300]
+            raise MembankError(f"the service answers {response.status}: {wrong}")
+        for line in response:
+            if not line.startswith(b"data: {"):
                 continue
-            event: dict[str, Any] = json.loads(line.removeprefix("data: "))
+            event: dict[str, Any] = json.loads(line.removeprefix(b"data: "))
             if "error" in event:
                 raise MembankError(f"the service fails in an answer: {event['error']['message']}")
             said = event["choices"][0]["delta"].get("content") if event["choices"] else None
@@ -183,8 +198,8 @@ async def _ask(client: httpx.AsyncClient, question: str, mode: Mode, k: int) -> 
                 first = time.perf_counter()
             parts = event.get("membank", {}).get("timings_ms") or parts
             tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
-    now = time.perf_counter()
-    return Asked((first - started) * 1000, (now - started) * 1000, tokens, parts)
+        now = time.perf_counter()
+        return Asked((first - started) * 1000, (now - started) * 1000, tokens, parts)
 
 
 def _percentiles(values: Iterable[float]) -> tuple[float, float, float]:
