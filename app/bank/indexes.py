@@ -98,7 +98,7 @@ def _make(owner: psycopg.Connection, name: str, keys: _Keys) -> None:
         sql.SQL(
             "CREATE INDEX CONCURRENTLY {name} ON memory_key"
             " USING hnsw ((embedding::halfvec({dimensions})) halfvec_cosine_ops)"
-            " WITH (m = 16, ef_construction = 128)"
+            " WITH (m = 16, ef_construction = 200)"
             " WHERE tenant_id = {tenant} AND bank_id = {bank} AND profile_id = {profile}"
         ).format(
             name=sql.Identifier(name),

@@ -24,7 +24,9 @@ from app.signing import context_key
 _CONTEXT = text(
     "SELECT set_config('membank.context', :context, true),"
     # A generic plan made for one tenant is wrong for another of a different size.
-    " set_config('plan_cache_mode', 'force_custom_plan', true), current_tenant()"
+    " set_config('plan_cache_mode', 'force_custom_plan', true),"
+    # Rights of keys are looked up key by key, except where a search says otherwise.
+    " set_config('membank.each_alone', 'on', true), current_tenant()"
 )
 _NO_SUCH_TABLE, _NO_SUCH_FUNCTION, _NOT_SIGNED = "42P01", "42883", "42501"
 
@@ -85,7 +87,7 @@ def become(connection: Connection, asker: Asker) -> None:
         process = driver_of(connection).info.backend_pid
         context = context_key().sign(asker.tenant, asker.principal, process)
     try:
-        heard = connection.execute(_CONTEXT, {"context": context}).one()[2]
+        heard = connection.execute(_CONTEXT, {"context": context}).one().current_tenant
     except ProgrammingError as error:
         state = getattr(error.orig, "sqlstate", None)
         if state == _NO_SUCH_FUNCTION:

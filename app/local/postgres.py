@@ -20,7 +20,6 @@ _SETTINGS = {
     "listen_addresses": HOST,
     "unix_socket_directories": "",
     "max_connections": "100",
-    "shared_buffers": "256MB",
     "max_wal_size": "4GB",
     "fsync": "on",
     "timezone": "UTC",
@@ -103,7 +102,8 @@ class EmbeddedPostgres(EmbeddedServer):
             raise UnavailableError(f"Postgres cannot lay out its data in {self.home}: {reason}")
 
     def _command(self, endpoint: Endpoint) -> list[str]:
-        settings = [f"--{name}={value}" for name, value in _SETTINGS.items()]
+        values = _SETTINGS | {"shared_buffers": f"{_buffers() >> 20}MB"}
+        settings = [f"--{name}={value}" for name, value in values.items()]
         return [
             *ordinary_user_prefix(),
             str(postgres_program("postgres")),
@@ -132,3 +132,9 @@ def _create_database(connection: psycopg.Connection) -> None:
     found = connection.execute("select from pg_database where datname = %s", [DATABASE]).fetchone()
     if found is None:
         connection.execute(f"create database {DATABASE}")
+
+
+def _buffers() -> int:
+    """Bytes for pages of the database: an eighth of this machine's memory, 128 MB to 2 GB."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(max(memory // 8, 128 << 20), 2 << 30)

@@ -57,7 +57,6 @@ def plan(filled: Filled, share: int, way: Way) -> str:
     with transaction(asker) as connection:
         if way == "index":
             connection.execute(nearest._LIMITS, {"list": "200", "most": "2000"})
-            connection.execute(nearest._ALONE, {"alone": "on"})
         lines = connection.execute(text(f"EXPLAIN (ANALYZE) {query.text}"), values).scalars()
         return "\n".join(line for line in lines if "Filter:" not in line)
 

@@ -118,12 +118,15 @@ def test_postgres_runs_with_the_settings_of_the_stack(stack: Stack) -> None:
         "max_wal_size": "4GB",
         "password_encryption": "scram-sha-256",
         "server_encoding": "UTF8",
-        "shared_buffers": "256MB",
         "TimeZone": "UTC",
         "unix_socket_directories": "",
     }
     for name, value in expected.items():
         assert query(stack.postgres.url, f"show {name}") == [(value,)], name
+    [(pages,)] = query(
+        stack.postgres.url, "select setting::int from pg_settings where name = 'shared_buffers'"
+    )
+    assert 128 << 20 <= pages * 8192 <= 2 << 30
     assert query(stack.postgres.url, "select distinct auth_method from pg_hba_file_rules") == [
         ("scram-sha-256",)
     ]
