@@ -173,8 +173,8 @@ def finish_encoding(tenant: int, profile: str, done: Sequence[Encoded]) -> int:
                 _bury(connection, memory.work, room.error)
         blobs = [(profile, payload) for _, payload in kept]
         stored = objects.place(connection, tenant, blobs, objects.writing())
-        for (memory, _), blob in zip(kept, stored, strict=True):
-            values = {
+        rows = [
+            {
                 "tenant": tenant,
                 "chunk": memory.work.chunk,
                 "profile": profile,
@@ -184,8 +184,11 @@ def finish_encoding(tenant: int, profile: str, done: Sequence[Encoded]) -> int:
                 "version": key and key.version,
                 **asdict(blob),
             }
-            connection.execute(_KEY, values)
-            connection.execute(_BLOB, values)
+            for (memory, _), blob in zip(kept, stored, strict=True)
+        ]
+        if rows:
+            connection.execute(_KEY, rows)
+            connection.execute(_BLOB, rows)
     return len(kept)
 
 

@@ -1,14 +1,18 @@
-"""What people do meanwhile: documents are made, edited, moved about and deleted, by API and SQL.
+"""What people do meanwhile: documents are made, edited and deleted, by the program, by SQL and by
+the HTTP service.
 
 Every text carries a word that no other text has, so that a trace of a deleted one can be found.
 """
 
 import contextlib
+import http
 import random
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import httpx
 from sqlalchemy import text
 
 from app.access.tenants import Bank
@@ -25,9 +29,57 @@ _SENTENCES = (
     "The kitchen on floor {word} is open from nine to five.",
     "Laptops are replaced after {word} months, phones after two years.",
 )
+_PURPOSE = {"purpose": "assistants"}
 _PAUSE = 0.1
 _IDS = 12
 """Documents of each writer, so that edits and deletions meet work that is going on."""
+
+
+_LATER = {http.HTTPStatus.SERVICE_UNAVAILABLE, http.HTTPStatus.TOO_MANY_REQUESTS}
+
+
+@dataclass
+class Client:
+    """One that uploads files to the HTTP service, which may be away, and deletes them again."""
+
+    url: Callable[[], str | None]
+    key: str
+    store: str
+    files: list[str] = field(default_factory=list)
+
+    def upload(self, name: str, body: str) -> None:
+        sent = self._call("POST", "/files", data=_PURPOSE, files={"file": (f"{name}.md", body)})
+        self.files.append(sent["id"])
+        self._call("POST", f"/vector_stores/{self.store}/files", json={"file_id": sent["id"]})
+
+    def describe(self, chance: random.Random) -> None:
+        """Change what nothing is encoded for."""
+        if self.files:
+            path = f"/vector_stores/{self.store}/files/{chance.choice(self.files)}"
+            self._call("POST", path, json={"attributes": {"turn": chance.random()}})
+
+    def delete(self, chance: random.Random) -> None:
+        if self.files:
+            file = chance.choice(self.files)
+            self._call("DELETE", f"/files/{file}")
+            self.files.remove(file)
+
+    def _call(self, method: str, path: str, **body: Any) -> dict[str, Any]:
+        """Raises UnavailableError where the service or what it needs is away."""
+        url = self.url()
+        if url is None:
+            raise UnavailableError("the service does not run at the moment")
+        headers = {"Authorization": f"Bearer {self.key}"}
+        try:
+            answer = httpx.request(method, f"{url}/v1{path}", headers=headers, timeout=60, **body)
+        except httpx.TransportError as error:
+            raise UnavailableError(f"the service went away: {error}") from error
+        if answer.status_code in _LATER:
+            raise UnavailableError(answer.text)
+        if answer.status_code != http.HTTPStatus.NOT_FOUND:  # deleted, or never put in
+            answer.raise_for_status()
+        told: dict[str, Any] = answer.json()
+        return told
 
 
 @dataclass
@@ -37,6 +89,7 @@ class Writer:
     number: int
     bank: Bank
     seed: str
+    client: Client
     words: list[str] = field(default_factory=list)
     done: int = 0
     failed: BaseException | None = None
@@ -54,8 +107,19 @@ class Writer:
 
     def _change(self, chance: random.Random) -> None:
         name = f"w{self.number}-{chance.randrange(_IDS)}"
-        how = chance.choice((self._store, self._store, self._upsert, self._edit, self._delete))
-        how(name, chance)
+        by_program = (self._store, self._store, self._upsert, self._edit, self._delete)
+        by_http = (self._upload, self._upload, self._describe, self._remove)
+        chance.choice((*by_program, *by_http))(name, chance)
+
+    def _upload(self, name: str, chance: random.Random) -> None:
+        if len(self.client.files) < _IDS:
+            self.client.upload(f"file of {name}", self._text(chance))
+
+    def _describe(self, _: str, chance: random.Random) -> None:
+        self.client.describe(chance)
+
+    def _remove(self, _: str, chance: random.Random) -> None:
+        self.client.delete(chance)
 
     def _store(self, name: str, chance: random.Random) -> None:
         body = self._text(chance)

@@ -16,19 +16,23 @@ from functools import partial
 import psycopg
 import redis
 
-from app.access.tenants import add_bank, add_tenant
+from app.access.keys import issue
+from app.access.members import grant
+from app.access.tenants import add_bank, add_principal, add_tenant
 from app.addresses import provisioning_url, redis_url
 from app.bank import session, status
+from app.bank.roles import Role
 from app.demo.sample import temporary_stack
 from app.errors import MembankError
 from app.local.processes import wait_until
 from app.local.stack import ENCODING, Stack
 from app.runtime import models, profile
 from app.settings import settings
-from tests.chaos.changes import Writer
+from tests.chaos.changes import Client, Writer
 from tests.chaos.verdict import faults
 
-VICTIMS = ("worker", "worker", "relay", "valkey", "postgres")
+SERVICES = (*ENCODING, "api")
+VICTIMS = (*("worker", "worker", "relay", "valkey", "postgres") * 3, "api")
 _LONGEST_QUIET = 900.0
 ENVIRONMENT = {
     "MEMBANK_LEASE_SECONDS": "4",
@@ -67,14 +71,10 @@ def run(kills: int, seed: str, writers: int = 3, tell: Callable[[str], None] = p
     they meet is up to the machine.
     """
     started, outcome = time.monotonic(), Outcome(seed)
-    with temporary_stack(tell) as stack:
-        banks = []
-        for number in range(writers):
-            add_tenant(f"chaos-{number}")
-            banks.append(add_bank(f"chaos-{number}", "handbook", profile().id, profile().json()))
+    with temporary_stack(tell, SERVICES) as stack:
         models()
         over = threading.Event()
-        crowd = [Writer(number, bank, seed) for number, bank in enumerate(banks)]
+        crowd = [_writer(stack, number, seed) for number in range(writers)]
         threads = [threading.Thread(target=one.run, args=(over,)) for one in crowd]
         for thread in threads:
             thread.start()
@@ -96,6 +96,17 @@ def run(kills: int, seed: str, writers: int = 3, tell: Callable[[str], None] = p
             ).fetchone() or (0,)
     outcome.seconds = time.monotonic() - started
     return outcome
+
+
+def _writer(stack: Stack, number: int, seed: str) -> Writer:
+    tenant = f"chaos-{number}"
+    add_tenant(tenant)
+    bank = add_bank(tenant, "handbook", profile().id, profile().json())
+    add_principal(tenant, "writer")
+    grant(bank, "principal:writer", Role.WRITER)
+    key = issue(tenant, "writer", ("read", "write")).token
+    client = Client(lambda: stack.addresses()["api_url"], key, f"vs_{bank.id}")
+    return Writer(number, bank, seed, client)
 
 
 def _kill(
@@ -124,7 +135,7 @@ def _raise(stack: Stack) -> None:
     """Start what is missing, as an operator or a service manager does."""
     session.dispose()
     stack.servers()
-    for name in ENCODING:
+    for name in SERVICES:
         stack.service(name)
 
 
