@@ -49,8 +49,13 @@ def best(question: str, texts: Sequence[str], cosines: Sequence[float], k: int) 
 
 def _shares(question: str, texts: Sequence[str]) -> list[float]:
     """For each text the share of the question's words that it has, 0 to 1."""
-    asked = _words(question)
-    had = [asked & _words(text) for text in texts]
+    asked = {_stem(word) for word in _WORD.findall(question.lower())}
+    if not asked:
+        return [0.0] * len(texts)
+    # Only words that begin as an asked one are looked at: half of the time.
+    begin = "|".join(sorted({re.escape(_begin(word)) for word in asked}))
+    alike = re.compile(rf"\b(?:{begin})\w*")
+    had = [asked & {_stem(word) for word in set(alike.findall(text.lower()))} for text in texts]
     weights = {}
     for word in asked:
         count = sum(word in some for some in had)
@@ -61,8 +66,9 @@ def _shares(question: str, texts: Sequence[str]) -> list[float]:
     return [sum(weights[word] for word in sorted(some)) / whole if some else 0.0 for some in had]
 
 
-def _words(text: str) -> set[str]:
-    return {_stem(word) for word in set(_WORD.findall(text.lower()))}
+def _begin(stem: str) -> str:
+    """What every word of a stem begins with: the y may stand for ies."""
+    return stem[:-1] if stem.endswith("y") and len(stem) > 1 else stem
 
 
 @lru_cache(maxsize=65_536)

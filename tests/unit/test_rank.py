@@ -1,10 +1,14 @@
 """The order of passages by cosine and words: what moves them, and what does not."""
 
+import math
+import re
 from itertools import permutations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.bank import rank
 from app.bank.rank import best as ranked
 
 
@@ -85,3 +89,23 @@ def test_relevance_orders_and_lies_between_the_cosine_and_the_weight_above_it(
     assert [one.relevance for one in ranked("", texts, cosines, len(texts))] == sorted(
         dict(reversed(passages)).values(), reverse=True
     )
+
+
+TEXT = st.text(st.sampled_from("aeilnsydt EDSI-_.é9"), max_size=60)
+
+
+@given(TEXT, st.lists(TEXT, min_size=1, max_size=6))
+def test_words_count_as_if_all_of_a_text_were_looked_at(question: str, texts: list[str]) -> None:
+    asked, found = words(question), [words(text) for text in texts]
+    rare = {
+        word: math.log(1 + (len(texts) - n + 0.5) / (n + 0.5))
+        for word in asked
+        if (n := sum(word in some for some in found))
+    }
+    whole = sum(rare.values())
+    expected = [sum(rare[w] for w in asked & some) / whole if whole else 0.0 for some in found]
+    assert rank._shares(question, texts) == pytest.approx(expected)
+
+
+def words(text: str) -> set[str]:
+    return {rank._stem(word) for word in re.findall(r"\w+", text.lower())}
