@@ -88,7 +88,8 @@ def _finished(tenant: int, work: Sequence[Work]) -> int:
 
 
 def _encoded() -> None:
-    if not wait_until(lambda: not any(status.queue().values()), _LONGEST):
+    # Seldom: every look takes from the worker's cores.
+    if not wait_until(lambda: not any(status.queue().values()), _LONGEST, 0.5):
         raise UsageError("the worker does not finish: see membank status and its log")
 
 

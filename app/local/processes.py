@@ -173,13 +173,13 @@ class Processes:
             return False
 
 
-def wait_until(condition: Callable[[], bool], timeout: float) -> bool:
+def wait_until(condition: Callable[[], bool], timeout: float, every: float = _POLL_SECONDS) -> bool:
     """Ask until the condition holds or `timeout` seconds are over; whether it came to hold."""
     deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:
             return False
-        time.sleep(_POLL_SECONDS)
+        time.sleep(every)
     return True
 
 
