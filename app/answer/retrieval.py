@@ -45,7 +45,8 @@ class Reader:
     @classmethod
     def of(cls, tenant: str, bank: str, principal: str) -> "Reader":
         """By their names. Raises NotFoundError for one that is unknown."""
-        return cls(find_principal(tenant, principal), find_bank(tenant, bank).id)
+        found = find_bank(tenant, bank)
+        return cls(find_principal(tenant, principal), found.id)
 
     def begin(self) -> "Request":
         """Begin to ask or to search, under the profile that the bank has now.

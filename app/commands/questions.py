@@ -32,7 +32,10 @@ def search(
     condition = of_options(where or [])
     reader = Reader.of(tenant, bank, principal)
     found = find(reader, question, 5 if k is None else k, min_score, condition)
-    results = [asdict(passage) for passage in found.passages]
+    results = [
+        {name: value for name, value in asdict(passage).items() if name != "relevance"}
+        for passage in found.passages
+    ]
     if as_json:
         console.print_json({"results": results, "timings_ms": found.timings_ms})
         return

@@ -10,10 +10,12 @@ The encoder runs the same attention without memories; `watched` lets a scorer se
 """
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -44,6 +46,9 @@ class Glance:
 
 
 _reading: ContextVar[Memories | None] = ContextVar("membank_memories", default=None)
+_ours: WeakKeyDictionary[Any, tuple[str, int]] = WeakKeyDictionary()
+"""Models that compute attention in our way now, the way before, and in how many blocks."""
+_changing = threading.Lock()
 _watching: ContextVar[Callable[[Glance], None] | None] = ContextVar("membank_watch", default=None)
 
 
@@ -51,8 +56,8 @@ _watching: ContextVar[Callable[[Glance], None] | None] = ContextVar("membank_wat
 def injected(model: Any, memories: Memories) -> Iterator[None]:
     """Let `model` read `memories` in every forward pass inside the block.
 
-    The model is as it was afterwards. Pass `memories.positions(n)` as `position_ids`. While the
-    block is open no other thread may use the same model.
+    The model is as it was afterwards. Pass `memories.positions(n)` as `position_ids`. Other threads
+    may use the same model meanwhile in such a block, or in `without_memories`, not otherwise.
     """
     with _our_attention(model), _set(_reading, memories):
         yield
@@ -83,12 +88,20 @@ def _set(variable: ContextVar[T], value: T) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _our_attention(model: Any) -> Iterator[None]:
-    before = model.config._attn_implementation
-    model.set_attn_implementation(NAME)
+    with _changing:
+        before, users = _ours.get(model, (model.config._attn_implementation, 0))
+        if not users:
+            model.set_attn_implementation(NAME)
+        _ours[model] = (before, users + 1)
     try:
         yield
     finally:
-        model.set_attn_implementation(before)
+        with _changing:
+            before, users = _ours.pop(model)
+            if users > 1:
+                _ours[model] = (before, users - 1)
+            else:
+                model.set_attn_implementation(before)
 
 
 def attend(

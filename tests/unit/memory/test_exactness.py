@@ -1,5 +1,7 @@
 """A dense memory is the text in the prompt; several are a block-diagonal forward pass."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -363,3 +365,32 @@ def test_composing_nothing_at_all_is_refused() -> None:
     lm = lm_of(tiny("llama"))
     with pytest.raises(MembankError, match="nothing to compose"):
         compose([[]], lm.rotary)
+
+
+def test_threads_read_and_encode_with_one_model_at_a_time() -> None:
+    """Each has its own memories, and the model is as it was when the last one has ended."""
+    lm = lm_of(tiny("llama"))
+    encoder = Encoder(lm, PREFIX)
+    usual = lm.model.config._attn_implementation
+    alone = encoder.encode(CHUNKS)
+    readings = [compose([[kv]], lm.rotary, encoder.prefix) for kv in alone]
+    expected = [read(lm, reading, [LIVE]) for reading in readings]
+    together = threading.Barrier(4, timeout=30)
+
+    def reads(turn: int) -> None:
+        together.wait()
+        for _ in range(20):
+            which = turn % len(readings)
+            got = read(lm, readings[which], [LIVE])
+            torch.testing.assert_close(got, expected[which], atol=1e-4, rtol=1e-4)
+
+    def encodes(_: int) -> None:
+        together.wait()
+        for _ in range(20):
+            for kv, right in zip(encoder.encode(CHUNKS), alone, strict=True):
+                torch.testing.assert_close(kv.keys, right.keys, atol=1e-5, rtol=1e-4)
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(work, i) for i, work in enumerate((reads, encodes) * 2)]:
+            done.result()
+    assert lm.model.config._attn_implementation == usual

@@ -1,0 +1,51 @@
+"""The parts that a worker's threads take: nothing is lost, and what they give is what one gives."""
+
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from app.bank.outbox import ChunkText
+from workers import encoding
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[str]]]:
+    """The texts of each part, with a model of two streams that makes nothing of them."""
+    parts: list[list[str]] = []
+
+    def memories(chunks: Sequence[ChunkText]) -> list[tuple[list[float], bytes]]:
+        parts.append([chunk.text for chunk in chunks])
+        if any("poison" in chunk.text for chunk in chunks):
+            raise ValueError("poison")
+        return [([float(len(chunk.text))], chunk.text.encode()) for chunk in chunks]
+
+    monkeypatch.setattr(encoding, "_streams", lambda: 2)
+    monkeypatch.setattr(encoding, "_memories", memories)
+    encoding._threads.cache_clear()
+    yield parts
+    encoding._threads().shutdown()
+    encoding._threads.cache_clear()
+
+
+def chunks(texts: Sequence[str]) -> list[ChunkText]:
+    return [ChunkText(text, "") for text in texts]
+
+
+@pytest.mark.parametrize("count", [2, 3, 64, 65])
+def test_each_chunk_gets_its_own_memory(taken: list[list[str]], count: int) -> None:
+    texts = ["x" * (i * 37 % 101) + str(i) for i in range(count)]
+    found = encoding._encode(chunks(texts))
+    assert [payload.decode() for _, payload in found] == texts
+    assert [key for key, _ in found] == [[float(len(text))] for text in texts]
+    assert len(taken) == 2
+    assert abs(len(taken[0]) - len(taken[1])) <= 1
+
+
+def test_one_chunk_takes_no_thread(taken: list[list[str]]) -> None:
+    assert encoding._encode(chunks(["one"])) == [([3.0], b"one")]
+    assert encoding._encode([]) == []
+
+
+def test_what_fails_in_a_part_fails_the_whole(taken: list[list[str]]) -> None:
+    with pytest.raises(ValueError, match="poison"):
+        encoding._encode(chunks(["good", "poison", "better"]))
