@@ -17,6 +17,13 @@ from app.local.processes import MARKER, Processes, wait_until
 
 SLEEP = ["sleep", "600"]
 # Says "ready" once it ignores SIGTERM, and has a child that does not.
+INTERRUPTIBLE = """
+import signal, sys
+signal.signal(signal.SIGINT, lambda *_: (print("interrupted", flush=True), sys.exit()))
+print("ready", flush=True)
+while True:
+    signal.pause()
+"""
 STUBBORN = """
 import signal, subprocess
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -137,9 +144,8 @@ def test_stop_ends_the_process_and_removes_the_record(processes: Processes) -> N
 
 
 def test_stop_sends_the_signal_it_was_given(processes: Processes) -> None:
-    processes.start(
-        "worker", ["sh", "-c", "trap 'echo interrupted; exit' INT; echo ready; while :; do :; done"]
-    )
+    # A shell could not trap what was ignored when it began, as SIGINT is in the background.
+    processes.start("worker", [sys.executable, "-c", INTERRUPTIBLE])
     assert wait_until(lambda: processes.tail("worker") == "ready", 60)
     assert processes.stop("worker", signal.SIGINT)
     assert processes.tail("worker", lines=1) == "interrupted"
