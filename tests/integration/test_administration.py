@@ -145,7 +145,7 @@ def test_a_revoked_key_counts_no_more(admin: Admin, client: TestClient) -> None:
     listed = admin("GET", "keys")
     assert [key["state"] for key in data(listed) if key["id"] == number] == ["good"]
     assert token not in listed.text
-    assert token.split("_")[2] not in listed.text
+    assert token.split("_", 2)[2] not in listed.text
     assert admin("DELETE", f"keys/{number}").is_success
     assert client.get("/v1/membank/keys", headers=with_it).status_code == 401
     assert [k["state"] for k in data(admin("GET", "keys")) if k["id"] == number] == ["revoked"]
