@@ -4,12 +4,11 @@
 
 The columns are of metadata. Each line on stdin is one of {"make": true}, which makes the table and
 tells its name, {"index": true}, which makes its HNSW index, and {"vector", "k", "filter"}, which is
-answered with {"ids", "ms"}. Settings are the library's own.
+answered with {"ids"}. Settings are the library's own.
 """
 
 import json
 import sys
-import time
 from typing import Any
 
 _TABLE = "langchain_peer"
@@ -57,12 +56,10 @@ def main() -> None:
             store.apply_vector_index(HNSWIndex())
             print(json.dumps({"made": True}), flush=True)
             continue
-        started = time.perf_counter()
         found = store.similarity_search_by_vector(
             asked["vector"], k=asked["k"], filter=asked["filter"]
         )
-        spent = 1000 * (time.perf_counter() - started)
-        print(json.dumps({"ids": [int(one.id) for one in found], "ms": spent}), flush=True)
+        print(json.dumps({"ids": [int(one.id) for one in found]}), flush=True)
 
 
 if __name__ == "__main__":

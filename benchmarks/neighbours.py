@@ -33,14 +33,14 @@ def run(n: int, k: int, as_json: bool) -> None:
             kinds = [("twin", twin), ("third", third)]
             random.Random(turn).shuffle(kinds)
             for kind, neighbour in kinds:
-                spent, found = _round(neighbour, ours, k, turn)
+                spent, found = _round(neighbour, ours, k)
                 if turn >= 2:  # the first ones open connections
                     times[kind].append(spent)
                     hits += found
     _tell(n, k, times, hits, as_json)
 
 
-def _round(neighbour: Reader, ours: Reader, k: int, turn: int) -> tuple[Mapping[str, float], float]:
+def _round(neighbour: Reader, ours: Reader, k: int) -> tuple[Mapping[str, float], float]:
     """What our question took after the neighbour's, and how many memories a cache had for it."""
     with TemporaryDirectory() as folder, variables(MEMBANK_CACHE_FOLDER=str(Path(folder) / "c")):
         _first_token(neighbour, k)
