@@ -200,10 +200,13 @@ def _is_alive(process: psutil.Process) -> bool:
             return True
     except psutil.NoSuchProcess:
         return False
-    # A zombie of ours goes once we ask for it; those of others are for their parents.
-    with suppress(ChildProcessError):
-        os.waitpid(process.pid, os.WNOHANG)
-    return False
+    # A zombie of ours goes once we ask for it, unless it is only the first of threads that still
+    # end, and hold the data and the port meanwhile. Those of others are for their parents.
+    try:
+        collected, _ = os.waitpid(process.pid, os.WNOHANG)
+    except ChildProcessError:
+        return False
+    return collected == 0
 
 
 def _is_in(process: psutil.Process, program: str, folder: Path) -> bool:

@@ -24,6 +24,13 @@ print("ready", flush=True)
 while True:
     signal.pause()
 """
+# As between the threads of a server that ends, only for longer.
+OUTLIVED = """
+import ctypes, threading, time
+threading.Thread(target=time.sleep, args=(600,)).start()
+print("ready", flush=True)
+ctypes.CDLL(None).pthread_exit(None)
+"""
 STUBBORN = """
 import signal, subprocess
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -141,6 +148,16 @@ def test_stop_ends_the_process_and_removes_the_record(processes: Processes) -> N
     assert processes.strays() == []
     assert not record(processes, "worker").exists()
     assert processes.stop("worker") is False
+
+
+def test_process_whose_first_thread_ended_before_the_others_is_alive(processes: Processes) -> None:
+    started = processes.start("worker", [sys.executable, "-c", OUTLIVED])
+    assert wait_until(lambda: processes.tail("worker") == "ready", 60)
+    process = psutil.Process(started.pid)
+    assert wait_until(lambda: process.status() == psutil.STATUS_ZOMBIE, 60)
+    assert processes.get("worker") == started
+    assert processes.stop("worker") is True
+    assert not psutil.pid_exists(started.pid)
 
 
 def test_stop_sends_the_signal_it_was_given(processes: Processes) -> None:
