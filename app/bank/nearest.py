@@ -22,9 +22,9 @@ from app.bank.session import Asker
 
 Way = Literal["all", "index", "documents"]
 
-_LIST = 250
-_MOST_SCANNED = 2000
-"""Keys that an index may bring: where more are needed, going by documents costs less."""
+_SCANNED = 60
+"""Keys that an index may look at for each row that is asked for: where more are needed, going by
+documents costs less."""
 _REMEMBERED = 60.0
 """Seconds for which an index is not tried again for someone for whom it was no use."""
 
@@ -62,22 +62,22 @@ _WITH_TEXTS = """
         AND bank_id = :bank AND id = n.document_id LIMIT 1) d
     CROSS JOIN LATERAL (SELECT text, heading, start_at, end_at FROM chunk
         WHERE tenant_id = :tenant AND id = n.chunk_id LIMIT 1) c
-    ORDER BY n.distance, n.chunk_id
+    ORDER BY n.distance + 0, n.chunk_id  -- the index's own order is a rough one
     """
 
 # Of a tenant's documents hardly any is not served, but the planner takes all to be so, and would
 # rather read every one than ask the index of those. Where all keys of a bank are compared, rights
-# are hashed once (migration 0009).
-_USABLE = text(
+# are hashed once (migrations 0009 and 0014). What an index brings later may be nearer than what it
+# brought before, and strict_order would drop it.
+_READY = text(
     "SELECT usable, set_config('enable_seqscan', 'off', true),"
-    " set_config('membank.each_alone', CASE WHEN usable THEN 'on' ELSE 'off' END, true)"
+    " set_config('membank.searched', :bank, true),"
+    " set_config('membank.each_alone', CASE WHEN usable THEN 'on' ELSE 'off' END, true),"
+    " set_config('hnsw.iterative_scan', 'relaxed_order', true),"
+    " set_config('hnsw.ef_search', :list, true), set_config('hnsw.max_scan_tuples', :most, true)"
     " FROM (SELECT coalesce((SELECT i.indisvalid FROM pg_class c"
     " JOIN pg_index i ON i.indexrelid = c.oid WHERE c.relname = :name"
     " AND c.relnamespace = 'public'::regnamespace), false) AS usable) u"
-)
-_LIMITS = text(
-    "SELECT set_config('hnsw.iterative_scan', 'strict_order', true),"
-    " set_config('hnsw.ef_search', :list, true), set_config('hnsw.max_scan_tuples', :most, true)"
 )
 _TOGETHER = text("SELECT set_config('membank.each_alone', 'off', true)")
 
@@ -97,19 +97,26 @@ class Nearest:
     def read(self, connection: Connection, size: int) -> Sequence[Row[Any]]:
         """chunk_id, document_id, distance, title, source, text, heading, start_at and end_at of the
         `size` nearest, in order."""
-        name = index_name(self.asker.tenant or 0, self.bank, self.profile)
-        if not connection.execute(_USABLE, {"name": name}).one().usable:
+        if not self.ready(connection, size):
             return self._run(connection, "all", size)
         who = (self.asker, self.bank, self.profile, self.where)
         if time.monotonic() - _short.get(who, -math.inf) > _REMEMBERED:
-            limits = {"list": min(max(_LIST, 2 * size), 1000), "most": max(_MOST_SCANNED, 2 * size)}
-            connection.execute(_LIMITS, {name: str(value) for name, value in limits.items()})
             found = self._run(connection, "index", size)
             if len(found) == size:
                 return found
             _remember(who)
         connection.execute(_TOGETHER)
         return self._run(connection, "documents", size)
+
+    def ready(self, connection: Connection, size: int) -> bool:
+        """Set what the search for `size` rows needs; whether there is an index to ask."""
+        values = {
+            "name": index_name(self.asker.tenant or 0, self.bank, self.profile),
+            "bank": str(self.bank),
+            "list": str(min(size, 1000)),
+            "most": str(_SCANNED * size),
+        }
+        return bool(connection.execute(_READY, values).one().usable)
 
     def statement(self, way: Way, size: int) -> tuple[TextClause, dict[str, Any]]:
         """The SQL of a way, and its parameters."""

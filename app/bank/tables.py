@@ -191,6 +191,15 @@ Table(
         "id",
         postgresql_where=text("revision <> split_revision OR text_hash <> content_hash"),
     ),
+    Index("document_rights", "tenant_id", "bank_id", "id", postgresql_include=["access"]),
+    Index(
+        "document_served",
+        "tenant_id",
+        "bank_id",
+        "id",
+        postgresql_include=["access"],
+        postgresql_where=text("revision = split_revision AND text_hash = content_hash"),
+    ),
 )
 Table(
     "chunk",

@@ -143,6 +143,30 @@ class TestReading:
         revoke(other, "principal:alice")
         assert seen(alice) == WHOLE
 
+    def test_the_bank_that_a_search_names_hides_the_others_and_opens_none(
+        self, closed: Bank, alice: Asker, company: Company
+    ) -> None:
+        other = add_bank(company.name, "other", PROFILE, "{}")
+        store(Asker("worker", other.tenant), other, "theirs")
+        work_off()
+
+        def seen_in(bank: object) -> list[str]:
+            with transaction(alice) as connection:
+                connection.execute(
+                    text("SELECT set_config('membank.searched', :bank, true)"), {"bank": str(bank)}
+                )
+                found = connection.execute(text("SELECT document_id FROM memory_key ORDER BY 1"))
+                return list(found.scalars())
+
+        assert [seen_in(bank) for bank in ("", closed.id, other.id)] == [["theirs"], [], ["theirs"]]
+        grant(closed, "principal:alice", Role.READER)
+        assert seen_in("") == ["handbook", "theirs"]
+        assert [seen_in(bank) for bank in (closed.id, other.id, 0)] == [
+            ["handbook"],
+            ["theirs"],
+            [],
+        ]
+
     def test_a_role_of_another_tenants_namesake_opens_nothing(
         self, closed: Bank, alice: Asker, new_company: Callable[[str], Company]
     ) -> None:
