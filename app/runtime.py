@@ -167,7 +167,7 @@ def models() -> Models:
         tokenizer=tokenizer(),
     )
     words = prompt()
-    embedder = Embedder(embedder_folder(chosen.embedder), str(lm.device))
+    embedder = Embedder(embedder_folder(chosen.embedder), str(lm.device), lm.dtype)
     return Models(lm, Encoder(lm, words.prefix), words, embedder, codec(), profile())
 
 

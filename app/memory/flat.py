@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from app.errors import ModelError
 from app.memory.compose import Memories
-from app.memory.linear import laid, product
+from app.memory.linear import Linear, laid
 from app.memory.model import LanguageModel
 
 _PROBE = 7
@@ -33,22 +33,6 @@ class Start:
     prompt: Sequence[int]
     room: int
     memories: Memories | None = None
-
-
-@dataclass(frozen=True)
-class Linear:
-    """laid: the weights once more, as the processor's kernels read them, where there is such."""
-
-    weight: Tensor
-    bias: Tensor | None
-    laid: Tensor | None = None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        # A row alone goes another way through the library, which may round otherwise.
-        rows = x if len(x) > 1 else x.expand(2, -1)
-        if self.laid is None:
-            return F.linear(rows, self.weight, self.bias)[: len(x)]
-        return product(rows, self.laid, self.bias)[: len(x)]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from app.errors import ModelError
 from app.memory.compiled import library
-from app.memory.flat import Flat, FlatDecoder, FlatReading, Linear
+from app.memory.flat import Flat, FlatDecoder, FlatReading
+from app.memory.linear import Linear
 from app.memory.packed import Bits, Packed, pack
 
 _BLOCK = 128  # entries that step.c reads as one piece

@@ -1,29 +1,46 @@
 /* Product quantisation: which of 256 codewords is nearest, for each piece of each row.
 
-The words of one piece stay in the nearest cache while the rows pass by, and no distance leaves it.
-Loops are written for the compiler to vectorise with whatever the processor has. */
+The words of one piece stay in the nearest cache while the rows pass by, and distances are made and
+compared in registers: a vector here is as many of the processor's as it takes. */
 
 #include <stdint.h>
 #include <string.h>
 
-enum { WORDS = 256 };
+enum { WORDS = 256, LANES = 16, VECTORS = 4, STEP = LANES * VECTORS };
+
+typedef float floats __attribute__((vector_size(LANES * sizeof(float))));
+typedef int32_t ints __attribute__((vector_size(LANES * sizeof(int32_t))));
+
+static inline floats loaded(const float *from) {
+    floats found;
+    memcpy(&found, from, sizeof found);
+    return found;
+}
 
 /* A distance gives its last 8 bits to the number of its word, so that the least of them, as whole
-numbers, tells which: what is lost decides between distances that are equal to 4 digits. */
+numbers, tells which: what is lost decides between distances that are equal to 4 digits, or that
+rounding has made less than none. */
 static inline uint8_t number(const float *restrict x, int64_t length, const float *restrict words,
                              const float *restrict halves) {
-    float distance[WORDS], own = 0;
-    int32_t bits[WORDS], least = INT32_MAX;
+    const ints lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    ints least = lanes * 0 + INT32_MAX;
+    float own = 0;
     for (int64_t i = 0; i < length; i++) own += x[i] * x[i] / 2;
-    for (int j = 0; j < WORDS; j++) distance[j] = halves[j] + own;
-    for (int64_t i = 0; i < length; i++)
-        for (int j = 0; j < WORDS; j++) distance[j] -= x[i] * words[i * WORDS + j];
-    memcpy(bits, distance, sizeof bits);
-    for (int j = 0; j < WORDS; j++) {
-        int32_t marked = ((bits[j] > 0 ? bits[j] : 0) & -WORDS) | j;
-        least = marked < least ? marked : least;
+    for (int first = 0; first < WORDS; first += STEP) {
+        floats distance[VECTORS];
+        for (int v = 0; v < VECTORS; v++) distance[v] = loaded(halves + first + v * LANES) + own;
+        for (int64_t i = 0; i < length; i++)
+            for (int v = 0; v < VECTORS; v++)
+                distance[v] -= x[i] * loaded(words + i * WORDS + first + v * LANES);
+        for (int v = 0; v < VECTORS; v++) {
+            ints bits = ((ints)distance[v] & -WORDS) | (lanes + (first + v * LANES));
+            ints less = bits < least;
+            least = (less & bits) | (~less & least);
+        }
     }
-    return least & (WORDS - 1);
+    int32_t found = least[0];
+    for (int lane = 1; lane < LANES; lane++) found = least[lane] < found ? least[lane] : found;
+    return found & (WORDS - 1);
 }
 
 /* x (n, width), float: the pieces of a row one behind the other, `lengths` (pieces) of them.

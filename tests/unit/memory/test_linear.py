@@ -1,40 +1,59 @@
-"""Linear layers laid out for the processor: the same products, whatever their shape."""
-
-import copy
+"""Products with weights laid out for the processor: the same results, whatever their shape."""
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from app.memory.linear import Laid, laid, lay, product
+from app.memory.linear import Linear, Then, laid, product
+
+TYPES = [torch.float32, torch.bfloat16]
+
+
+@pytest.fixture(params=TYPES, ids=str)
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    found: torch.dtype = request.param
+    return found
 
 
 @pytest.fixture
-def model() -> nn.Module:
+def layers() -> list[nn.Linear]:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(33, 70), nn.GELU(), nn.Linear(70, 33, bias=False)).eval()
+    return [nn.Linear(33, 70), nn.Linear(33, 5)]
 
 
-@pytest.mark.parametrize("shape", [(1, 33), (2, 33), (23, 33), (300, 33), (3, 5, 33), (1, 1, 33)])
+@pytest.mark.parametrize("rows", [1, 2, 23, 300])
+@pytest.mark.parametrize("then", ["none", "gelu"])
+@pytest.mark.parametrize("laid_out", [True, False])
 @torch.no_grad()
-def test_the_products_are_those_of_the_layers(model: nn.Module, shape: tuple[int, ...]) -> None:
-    changed = copy.deepcopy(model)
-    lay(changed)
-    x = torch.randn(shape)
-    assert changed(x).shape == shape
-    torch.testing.assert_close(changed(x), model(x), rtol=1e-5, atol=1e-5)
-    across = torch.randn(*reversed(shape)).permute(*reversed(range(len(shape))))
-    torch.testing.assert_close(changed(across), model(across), rtol=1e-5, atol=1e-5)
+def test_several_layers_of_one_input_are_one_product(
+    layers: list[nn.Linear], dtype: torch.dtype, then: Then, rows: int, laid_out: bool
+) -> None:
+    made = Linear.of(layers, dtype, then)
+    if not laid_out:
+        made = Linear(made.weight, made.bias, None, then)
+    x = torch.randn(rows, 33)
+    expected = torch.cat([layer(x) for layer in layers], dim=1)
+    got = made(x.to(dtype))
+    assert (got.dtype, got.shape) == (dtype, (rows, 75))
+    exact = dtype == torch.float32
+    torch.testing.assert_close(
+        got.float(),
+        F.gelu(expected) if then == "gelu" else expected,
+        rtol=1e-5 if exact else 2e-2,
+        atol=1e-5 if exact else 2e-2,
+    )
+    across = torch.randn(33, rows).T.to(dtype)
+    torch.testing.assert_close(made(across), made(across.contiguous()))
 
 
-def test_every_linear_layer_is_laid_and_nothing_else(model: nn.Module) -> None:
-    class Own(nn.Linear):
-        """Of a class that may mean something else."""
-
-    whole = nn.Sequential(model, Own(33, 33), nn.LayerNorm(33))
-    lay(whole)
-    kinds = [type(part) for part in whole.modules() if not isinstance(part, nn.Sequential)]
-    assert kinds == [Laid, nn.GELU, Laid, Own, nn.LayerNorm]
+@torch.no_grad()
+def test_layers_without_a_bias_have_none() -> None:
+    layer = nn.Linear(8, 4, bias=False)
+    made = Linear.of([layer], torch.float32)
+    assert made.bias is None
+    x = torch.randn(3, 8)
+    torch.testing.assert_close(made(x), layer(x))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
@@ -42,7 +61,6 @@ def test_other_types_have_no_such_form(dtype: torch.dtype) -> None:
     assert laid(torch.zeros(4, 4, dtype=dtype)) is None
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
 def test_a_product_is_near_the_exact_one(dtype: torch.dtype) -> None:
     weight, x, bias = torch.randn(96, 64).to(dtype), torch.randn(23, 64).to(dtype), torch.randn(96)
@@ -54,10 +72,6 @@ def test_a_product_is_near_the_exact_one(dtype: torch.dtype) -> None:
     assert (got - exact).norm() / exact.norm() < (1e-6 if dtype == torch.float32 else 5e-3)
 
 
-@torch.no_grad()
-def test_without_the_kernels_the_model_stays(
-    model: nn.Module, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_the_kernels_there_is_no_such_form(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    lay(model)
-    assert not any(isinstance(part, Laid) for part in model.modules())
+    assert laid(torch.zeros(4, 4)) is None
