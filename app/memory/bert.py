@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from app.errors import ModelError
-from app.memory.linear import Linear
+from app.memory.linear import Linear, rounded
 
 _PROBE = (101, 2129, 2116, 2420, 102, 7, 3)
 
@@ -61,13 +61,17 @@ class Bert:
     def __call__(self, ids: Tensor) -> Tensor:
         """Token ids (n,) -> the last layer's states (n, hidden), float32."""
         n = len(ids)
-        x = self.norm(self.words[ids] + self.places[:n])
+        # Rows beyond the text are computed and seen by none.
+        rows = min(rounded(n), len(self.places))
+        x = self.norm(self.words[F.pad(ids, (0, rows - n))] + self.places[:rows])
         for layer in self.layers:
-            qkv = layer.qkv(x.to(self.dtype)).view(n, 3, self.heads, -1).permute(1, 2, 0, 3)
-            mixed = F.scaled_dot_product_attention(*qkv[:, None])[0].transpose(0, 1).flatten(1)
+            qkv = layer.qkv(x.to(self.dtype)).view(rows, 3, self.heads, -1).permute(1, 2, 0, 3)
+            q, k, v = qkv[:, None]
+            mixed = F.scaled_dot_product_attention(q, k[..., :n, :], v[..., :n, :])
+            mixed = mixed[0].transpose(0, 1).flatten(1)
             x = layer.norm_attention(x + layer.out(mixed))
             x = layer.norm(x + layer.down(layer.up(x.to(self.dtype))))
-        return x
+        return x[:n]
 
     def _layer(self, module: Any) -> Layer:
         attention = module.attention.self

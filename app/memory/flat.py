@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from app.errors import ModelError
 from app.memory.compose import Memories
-from app.memory.linear import Linear, laid
+from app.memory.linear import Linear, laid, rounded
 from app.memory.model import LanguageModel
 
 _PROBE = 7
@@ -107,18 +107,28 @@ class Flat:
         """Read more tokens of each request -> the last hidden state of each, (requests, hidden)."""
         sizes = [len(some) for some in tokens]
         ids = [token for some in tokens for token in some]
-        x = self.embedding[torch.tensor(ids, device=self.device)]
+        # Rows beyond the tokens are computed and read by none.
+        beyond = rounded(len(ids)) - len(ids)
+        x = self.embedding[torch.tensor(ids + [0] * beyond, device=self.device)]
         angles = [reading.angles(n) for reading, n in zip(readings, sizes, strict=True)]
-        cos, sin = (torch.cat(parts).to(self.dtype) for parts in zip(*angles, strict=True))
+        cos, sin = (
+            F.pad(torch.cat(parts), (0, 0, 0, beyond)).to(self.dtype)
+            for parts in zip(*angles, strict=True)
+        )
+        nothing = x.new_zeros(beyond, self.heads * self.dim)
         last = torch.tensor(sizes, device=self.device).cumsum(0) - 1
         for index, layer in enumerate(self.layers):
-            qkv = [torch.split(part, sizes, 1) for part in self.project(layer, x, cos, sin)]
+            qkv = [
+                torch.split(part, [*sizes, beyond], 1)[:-1]
+                for part in self.project(layer, x, cos, sin)
+            ]
             mixed = torch.cat(
                 # Laid out alike, or a product might sum in another order beside others than alone.
                 [
                     reading.attend(index, *(part.contiguous() for part in parts))
                     for reading, *parts in zip(readings, *qkv, strict=True)
                 ]
+                + [nothing]
             )
             if index == len(self.layers) - 1:
                 x, mixed = x[last], mixed[last]

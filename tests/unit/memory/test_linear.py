@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from app.memory.linear import Linear, Then, laid, product
+from app.memory.linear import Linear, Then, laid, product, rounded
 
 TYPES = [torch.float32, torch.bfloat16]
 
@@ -75,3 +75,12 @@ def test_a_product_is_near_the_exact_one(dtype: torch.dtype) -> None:
 def test_without_the_kernels_there_is_no_such_form(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert laid(torch.zeros(4, 4)) is None
+
+
+def test_few_numbers_of_rows_stand_for_all_with_little_more_to_compute() -> None:
+    found = [rounded(rows) for rows in range(1, 4097)]
+    assert found[:8] == list(range(1, 9))
+    assert all(rows <= more <= max(rows + 7, rows * 9 / 8) for rows, more in enumerate(found, 1))
+    assert len(set(found)) == 63
+    assert found == sorted(found)
+    assert [rounded(more) for more in found] == found
