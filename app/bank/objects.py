@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from obstore.exceptions import BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
@@ -23,8 +23,13 @@ from app.errors import BlobError, UnavailableError, UsageError
 from app.files import private_folder
 from app.settings import settings
 
+if TYPE_CHECKING:
+    from obstore.store import RetryConfig
+
 _AT_ONCE = 8
 """Requests to the store: one takes some 20 ms where it is not this machine."""
+_PATIENCE: "RetryConfig" = {"max_retries": 4, "retry_timeout": timedelta(seconds=20)}
+"""With a store elsewhere. Whoever asks waits for it, and a worker comes again by itself."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -122,7 +127,7 @@ def reading() -> Objects:
 def _named(url: str) -> Objects:
     if url.startswith("s3://"):
         try:
-            return Objects(url, from_url(url))
+            return Objects(url, from_url(url, retry_config=_PATIENCE))
         except (BaseError, ValueError) as error:
             raise UsageError(f"MEMBANK_BLOB_STORE={url!r} cannot be used: {error}") from None
     if "://" in url and not url.startswith("file://"):
