@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from app.errors import ModelError
 from app.memory.compose import Memories
-from app.memory.linear import Linear, laid, rounded
+from app.memory.linear import Linear, rounded
 from app.memory.model import LanguageModel
 
 _PROBE = 7
@@ -61,7 +61,8 @@ class Flat:
         self.layers = [_layer(module) for module in decoder.layers]
         self.embedding: Tensor = decoder.embed_tokens.weight
         self.norm: Tensor = decoder.norm.weight
-        self.head = _linear(lm.model, "lm_head")
+        head = _linear(lm.model, "lm_head")
+        self.head = Linear(head.weight, head.bias)
         attention = decoder.layers[0].self_attn
         self.dim, self.scaling = int(attention.head_dim), float(attention.scaling)
         self.heads = attention.q_proj.weight.shape[0] // self.dim
@@ -360,21 +361,20 @@ def _require_parts(
 def _joined(module: Any, *names: str) -> Linear:
     """Several products as one, of whose weights the module's own become views."""
     parts = [_linear(module, name) for name in names]
-    biases = [part.bias for part in parts if part.bias is not None]
-    if biases and len(biases) != len(parts):
+    if len({part.bias is None for part in parts}) > 1:
         raise ModelError(f"only some of its {', '.join(names)} have a bias")
-    weight = torch.cat([part.weight for part in parts]).detach()
-    sizes = [len(part.weight) for part in parts]
-    for name, rows in zip(names, torch.split(weight, sizes), strict=True):
-        getattr(module, name).weight.data = rows
-    return Linear(weight, torch.cat(biases).detach() if biases else None, laid(weight))
+    made = Linear.of(parts, parts[0].weight.dtype)
+    views = torch.split(made.weight, [len(part.weight) for part in parts])
+    for part, rows in zip(parts, views, strict=True):
+        part.weight.data = rows
+    return made
 
 
-def _linear(module: Any, name: str) -> Linear:
+def _linear(module: Any, name: str) -> nn.Linear:
     part = getattr(module, name, None)
     if type(part) is not nn.Linear:  # an adapter's or a quantised one is another class
         raise ModelError(f"its {name} is {type(part).__name__}")
-    return Linear(part.weight, part.bias)
+    return part
 
 
 def _require_plain(lm: LanguageModel) -> None:
