@@ -3,7 +3,7 @@
 Rows are of a profile that no worker has, so that only the database is measured. The pipeline is a
 real worker woken by a real relay, its model loaded, from the reading of the files to the last
 memory; beside it the same chunks go through the encoder alone, in this process, with the same
-threads.
+threads. With more workers the same files go through again.
 """
 
 import time
@@ -15,7 +15,7 @@ from pathlib import Path
 from sqlalchemy import text
 
 from app import console
-from app.access.tenants import Bank, add_bank, add_tenant
+from app.access.tenants import Bank, add_bank, add_tenant, find_bank
 from app.bank import documents, outbox, status
 from app.bank.documents import Draft, Piece
 from app.bank.outbox import Work
@@ -25,6 +25,7 @@ from app.errors import UsageError
 from app.ingest.command import run as ingest
 from app.ingest.split import chunk_hash
 from app.local.processes import wait_until
+from app.local.stack import Stack
 from app.runtime import models, profile
 from app.settings import settings
 
@@ -32,27 +33,39 @@ _CHUNKS_OF_A_DOCUMENT = 100
 _LONGEST = 3600.0
 _NOBODYS = "of no worker"
 """A profile."""
+_MEASURED, _WARM, _BANK = "measured-", "warm-", "pipeline"
 
 
-def run(rows: int, paths: Sequence[Path], as_json: bool) -> None:
-    """Measure both. `paths`: what is ingested; the sample handbooks by default."""
-    with temporary_stack(lambda _: None):
+def run(rows: int, paths: Sequence[Path], workers: int, as_json: bool) -> None:
+    """Measure both. `paths`: what is ingested; the sample handbooks by default.
+
+    workers: more than one are measured beside one.
+    """
+    given = list(paths) or [HANDBOOKS]
+    with temporary_stack(lambda _: None, ["relay"]) as stack:
         from workers.tasks import rows_of_a_claim  # it asks for the stack's Valkey
 
         size = rows_of_a_claim()
         passed = _rows(rows, size)
-        pipeline = _pipeline(list(paths) or [HANDBOOKS], size)
+        pipelines = [_pipeline(stack, count, given, size) for count in sorted({1, workers})]
+        alone = _encoder_alone(size)
+    for pipeline in pipelines:
+        pipeline |= {"encoder alone": alone, "ratio": pipeline["ingest and encode"] / alone}
     if as_json:
-        console.print_json({"rows": passed, "pipeline": pipeline})
+        console.print_json({"rows": passed, "pipelines": pipelines})
         return
     console.table(
         f"{rows} rows, rows a second", list(passed), [[round(x) for x in passed.values()]]
     )
-    console.table("chunks a second", list(pipeline), [[round(x, 2) for x in pipeline.values()]])
+    console.table(
+        "chunks a second",
+        list(pipelines[0]),
+        [[round(x, 2) for x in pipeline.values()] for pipeline in pipelines],
+    )
 
 
 def _rows(count: int, size: int) -> dict[str, float]:
-    """Rows a second of each step, and of all together. Rows of one tenant, as in a bulk load."""
+    """Rows a second of each step, and of some together. Rows of one tenant, as in a bulk load."""
     add_tenant("rows")
     bank = add_bank("rows", "rows", _NOBODYS, "{}")
     spent: dict[str, float] = defaultdict(float)
@@ -70,7 +83,11 @@ def _rows(count: int, size: int) -> dict[str, float]:
         if not work:
             break
     speeds = {name: done / seconds for name, seconds in spent.items()}
-    return speeds | {"all": done / sum(spent.values())}
+    all_of_it = sum(spent.values())
+    return speeds | {
+        "trigger, relay and claim": done / (all_of_it - spent["finish"]),
+        "all": done / all_of_it,
+    }
 
 
 def _finished(tenant: int, work: Sequence[Work]) -> int:
@@ -109,19 +126,39 @@ def _store(bank: Bank, number: int) -> None:
     documents.store(bank.tenant, bank.id, draft, pieces)
 
 
-def _pipeline(paths: list[Path], size: int) -> dict[str, float]:
-    add_tenant("pipeline")
-    bank = add_bank("pipeline", "pipeline", profile().id, profile().json())
-    documents.store(  # the worker loads its model for this one
-        bank.tenant, bank.id, Draft("first", "bench", "First", "A first text.", None, {}), None
-    )
+def _pipeline(stack: Stack, workers: int, paths: list[Path], size: int) -> dict[str, float]:
+    """Chunks a second from the reading of the files to the last memory, models loaded before."""
+    stack.processes.stop("worker", timeout=_LONGEST)
+    for _ in stack.workers(workers):
+        pass
+    warm = _bank(f"{_WARM}{workers}")
+    for number in range(workers * size):  # a claim for each, so that all of them load their models
+        draft = Draft(f"d{number}", "bench", "First", f"First text {number}.", None, {})
+        documents.store(warm.tenant, warm.id, draft, None)
     _encoded()
+    tenant = f"{_MEASURED}{workers}"
+    _bank(tenant)
     started = time.perf_counter()
-    report = ingest(paths, "pipeline", "pipeline", None, False, False)
+    report = ingest(paths, tenant, _BANK, None, False, False)
     if not report.chunks:
         raise UsageError("there is nothing to encode under the given paths")
     _encoded()
-    whole = time.perf_counter() - started
+    seconds = time.perf_counter() - started
+    return {
+        "workers": float(workers),
+        "chunks": float(report.chunks),
+        "ingest and encode": report.chunks / seconds,
+    }
+
+
+def _bank(tenant: str) -> Bank:
+    add_tenant(tenant)
+    return add_bank(tenant, _BANK, profile().id, profile().json())
+
+
+def _encoder_alone(size: int) -> float:
+    """Chunks a second of the encoder in this process, the chunks being those of one worker."""
+    bank = find_bank(f"{_MEASURED}1", _BANK)
     with transaction(Asker("worker", bank.tenant)) as connection:
         texts = list(
             connection.execute(
@@ -135,10 +172,4 @@ def _pipeline(paths: list[Path], size: int) -> dict[str, float]:
     started = time.perf_counter()
     for start in range(0, len(chunks), size):
         m.encoder.encode(chunks[start : start + size], settings().batch_tokens)
-    bare = time.perf_counter() - started
-    return {
-        "chunks": float(len(chunks)),
-        "ingest and encode": len(chunks) / whole,
-        "encoder alone": len(chunks) / bare,
-        "ratio": bare / whole,
-    }
+    return len(chunks) / (time.perf_counter() - started)

@@ -41,6 +41,9 @@ class Encoded:
     payload: bytes
 
 
+# Leases need not outlive a crash of Postgres: a lost one makes the row free, and the worker's
+# token void. So nobody waits for the disk to have them.
+_UNAWAITED = text("SET LOCAL synchronous_commit = off")
 _DUE = "not_before <= now() AND (lease_until IS NULL OR lease_until < now())"
 # Tenants and their profiles are found by skipping through the index from one to the next, whatever
 # number of rows each has; then those that are not paused and have due work are kept. LATERAL with
@@ -91,6 +94,7 @@ def claim(profile: str, count: int, seconds: float) -> list[Work]:
     """Lease up to about `count` rows of a profile for `seconds`, the same number per tenant."""
     token = uuid.uuid4()
     with transaction(Asker("worker")) as connection:
+        connection.execute(_UNAWAITED)
         rows = connection.execute(
             _CLAIM, {"profile": profile, "count": count, "seconds": seconds, "token": token}
         ).all()
@@ -113,6 +117,7 @@ def claim(profile: str, count: int, seconds: float) -> list[Work]:
 def renew(work: Sequence[Work], seconds: float) -> None:
     """Hold the leases for `seconds` from now."""
     with transaction(Asker("worker")) as connection:
+        connection.execute(_UNAWAITED)
         connection.execute(
             text(
                 "UPDATE outbox SET lease_until = now() + make_interval(secs => :seconds)"
@@ -263,6 +268,7 @@ def _storable(message: str) -> str:
 def release(work: Sequence[Work]) -> None:
     """Hand work back as if it had never been leased."""
     with transaction(Asker("worker")) as connection:
+        connection.execute(_UNAWAITED)
         connection.execute(
             text(
                 "UPDATE outbox SET lease_token = NULL, lease_until = NULL, attempts = attempts - 1"

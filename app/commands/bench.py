@@ -180,12 +180,15 @@ def bench_queue(
         list[Path] | None, typer.Argument(help="Files to ingest; default the sample handbooks.")
     ] = None,
     rows: Annotated[int, typer.Option(help="Rows through the database alone.", min=100)] = 20_000,
+    workers: Annotated[
+        int, typer.Option(help="So many beside one: the files go through again.", min=1)
+    ] = 1,
     as_json: Json = False,
 ) -> None:
     """Rows through trigger, relay and claim; a whole pipeline beside the encoder alone."""
     from benchmarks import queue
 
-    queue.run(rows, paths or [], as_json)
+    queue.run(rows, paths or [], workers, as_json)
 
 
 @commands.command("vault")

@@ -2,7 +2,8 @@
 
 from dataclasses import asdict
 from datetime import timedelta
-from typing import Any
+from itertools import chain
+from typing import Annotated, Any
 
 import typer
 
@@ -15,21 +16,22 @@ commands = typer.Typer()
 
 
 @commands.command()
-def up(as_json: Json = False) -> None:
-    """Start Postgres, Valkey, migrations, worker, relay, HTTP service. Harmless when they run."""
-    from app.local.stack import SERVICES, Stack
+def up(
+    workers: Annotated[
+        int, typer.Option(help="Encoding workers, each with its own copy of the model.", min=1)
+    ] = 1,
+    as_json: Json = False,
+) -> None:
+    """Start Postgres, Valkey, migrations, workers, relay, HTTP service. Harmless when they run."""
+    from app.local.stack import Stack
 
     stack = Stack()
-    steps = list(stack.servers())
-    for name in SERVICES:
-        steps.append(stack.service(name))
+    others = map(stack.service, ("relay", "api"))
+    for step in chain(stack.servers(), stack.workers(workers), others):
         if not as_json:
-            console.complain(f"{name} started")
+            console.say(f"{step.name:<12} {step.detail}")
     if as_json:
         console.print_json(_status(stack))
-    else:
-        for step in steps:
-            console.say(f"{step.name:<12} {step.detail}")
 
 
 @commands.command()

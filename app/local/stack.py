@@ -1,11 +1,12 @@
-"""The processes of one machine: Postgres, Valkey, the relay, one encoding worker and the HTTP
+"""The processes of one machine: Postgres, Valkey, the relay, encoding workers and the HTTP
 service."""
 
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+import psutil
 from sqlalchemy import URL
 
 from app.addresses import database_url, redis_url
@@ -59,10 +60,24 @@ class Stack:
         done.append(Step("migrations", "at head"))
         return done
 
-    def service(self, name: str) -> Step:
+    def workers(self, count: int) -> Iterator[Step]:
+        """Start worker, worker-2 and so on up to `count`, one for each step that is taken.
+
+        Those that run already go on as they are. New ones share the cores, unless the settings say
+        how many threads each has.
+        """
+        share = {}
+        if count > 1 and not settings().threads:
+            cores = psutil.cpu_count(logical=False) or 1
+            share = {"MEMBANK_THREADS": str(max(1, cores // count))}
+        for name in ["worker", *(f"worker-{number}" for number in range(2, count + 1))]:
+            yield self.service(name, share)
+
+    def service(self, name: str, environment: Mapping[str, str] | None = None) -> Step:
         """Start one of SERVICES unless it runs, and wait until it is at work.
 
-        Raises UnavailableError with the end of its log when it ends at once.
+        `name`: with a number behind it, one more of them. Raises UnavailableError with the end of
+        its log when it ends at once.
         """
         running = self.processes.get(name)
         if running is not None:
@@ -70,13 +85,15 @@ class Stack:
         log = self.home / "logs" / f"{name}.log"
         before = log.stat().st_size if log.exists() else 0
         started = self.processes.start(
-            name, [sys.executable, "-m", SERVICES[name]], self._environment()
+            name,
+            [sys.executable, "-m", SERVICES[_kind(name)]],
+            self._environment() | dict(environment or {}),
         )
 
         def settled() -> bool:
             with log.open("rb") as stream:
                 stream.seek(before)
-                ready = _READY[name].encode() in stream.read()
+                ready = _READY[_kind(name)].encode() in stream.read()
             return ready or self.processes.get(name) is None
 
         in_time = wait_until(settled, 120)
@@ -88,7 +105,8 @@ class Stack:
     def down(self) -> list[str]:
         """End everything that was started under this home; the names of what was running."""
         running = [process.name for process in self.processes.all()]
-        for name in SERVICES:
+        services = [name for name in running if _kind(name) in SERVICES]
+        for name in sorted({*SERVICES, *services}):
             # A batch in hand is finished first; the rest of the work stays in the outbox.
             self.processes.stop(name, signal.SIGTERM, 20.0)
         for server in (
@@ -113,6 +131,10 @@ class Stack:
 
     def _environment(self) -> dict[str, str]:
         return {"MEMBANK_HOME": str(self.home), "PYTHONUNBUFFERED": "1"}
+
+
+def _kind(name: str) -> str:
+    return name.partition("-")[0]
 
 
 def _plain(url: URL) -> str:

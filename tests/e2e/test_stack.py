@@ -36,8 +36,8 @@ def run(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def up(home: Path) -> dict[str, Any]:
-    done = run(home, "up", "--json")
+def up(home: Path, *options: str) -> dict[str, Any]:
+    done = run(home, "up", *options, "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)  # type: ignore[no-any-return]
 
@@ -84,6 +84,18 @@ def test_what_was_killed_is_started_again_and_the_rest_left_alone(home: Path, na
     after = pids(up(home))
     assert set(after) == NAMES
     assert {n for n in NAMES if after[n] != before[n]} == {name}
+
+
+def test_more_workers_share_the_cores_and_end_with_the_rest(home: Path) -> None:
+    before = pids(up(home))
+    after = pids(up(home, "--workers", "2"))
+    assert after == before | {"worker-2": after["worker-2"]}
+    assert pids(up(home)) == after
+    added = psutil.Process(after["worker-2"])
+    cores = psutil.cpu_count(logical=False) or 1
+    assert added.environ()["MEMBANK_THREADS"] == str(max(1, cores // 2))
+    assert run(home, "down").returncode == 0
+    assert wait_until(lambda: not added.is_running(), 20)
 
 
 def test_data_outlives_down_and_up(home: Path) -> None:
