@@ -31,6 +31,7 @@ from app.bank.session import Asker, dispose, transaction
 from app.local.postgres import EmbeddedPostgres
 from app.local.processes import Processes
 from app.settings import settings
+from workers.uploads import store
 
 PROFILE = "profile-of-the-tests"
 CONTEXT_KEY = "context key of the tests, of no worth"
@@ -213,6 +214,9 @@ def work_off(vectors: Mapping[str, Sequence[float]] | None = None, profile: str 
     written = 0
     while work := outbox.claim(profile, 1000, 60.0):
         for one in work:
+            if one.file is not None:
+                store([one])
+                continue
             if one.chunk is None:
                 split(one)
                 continue

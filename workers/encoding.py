@@ -5,16 +5,19 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import groupby
 
+import structlog
 import torch
 
 from app.bank import documents, outbox
 from app.bank.outbox import ChunkText, Encoded, Work
 from app.bank.session import Asker, transaction
+from app.errors import VaultError
 from app.ingest.service import pieces_of
 from app.memory.codec import pack
 from app.runtime import compactor, count_tokens, models
 from app.settings import settings
 
+log = structlog.get_logger("worker")
 _MOST_STREAMS = 4
 """Each holds a batch of its own."""
 
@@ -25,13 +28,21 @@ def split(work: Sequence[Work]) -> int:
 
 
 def encode(work: Sequence[Work]) -> int:
-    """Encode all chunks, then write each tenant's in one short transaction."""
+    """Encode all chunks, then write each tenant's in one short transaction.
+
+    Work that this process could not seal is left to others.
+    """
     by_tenant = {
         tenant: list(rows) for tenant, rows in groupby(sorted(work, key=_tenant), key=_tenant)
     }
     texts: dict[tuple[int, int | None], ChunkText] = {}
     for tenant, rows in by_tenant.items():
-        found = outbox.chunk_texts(tenant, rows)
+        try:
+            found = outbox.chunk_texts(tenant, rows)
+        except VaultError as error:
+            log.warning("cannot seal memories, left to others", tenant=tenant, reason=str(error))
+            outbox.postpone(rows, f"{type(error).__name__}: {error}")
+            continue
         texts |= {(tenant, chunk): text for chunk, text in found.items()}
     alive = [w for w in work if (w.tenant, w.chunk) in texts]
     memories = _encode([texts[w.tenant, w.chunk] for w in alive])

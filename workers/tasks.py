@@ -1,4 +1,4 @@
-"""Drain the outbox: claim, split or encode, write. The database is the only state."""
+"""Drain the outbox: claim, store, split or encode, write. The database is the only state."""
 
 import threading
 import time
@@ -16,6 +16,7 @@ from app.runtime import profile
 from app.settings import settings
 from workers.app import app
 from workers.encoding import encode, split
+from workers.uploads import store
 
 log = structlog.get_logger("worker")
 stopping = threading.Event()
@@ -72,12 +73,18 @@ def _process(work: Sequence[Work]) -> int:
         if again[1:]:
             outbox.release(again[1:])
         for one in (w for w in fresh if w.chunk is None):
-            done += _try(split, [one])
+            done += _try(_step(one), [one])
         chunks = [w for w in fresh if w.chunk is not None]
         done += _try(encode, chunks) if chunks else 0
         for one in again[:1]:
-            done += _try(split if one.chunk is None else encode, [one])
+            done += _try(_step(one), [one])
     return done
+
+
+def _step(work: Work) -> Callable[[list[Work]], int]:
+    if work.file is not None:
+        return store
+    return split if work.chunk is None else encode
 
 
 def _try(step: Callable[[list[Work]], int], work: list[Work]) -> int:
@@ -102,7 +109,7 @@ def _fail(work: Work, error: Exception) -> None:
     buried = outbox.fail(work, reason, settings().max_attempts, where)
     log.error(
         "failed for good" if buried else "failed, will be tried again",
-        document=work.document,
+        document=work.document or work.file,
         chunk=work.chunk,
         attempts=work.attempts,
         error=type(error).__name__,

@@ -11,7 +11,6 @@ from app.api.caller import Reading, Writing
 from app.api.errors import responses
 from app.api.fields import Attributes, Chunking, FileId, check_chunking
 from app.api.files import sight
-from app.api.ingestion import put
 from app.api.once import OnceRoute
 from app.api.paging import Item, Page
 from app.api.store_files import FileOptions, StoreFile, StoreFilePaging
@@ -77,15 +76,15 @@ class CreateBatch(BaseModel):
 
 @router.post("/{vector_store_id}/file_batches", responses=responses(404))
 def create_batch(vector_store_id: str, body: CreateBatch, who: Writing) -> Batch:
-    """Store the documents of many files, one file after the other."""
+    """Put many files into a bank. Workers read them and store and encode what they hold."""
     members = body.members
     for each in members:
         check_chunking(each.chunking_strategy)
     bank = bank_of(who, vector_store_id)
     found = files.find(sight(who), [each.file_id for each in members])
-    given = [(file, each.attributes or {}) for file, each in zip(found, members, strict=True)]
+    given = [(file.id, each.attributes or {}) for file, each in zip(found, members, strict=True)]
     batch = f"vsfb_{secrets.token_urlsafe(18)}"
-    put(who, bank, given, body.membank.listed(bank), batch)
+    attachments.attach(who.asker, bank.id, given, body.membank.listed(bank), batch)
     return _batch(who, vector_store_id, bank.id, batch)
 
 

@@ -11,7 +11,6 @@ from app.api.caller import Reading, Writing
 from app.api.errors import responses
 from app.api.fields import Attributes, Chunking, FileId, StaticChunking, Storable, check_chunking
 from app.api.files import sight
-from app.api.ingestion import put
 from app.api.once import OnceRoute
 from app.api.paging import Item, Page, Paging
 from app.api.vector_stores import bank_of, known
@@ -126,11 +125,12 @@ class ContentPage(BaseModel):
 
 @router.post("/{vector_store_id}/files", responses=responses(404))
 def attach_file(vector_store_id: str, body: AttachFile, who: Writing) -> StoreFile:
-    """Store a file's documents. They are found when the workers have encoded them."""
+    """Put a file into a bank. Workers read it and store and encode what it holds."""
     check_chunking(body.chunking_strategy)
     bank = bank_of(who, vector_store_id)
     [file] = files.find(sight(who), [body.file_id])
-    put(who, bank, [(file, body.attributes or {})], body.membank.listed(bank))
+    given = [(file.id, body.attributes or {})]
+    attachments.attach(who.asker, bank.id, given, body.membank.listed(bank))
     return StoreFile.of(entries.find(who.asker, bank.id, file.id), vector_store_id)
 
 

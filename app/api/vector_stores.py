@@ -22,10 +22,9 @@ from app.api.fields import (
     check_expiry,
 )
 from app.api.files import sight
-from app.api.ingestion import put
 from app.api.once import OnceRoute
 from app.api.paging import Item, Page, Paging
-from app.bank import entries, files, status
+from app.bank import attachments, entries, files, status
 from app.bank.entries import Totals
 from app.errors import NotFoundError
 from app.runtime import profile
@@ -155,7 +154,7 @@ def create_store(body: CreateStore, who: Writing) -> VectorStore:
         body.metadata or {},
         body.membank.closed,
     )
-    put(who, bank_now(who.asker.tenant or 0, made.id), [(file, {}) for file in given])
+    attachments.attach(who.asker, made.id, [(file.id, {}) for file in given])
     return _whole(who, made)
 
 

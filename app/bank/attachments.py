@@ -6,15 +6,17 @@ that it gave.
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import IntegrityError
 
-from app.bank import documents
+from app.bank import documents, outbox
 from app.bank.audit import note
 from app.bank.entries import DOCUMENTS, Entry, values_of
+from app.bank.outbox import Work
 from app.bank.roles import Role, require
 from app.bank.session import Asker, transaction
 from app.errors import ForbiddenError, NotFoundError
@@ -22,13 +24,30 @@ from app.errors import ForbiddenError, NotFoundError
 Attributes = Mapping[str, Any]
 
 
-def attach(
-    asker: Asker, bank: int, files: Sequence[tuple[str, Attributes]], batch: str | None = None
-) -> None:
-    """Note files, with their attributes, that are about to be stored in a bank.
+@dataclass(frozen=True)
+class Upload:
+    """A file that is to be stored in a bank in the name of `principal`, None: who is gone.
 
-    Raises ForbiddenError where the asker is no writer of it, NotFoundError for a file that is
-    deleted meanwhile.
+    access: the list of its documents that bring none; None: everyone, or what a known one has.
+    """
+
+    filename: str
+    principal: int | None
+    attributes: dict[str, Any]
+    access: list[str] | None
+
+
+def attach(
+    asker: Asker,
+    bank: int,
+    files: Sequence[tuple[str, Attributes]],
+    access: Sequence[str] | None = None,
+    batch: str | None = None,
+) -> None:
+    """Put files with their attributes into a bank: a worker reads them and stores what they hold.
+
+    access: as Upload has it. Raises ForbiddenError where the asker is no writer of it,
+    NotFoundError for a file that is deleted meanwhile.
     """
     rows = [
         {
@@ -38,9 +57,12 @@ def attach(
             "by": asker.principal,
             "batch": batch,
             "attributes": attributes,
+            "access": None if access is None else list(access),
         }
         for file, attributes in files
     ]
+    if not rows:
+        return
     with _writing(asker) as connection:
         require(connection, bank, Role.WRITER)
         try:
@@ -52,47 +74,39 @@ def attach(
 
 
 _ATTACH = text(
-    "INSERT INTO bank_file (tenant_id, bank_id, file_id, principal_id, batch_id, attributes)"
-    " VALUES (:tenant, :bank, :file, :by, :batch, :attributes)"
+    "INSERT INTO bank_file (tenant_id, bank_id, file_id, principal_id, batch_id, attributes,"
+    " access) VALUES (:tenant, :bank, :file, :by, :batch, :attributes, :access)"
     " ON CONFLICT (tenant_id, bank_id, file_id) DO UPDATE SET principal_id = excluded.principal_id,"
-    " batch_id = excluded.batch_id, attributes = excluded.attributes, state = 'storing',"
+    " batch_id = excluded.batch_id, attributes = excluded.attributes,"
+    " access = excluded.access, state = 'storing',"
     " error_code = NULL, error = NULL, created_at = now()"
 ).bindparams(bindparam("attributes", type_=JSONB))
 
 
-def is_wanted(asker: Asker, bank: int, file: str) -> bool:
-    """Whether a file is still to be stored: neither cancelled nor taken away meanwhile."""
-    with _writing(asker) as connection:
-        found = connection.execute(
-            text(
-                "SELECT FROM bank_file WHERE tenant_id = :tenant AND bank_id = :bank"
-                " AND file_id = :file AND state = 'storing'"
-            ),
-            {"tenant": asker.tenant, "bank": bank, "file": file},
+def awaited(work: Work) -> Upload | None:
+    """The file that work is about, None where it was cancelled or taken away meanwhile."""
+    with transaction(Asker("worker", work.tenant)) as connection:
+        row = connection.execute(
+            _AWAITED, {"tenant": work.tenant, "bank": work.bank, "file": work.file}
         ).one_or_none()
-    return found is not None
+    return None if row is None else Upload(*row)
 
 
-def finish(
-    asker: Asker, bank: int, file: str, error: str | None = None, code: str | None = None
-) -> None:
-    """Note that a file was stored, or why not all of it was."""
-    with _writing(asker) as connection:
-        connection.execute(
-            text(
-                "UPDATE bank_file SET state = :state, error = :error, error_code = :code"
-                " WHERE tenant_id = :tenant AND bank_id = :bank AND file_id = :file"
-                " AND state = 'storing'"
-            ),
-            {
-                "state": "stored" if error is None else "failed",
-                "tenant": asker.tenant,
-                "bank": bank,
-                "file": file,
-                "error": error,
-                "code": code,
-            },
-        )
+_AWAITED = text(
+    "SELECT f.filename, b.principal_id, b.attributes, b.access FROM bank_file b JOIN file f"
+    " ON f.tenant_id = b.tenant_id AND f.id = b.file_id"
+    " WHERE b.tenant_id = :tenant AND b.bank_id = :bank AND b.file_id = :file"
+    " AND b.state = 'storing'"
+)
+
+
+def finish(work: Work, error: str | None = None, code: str | None = None) -> bool:
+    """Note that a file was stored, or why not all of it was; False where the lease is lost."""
+    with transaction(Asker("worker", work.tenant)) as connection:
+        if not outbox.take(connection, work):
+            return False
+        outbox.finish_file(connection, work, error, code)
+        return True
 
 
 def cancel_batch(asker: Asker, bank: int, batch: str) -> None:

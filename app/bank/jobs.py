@@ -22,7 +22,7 @@ _LIST = text(
     "SELECT *, count(*) OVER () AS total FROM job"
     " WHERE tenant_id = coalesce(cast(:tenant AS bigint), tenant_id)"
     " AND bank = coalesce(cast(:bank AS text), bank)"
-    " AND document_id = coalesce(cast(:document AS text), document_id)"
+    " AND coalesce(document_id, file_id) = coalesce(cast(:document AS text), document_id, file_id)"
     " AND state = coalesce(cast(:state AS text), state)"
     " ORDER BY tenant, state <> 'failed', state <> 'encoding', priority DESC,"
     " chunk_id NULLS FIRST, document_id LIMIT :limit"

@@ -14,12 +14,15 @@ from sqlalchemy import Connection, text
 from app.bank import objects, profiles
 from app.bank.quota import Room
 from app.bank.session import Asker, transaction
-from app.bank.vault import Place, current_key, seal
+from app.bank.vault import Place, current_key, require_key, seal
 
 
 @dataclass(frozen=True)
 class Work:
-    """One leased row: split a document (`chunk` None) or encode a chunk."""
+    """One leased row: store a file, split a document (`chunk` and `file` None) or encode a chunk.
+
+    document: empty where a file is to be stored.
+    """
 
     tenant: int
     id: int
@@ -30,6 +33,7 @@ class Work:
     revision: int
     attempts: int
     token: uuid.UUID
+    file: str | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,8 @@ _CLAIM = text(
     -- As arrays: a join reads the whole outbox, because the planner cannot know the LIMIT above.
     WHERE o.tenant_id = ANY(ARRAY(SELECT tenant_id FROM picked))
           AND o.id = ANY(ARRAY(SELECT id FROM picked))
-    RETURNING o.tenant_id, o.id, o.bank_id, o.document_id, o.chunk_id, o.revision, o.attempts
+    RETURNING o.tenant_id, o.id, o.bank_id, coalesce(o.document_id, '') AS document_id, o.chunk_id,
+        o.revision, o.attempts, o.file_id
     """  # noqa: S608 (words of ours)
 )
 
@@ -109,6 +114,7 @@ def claim(profile: str, count: int, seconds: float) -> list[Work]:
             r.revision,
             r.attempts,
             token,
+            r.file_id,
         )
         for r in rows
     ]
@@ -146,8 +152,12 @@ class ChunkText:
 
 
 def chunk_texts(tenant: int, work: Sequence[Work]) -> dict[int, ChunkText]:
-    """Chunk id -> text, of the chunks that still exist."""
+    """Chunk id -> text, of the chunks that still exist.
+
+    Raises VaultError where this process could not seal what is made of them.
+    """
     with transaction(Asker("worker", tenant)) as connection:
+        require_key(connection, tenant)
         rows = connection.execute(
             text("SELECT id, text, before FROM chunk WHERE tenant_id = :tenant AND id = ANY(:ids)"),
             {"tenant": tenant, "ids": [w.chunk for w in work]},
@@ -240,6 +250,9 @@ def fail(work: Work, error: str, max_attempts: int, traceback: str = "") -> bool
 
 
 def _bury(connection: Connection, work: Work, error: str, traceback: str = "") -> None:
+    if work.file is not None:  # it has a place for its error, and can be put in again
+        finish_file(connection, work, error, "server_error")
+        return
     connection.execute(
         text(
             "INSERT INTO dead_letter (tenant_id, bank_id, document_id, chunk_id, profile_id,"
@@ -257,6 +270,27 @@ def _bury(connection: Connection, work: Work, error: str, traceback: str = "") -
             "traceback": _storable(traceback),
         },
     )
+
+
+def finish_file(connection: Connection, work: Work, error: str | None, code: str | None) -> None:
+    """Note that a file was stored, or why not all of it was. The work is to be taken before."""
+    connection.execute(
+        _FINISH_FILE,
+        {
+            "tenant": work.tenant,
+            "bank": work.bank,
+            "file": work.file,
+            "state": "stored" if error is None else "failed",
+            "error": error and _storable(error),
+            "code": code,
+        },
+    )
+
+
+_FINISH_FILE = text(
+    "UPDATE bank_file SET state = :state, error = :error, error_code = :code"
+    " WHERE tenant_id = :tenant AND bank_id = :bank AND file_id = :file AND state = 'storing'"
+)
 
 
 def _storable(message: str) -> str:
@@ -282,6 +316,26 @@ def release(work: Sequence[Work]) -> None:
         )
 
 
+def postpone(work: Sequence[Work], reason: str) -> None:
+    """Hand work back that another worker may be able to do: no attempt is counted, and it is due
+    again in some half a minute."""
+    with transaction(Asker("worker")) as connection:
+        connection.execute(
+            text(
+                "UPDATE outbox SET lease_token = NULL, lease_until = NULL,"
+                " attempts = attempts - 1, last_error = :reason,"
+                " not_before = now() + make_interval(secs => 20 + 20 * random())"
+                " WHERE lease_token = ANY(:tokens) AND tenant_id = ANY(:tenants) AND id = ANY(:ids)"
+            ),
+            {
+                "tokens": list({w.token for w in work}),
+                "tenants": list({w.tenant for w in work}),
+                "ids": [w.id for w in work],
+                "reason": _storable(reason),
+            },
+        )
+
+
 _LOCK_DOCUMENTS = (
     "SELECT FROM document WHERE tenant_id = :tenant AND (bank_id, id) IN"
     " (SELECT * FROM unnest(cast(:banks AS bigint[]), cast(:documents AS text[])))"
@@ -289,11 +343,27 @@ _LOCK_DOCUMENTS = (
 )
 
 
+_LOCK_FILES = text(
+    "SELECT FROM bank_file WHERE tenant_id = :tenant AND (bank_id, file_id) IN"
+    " (SELECT * FROM unnest(cast(:banks AS bigint[]), cast(:files AS text[])))"
+    " ORDER BY bank_id, file_id FOR UPDATE"
+)
+
+
 def _take(connection: Connection, tenant: int, work: Sequence[Work]) -> set[int]:
-    # A deletion locks the document before its rows here. So does this, or both could wait for
-    # each other. Edits may go on beside the writing of memories, but not beside a split.
+    # A deletion locks the document or the file before its rows here. So does this, or both could
+    # wait for each other. Edits may go on beside the writing of memories, but not beside a split.
+    if any(w.file for w in work):
+        connection.execute(
+            _LOCK_FILES,
+            {
+                "tenant": tenant,
+                "banks": [w.bank for w in work],
+                "files": [w.file for w in work],
+            },
+        )
     lock = "KEY SHARE"
-    if splits := {w.bank for w in work if w.chunk is None}:
+    if splits := {w.bank for w in work if w.chunk is None and w.file is None}:
         profiles.hold(connection, tenant, splits)
         lock = "UPDATE"
     connection.execute(

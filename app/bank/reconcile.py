@@ -33,6 +33,7 @@ class Found:
     queued_chunks: int
     orphans: int
     former_memories: int = 0
+    queued_files: int = 0
 
     @property
     def any(self) -> bool:
@@ -50,6 +51,7 @@ def reconcile(stop: threading.Event | None = None) -> Found:
     tenant = next_tenant(0)
     while tenant is not None and not (stop and stop.is_set()):
         found["tenants"] += 1
+        _files(tenant, found)
         _documents(tenant, found)
         _chunks(tenant, found, stop)
         found["former_memories"] += profiles.remove_former(tenant, stop)
@@ -61,6 +63,32 @@ def next_tenant(after: int) -> int | None:
     """The id of the next tenant, to go through all of them; None after the last."""
     with transaction(Asker("worker")) as connection:
         return connection.execute(text("SELECT next_tenant(:after)"), {"after": after}).scalar()
+
+
+_WAITING_FILES = text(
+    """
+    WITH waiting AS (
+        SELECT f.bank_id, f.file_id FROM bank_file f
+        WHERE f.tenant_id = :tenant AND f.state = 'storing'
+            AND NOT EXISTS (SELECT FROM outbox o WHERE o.tenant_id = :tenant
+                AND o.bank_id = f.bank_id AND o.file_id = f.file_id)
+        LIMIT :page FOR NO KEY UPDATE OF f SKIP LOCKED)
+    INSERT INTO outbox (tenant_id, bank_id, file_id, profile_id, revision)
+    SELECT :tenant, f.bank_id, f.file_id, b.profile_id, 0
+    FROM waiting f JOIN bank b ON b.tenant_id = :tenant AND b.id = f.bank_id
+    ON CONFLICT DO NOTHING
+    """
+)
+_FILES_DONE = text(
+    "DELETE FROM outbox o WHERE o.tenant_id = :tenant AND o.file_id IS NOT NULL"
+    " AND NOT EXISTS (SELECT FROM bank_file f WHERE f.tenant_id = :tenant"
+    " AND f.bank_id = o.bank_id AND f.file_id = o.file_id AND f.state = 'storing')"
+)
+
+
+def _files(tenant: int, found: Counter[str]) -> None:
+    found["queued_files"] += _until_short(tenant, _WAITING_FILES)
+    found["orphans"] += _run(tenant, _FILES_DONE)
 
 
 # With the trigger on, it sets both columns to the same; with it off, this statement does.
@@ -108,8 +136,9 @@ def _documents(tenant: int, found: Counter[str]) -> None:
 
 
 _ORPHANS = (
-    "DELETE FROM {table} o WHERE o.tenant_id = :tenant AND NOT EXISTS (SELECT FROM document d"
-    " WHERE d.tenant_id = :tenant AND d.bank_id = o.bank_id AND d.id = o.document_id)"
+    "DELETE FROM {table} o WHERE o.tenant_id = :tenant AND o.document_id IS NOT NULL"
+    " AND NOT EXISTS (SELECT FROM document d WHERE d.tenant_id = :tenant"
+    " AND d.bank_id = o.bank_id AND d.id = o.document_id)"
 )
 _UPTO = text(
     "SELECT max(id) FROM (SELECT id FROM chunk WHERE tenant_id = :tenant AND id > :after"

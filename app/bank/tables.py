@@ -276,7 +276,7 @@ Table(
     _tenant(),
     _id(),
     _whole("bank_id"),
-    _text("document_id"),
+    Column("document_id", Text),
     _whole("chunk_id", nullable=True),
     _text("profile_id"),
     _number("revision"),
@@ -287,10 +287,12 @@ Table(
     Column("last_error", Text),
     _time("created_at"),
     Column("priority", SmallInteger, nullable=False),
+    Column("file_id", Text),
     PrimaryKeyConstraint("tenant_id", "id"),
     UniqueConstraint(*_DOCUMENT, "chunk_id", "profile_id", name="outbox_once"),
     _document(),
     _chunk(),
+    _reference(_FILE, "bank_file", _FILE),
     Index(
         "outbox_due",
         "tenant_id",
@@ -301,6 +303,7 @@ Table(
     ),
     Index("outbox_chunk", "tenant_id", "chunk_id"),
     Index("outbox_split", *_DOCUMENT, unique=True, postgresql_where=text("chunk_id IS NULL")),
+    Index("outbox_file", *_FILE, unique=True, postgresql_where=text("file_id IS NOT NULL")),
 )
 Table(
     "dead_letter",
@@ -439,6 +442,7 @@ Table(
     Column("error_code", Text),
     Column("error", Text),
     _time("created_at"),
+    Column("access", ARRAY(Text)),
     PrimaryKeyConstraint(*_FILE),
     _reference(("tenant_id", "bank_id"), "bank", ("tenant_id", "id")),
     _reference(("tenant_id", "file_id"), "file", ("tenant_id", "id")),

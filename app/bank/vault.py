@@ -67,6 +67,13 @@ def current_key(connection: Connection, tenant: int) -> KeyName | None:
     return held
 
 
+def require_key(connection: Connection, tenant: int) -> None:
+    """Raises VaultError where memories of a tenant could not be sealed in this process."""
+    key = current_key(connection, tenant)
+    if key is not None:
+        keyring.cipher(key)
+
+
 def last_version(connection: Connection, tenant: int) -> int:
     """The highest version of a tenant's key, 0 before the first."""
     return int(

@@ -25,7 +25,10 @@ def jobs_list(
     limit: Annotated[int, typer.Option(min=1, help="Rows to show.")] = 100,
     as_json: Json = False,
 ) -> None:
-    """Show documents to split and chunks to encode: what failed, what is held, what waits."""
+    """Show files to store, documents to split and chunks to encode.
+
+    What failed, what is held, what waits. A file that failed says so where it was put in.
+    """
     from app.access.tenants import find_bank, tenant_id
     from app.bank import jobs
 
@@ -40,10 +43,12 @@ def jobs_list(
         console.say("no jobs")
         return
     for row in rows:
-        chunk = "split" if row["chunk_id"] is None else f"chunk {row['chunk_id']}"
+        step = "split" if row["chunk_id"] is None else f"chunk {row['chunk_id']}"
+        if row["file_id"] is not None:
+            step = "store"
         line = (
-            f"{row['state']:<9} {row['tenant']}/{row['bank']}/{row['document_id']} {chunk},"
-            f" {row['attempts']} attempts"
+            f"{row['state']:<9} {row['tenant']}/{row['bank']}/"
+            f"{row['file_id'] or row['document_id']} {step}, {row['attempts']} attempts"
         )
         line += f", profile {str(row['profile_id'])[:12]}" if row["profile_id"] else ""
         line += f", next try {row['next_try']:%Y-%m-%d %H:%M:%S%z}" if row["next_try"] else ""

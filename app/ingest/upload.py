@@ -1,24 +1,21 @@
-"""An uploaded file -> documents in a bank; what became of it is noted beside the file."""
+"""An uploaded file -> documents in a bank."""
 
 import contextlib
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from app.access.tenants import Bank
-from app.bank import attachments
-from app.bank.files import File
-from app.bank.session import Asker
+from app.bank.attachments import Upload
 from app.errors import MembankError, UnavailableError
 from app.ingest.document import Document, Failure
 from app.ingest.read import is_read, read_upload
 from app.ingest.service import CountTokens, stored
 
+_LONGEST = 1000
 _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,10}\Z")
-_LONGEST_ERROR = 1000
 
 
 @dataclass(frozen=True)
@@ -31,52 +28,55 @@ class Splitting:
     require: Callable[[Bank], None]
 
 
-def store_upload(
-    asker: Asker,
-    bank: Bank,
-    file: File,
-    content: bytes,
-    attributes: Mapping[str, Any],
-    allow: tuple[str, ...] | None,
-    how: Splitting,
-) -> None:
-    """Store the documents of a file that was attached to a bank, in the asker's name.
+@dataclass(frozen=True)
+class Fault:
+    """Why a file, or a part of it, is not in the bank; code: as vector stores have it."""
 
-    Whatever fails is noted as the file's error; the rest of it is stored. `attributes` are added
-    to the metadata of each document, `allow` is the list of those that bring none. Raises
-    UnavailableError when the database goes away.
+    code: str
+    error: str
+
+
+def store_upload(
+    bank: Bank, file: str, upload: Upload, content: bytes, how: Splitting
+) -> Fault | None:
+    """Store the documents of a file in the name of who put it there; what of it failed.
+
+    The rest of it is stored. Raises UnavailableError when the database goes away.
     """
-    base = re.split(r"[/\\]", file.filename)[-1]
-    if not attachments.is_wanted(asker, bank.id, file.id):
-        return
+    if upload.principal is None:  # nobody else's rights are to be used
+        return Fault("server_error", "who put the file here was deleted: attach it again")
+    allow = None if upload.access is None else tuple(upload.access)
     failed: list[str] = []
     found, code = 0, "server_error"
     try:
         how.require(bank)
-        with _on_disk(file.filename, content) as path:
-            for each in read_upload(path, file.filename, file.id, how.max_bytes):
+        with _on_disk(upload.filename, content) as path:
+            for each in read_upload(path, upload.filename, file, how.max_bytes):
                 if isinstance(each, Document):
-                    each = replace(each, metadata={**each.metadata, **attributes})
+                    each = replace(each, metadata={**each.metadata, **upload.attributes})
                 done = stored(
-                    each, lambda _: bank, allow, how.count, how.context, asker.principal, file.id
+                    each, lambda _: bank, allow, how.count, how.context, upload.principal, file
                 )
                 found += 1
                 if isinstance(done, Failure):
                     if not failed and isinstance(each, Failure):
-                        code = "invalid_file" if is_read(base) else "unsupported_file"
+                        code = _code(upload.filename)
                     failed.append(done.error)
     except UnavailableError:
         raise
     except MembankError as error:
         failed.append(str(error))
-    attachments.finish(asker, bank.id, file.id, _error(failed, found), code if failed else None)
+    return Fault(code, _told(failed, found)) if failed else None
 
 
-def _error(failed: list[str], found: int) -> str | None:
-    if not failed:
-        return None
+def _code(filename: str) -> str:
+    base = re.split(r"[/\\]", filename)[-1]
+    return "invalid_file" if is_read(base) else "unsupported_file"
+
+
+def _told(failed: list[str], found: int) -> str:
     others = f" ({len(failed)} of {found} failed; the others are stored)" if found > 1 else ""
-    return failed[0][:_LONGEST_ERROR] + others
+    return failed[0][: _LONGEST - len(others)] + others
 
 
 @contextlib.contextmanager

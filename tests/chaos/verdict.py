@@ -35,6 +35,7 @@ def faults(url: str, words: Iterable[str], home: Path, valkey: str) -> list[str]
 _COUNTS = {
     "outbox rows": "SELECT count(*) FROM outbox",
     "dead letters": "SELECT count(*) FROM dead_letter",
+    "files that are not stored": "SELECT count(*) FROM bank_file WHERE state <> 'stored'",
     "documents whose chunks are of another revision": "SELECT count(*) FROM document"
     " WHERE revision <> split_revision",
     "documents whose hash is not that of their text": "SELECT count(*) FROM document WHERE"

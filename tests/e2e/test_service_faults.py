@@ -1,5 +1,6 @@
 """What a client of the HTTP service sees when something behind it fails, and whose answers meet."""
 
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -12,10 +13,12 @@ import pytest
 from sqlalchemy import text
 
 from app.access.keys import issue
+from app.access.members import grant
 from app.access.tenants import find_bank
 from app.answer.service import NOTHING
 from app.bank import status
 from app.bank.reconcile import reconcile
+from app.bank.roles import Role
 from app.bank.session import Asker, transaction
 from app.ingest.command import run as ingest
 from app.local.processes import wait_until
@@ -159,6 +162,40 @@ def test_while_no_worker_comes_the_old_text_is_not_told(
     stack.service("worker")
     assert wait_until(lambda: not any(status.queue().values()), 120)
     assert "19" in said(asked(url, key))
+
+
+def test_files_that_were_put_in_are_stored_whoever_is_killed(
+    url: str, stack: Stack, keys: dict[str, str]
+) -> None:
+    headers = {"Authorization": f"Bearer {issue('tide', 'alice', ('read', 'write')).token}"}
+    with httpx.Client(base_url=f"{url}/v1", headers=headers, timeout=60) as client:
+        grant(find_bank("tide", "handbook"), "principal:alice", Role.WRITER)
+        ids = []
+        for n in range(6):
+            rows = [{"id": f"{n}-{i}", "text": f"Locker {i} is on floor {n}."} for i in range(40)]
+            file = ("rows.jsonl", "\n".join(map(json.dumps, rows)))
+            made = client.post("/files", data={"purpose": "assistants"}, files={"file": file})
+            ids.append(made.json()["id"])
+        store = f"/vector_stores/vs_{find_bank('tide', 'handbook').id}"
+        batch = client.post(f"{store}/file_batches", json={"file_ids": ids}).json()
+        assert batch["status"] == "in_progress"
+        for name in ("api", "worker"):
+            running = stack.processes.get(name)
+            assert running
+            os.kill(running.pid, signal.SIGKILL)
+        for name in ("api", "worker"):
+            assert wait_until(lambda name=name: stack.processes.get(name) is None, 30)
+            stack.service(name)
+
+        def counts() -> dict[str, int]:
+            answer = client.get(f"{store}/file_batches/{batch['id']}").json()
+            found: dict[str, int] = answer["file_counts"]
+            return found
+
+        assert wait_until(lambda: counts()["in_progress"] == 0, 180, 0.5), counts()
+        assert counts()["completed"] == len(ids)
+        for id in ids:  # whoever comes next finds the bank as it was
+            client.delete(f"/files/{id}")
 
 
 def test_a_service_that_is_killed_under_load_leaves_no_connection_behind(

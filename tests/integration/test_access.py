@@ -34,7 +34,7 @@ OF_READERS = (
 OUTBOX_COLUMNS = {
     "tenant_id", "id", "bank_id", "document_id", "chunk_id", "profile_id", "revision",
     "attempts", "not_before", "lease_token", "lease_until", "last_error", "created_at",
-    "priority",
+    "priority", "file_id",
 }  # fmt: skip
 
 # One row per object in `public` that breaks a rule of this schema.

@@ -24,17 +24,21 @@ from app.access.keys import issue
 from app.access.members import grant, revoke
 from app.access.tenants import bank_now
 from app.api.service import create
-from app.bank import attachments, outbox
+from app.bank import attachments, jobs, outbox
 from app.bank import files as uploaded
 from app.bank.documents import Draft
 from app.bank.documents import store as store_document
+from app.bank.jobs import State
+from app.bank.outbox import Work
+from app.bank.reconcile import reconcile
 from app.bank.roles import Role
 from app.bank.session import Asker
 from app.errors import NotFoundError
 from app.runtime import profile
 from app.settings import settings
-from tests.conftest import Company, ask, work_off
+from tests.conftest import PROFILE, Company, administer, ask, change, work_off
 from tests.serving import served
+from workers.uploads import store as read
 
 NOTES = "# Badges\n\nThe badge of the harbor is orange.\n"
 
@@ -85,7 +89,27 @@ def upload(client: OpenAI, name: str = "notes.md", content: str | bytes = NOTES)
 
 
 def attach(client: OpenAI, store: VectorStore, file: str, **how: Any) -> VectorStoreFile:
-    return client.vector_stores.files.create(vector_store_id=store.id, file_id=file, **how)
+    """Put a file into a bank, and store it as a worker does; no chunk is encoded."""
+    files = client.vector_stores.files
+    made = files.create(vector_store_id=store.id, file_id=file, **how)
+    assert (made.id, made.status, made.last_error) == (file, "in_progress", None)
+    read_waiting()
+    return files.retrieve(file, vector_store_id=store.id)
+
+
+def read_waiting() -> None:
+    """Store all files that wait."""
+    for each in (profile().id, PROFILE):
+        work = outbox.claim(each, 1000, 60.0)
+        outbox.release([one for one in work if one.file is None])
+        read([one for one in work if one.file is not None])
+
+
+def waiting_file() -> Work:
+    """The lease of the one file that waits."""
+    [work] = outbox.claim(profile().id, 10, 60.0)
+    assert work.file is not None
+    return work
 
 
 def json_of(client: OpenAI) -> dict[str, str]:
@@ -304,11 +328,11 @@ class TestStores:
             lambda who: who.vector_stores.file_batches.create(file_ids=[mine], **of),
             lambda who: who.vector_stores.file_batches.cancel(batch, **of),
         )
-        for change in changes:
+        for attempt in changes:
             with pytest.raises(openai.PermissionDeniedError):
-                change(bob)
+                attempt(bob)
             with pytest.raises(openai.NotFoundError):
-                change(stranger)
+                attempt(stranger)
         for attempt in (
             lambda: stranger.vector_stores.retrieve(store.id),
             lambda: stranger.vector_stores.files.list(store.id),
@@ -523,22 +547,95 @@ class TestStoreFiles:
         assert entry.last_error.code == "server_error"
         assert "is encoded under profile" in entry.last_error.message
 
-    def test_what_was_cut_off_has_failed_and_can_be_put_in_again(
-        self, alice: OpenAI, store: VectorStore, company: Company, superuser: psycopg.Connection
+    def test_what_a_dead_worker_held_is_stored_by_another(
+        self, alice: OpenAI, store: VectorStore, company: Company
     ) -> None:
         file = upload(alice)
-        asker, bank = company.reader("alice"), int(store.id[3:])
-        attachments.attach(asker, bank, [(file, {})])
-        files = alice.vector_stores.files
-        assert files.retrieve(file, vector_store_id=store.id).status == "in_progress"
-        superuser.execute("UPDATE bank_file SET created_at = now() - interval '2 hours'")
-        entry = files.retrieve(file, vector_store_id=store.id)
+        files, bank = alice.vector_stores.files, int(store.id[3:])
+        attachments.attach(company.reader("alice"), bank, [(file, {})])
+        dead = waiting_file()
+        assert outbox.claim(profile().id, 10, 60.0) == []
+        administer("UPDATE outbox SET lease_until = now() - interval '1 second'")
+        assert read([waiting_file()]) == 1
+        assert not attachments.finish(dead, "too late", "server_error")
+        assert encode() == 1
+        assert files.retrieve(file, vector_store_id=store.id).status == "completed"
+
+    def test_what_no_worker_can_read_has_failed_and_can_be_put_in_again(
+        self, alice: OpenAI, store: VectorStore, company: Company
+    ) -> None:
+        file = upload(alice)
+        attachments.attach(company.reader("alice"), int(store.id[3:]), [(file, {})])
+        outbox.fail(waiting_file(), "MemoryError: it is too much", max_attempts=1)
+        entry = alice.vector_stores.files.retrieve(file, vector_store_id=store.id)
         assert entry.status == "failed"
         assert entry.last_error is not None
-        assert "attach the file again" in entry.last_error.message
+        assert entry.last_error.message == "MemoryError: it is too much"
+        assert ask(Asker("worker", company.tenant), "SELECT count(*) FROM outbox") == [(0,)]
         assert attach(alice, store, file).status == "in_progress"
-        encode()
-        assert files.retrieve(file, vector_store_id=store.id).status == "completed"
+        assert encode() == 1
+
+    def test_what_changes_while_it_is_read_is_read_again(
+        self, alice: OpenAI, store: VectorStore, company: Company
+    ) -> None:
+        file, asker = upload(alice), company.reader("alice")
+        files = alice.vector_stores.files
+        attachments.attach(asker, int(store.id[3:]), [(file, {"n": 1})])
+        early = waiting_file()
+        files.update(file, vector_store_id=store.id, attributes={"n": 2})
+        assert read([early]) == 0
+        assert files.retrieve(file, vector_store_id=store.id).status == "in_progress"
+        read_waiting()
+        assert documents(store, asker, "metadata") == [{"n": 2}]
+        assert encode() == 1
+
+    def test_the_rights_are_those_of_who_put_it_there_when_it_is_read(
+        self, client: Client, alice: OpenAI, store: VectorStore, company: Company
+    ) -> None:
+        bank = bank_now(company.tenant, int(store.id[3:]))
+        for name in ("bob", "eve"):
+            of = client(name)
+            grant(bank, f"principal:{name}", Role.WRITER)
+            of.vector_stores.files.create(vector_store_id=store.id, file_id=upload(of))
+        revoke(bank, "principal:bob")
+        change(
+            Asker("admin", company.tenant),
+            "DELETE FROM principal WHERE tenant_id = :tenant AND name = 'eve'",
+            tenant=company.tenant,
+        )
+        read_waiting()
+        failed = ask(Asker("worker", company.tenant), "SELECT state, error FROM bank_file")
+        assert {state for state, _ in failed} == {"failed"}
+        assert any("who put the file here was deleted" in error for _, error in failed)
+        assert documents(store, Asker("worker", company.tenant)) == []
+
+    def test_work_on_files_is_listed_and_cancelled_as_other_work(
+        self, alice: OpenAI, store: VectorStore, company: Company
+    ) -> None:
+        ids = [upload(alice, f"{n}.md") for n in range(2)]
+        asker = company.reader("alice")
+        attachments.attach(asker, int(store.id[3:]), [(id, {}) for id in ids])
+        rows, total = jobs.find(10, company.tenant, state=State.PENDING)
+        assert total == 2
+        assert {row["file_id"] for row in rows} == set(ids)
+        assert jobs.cancel(company.tenant, document=ids[0]) == 1
+        assert jobs.cancel(company.tenant) == 1
+        assert jobs.find(10, company.tenant) == ([], 0)
+        files = alice.vector_stores.files
+        assert [f.status for f in files.list(store.id)] == ["cancelled", "cancelled"]
+
+    def test_reconciling_finds_files_that_nobody_was_told_of(
+        self, alice: OpenAI, store: VectorStore, company: Company
+    ) -> None:
+        file = upload(alice)
+        worker = Asker("worker", company.tenant)
+        attachments.attach(company.reader("alice"), int(store.id[3:]), [(file, {})])
+        change(worker, "DELETE FROM outbox")
+        assert reconcile().queued_files == 1
+        change(worker, "UPDATE outbox SET revision = revision")  # no orphan: it stays
+        assert reconcile().queued_files == 0
+        read_waiting()
+        assert len(documents(store, worker)) == 1
 
     def test_a_file_that_is_deleted_meanwhile_is_not_stored(
         self, alice: OpenAI, store: VectorStore, company: Company
@@ -716,7 +813,10 @@ class TestBatches:
             store.id, file_ids=[*files, files[0]], attributes={"team": "hr"}
         )
         assert batch.id.startswith("vsfb_")
-        assert (batch.status, batch.file_counts.total) == ("in_progress", 4)
+        assert (batch.status, batch.file_counts.in_progress) == ("in_progress", 4)
+        read_waiting()
+        batch = alice.vector_stores.file_batches.retrieve(batch.id, vector_store_id=store.id)
+        assert (batch.file_counts.in_progress, batch.file_counts.failed) == (3, 1)
         encode()
         done = alice.vector_stores.file_batches.poll(batch.id, vector_store_id=store.id)
         counts = done.file_counts
@@ -738,6 +838,7 @@ class TestBatches:
     def test_a_cancelled_one_is_encoded_no_further(self, alice: OpenAI, store: VectorStore) -> None:
         files = [upload(alice, f"{n}.md", f"text {n}") for n in range(3)]
         batch = alice.vector_stores.file_batches.create(store.id, file_ids=files)
+        read_waiting()
         [held] = outbox.claim(profile().id, 1, 60.0)
         now = alice.vector_stores.file_batches.cancel(batch.id, vector_store_id=store.id)
         assert (now.file_counts.cancelled, now.file_counts.in_progress) == (2, 1)
@@ -745,6 +846,17 @@ class TestBatches:
         assert encode() == 1
         now = alice.vector_stores.file_batches.retrieve(batch.id, vector_store_id=store.id)
         assert (now.status, now.file_counts.completed) == ("cancelled", 1)
+
+    def test_a_cancelled_one_is_not_even_read(
+        self, alice: OpenAI, store: VectorStore, company: Company
+    ) -> None:
+        files = [upload(alice, f"{n}.md", f"text {n}") for n in range(3)]
+        batch = alice.vector_stores.file_batches.create(store.id, file_ids=files)
+        held = outbox.claim(profile().id, 10, 60.0)
+        now = alice.vector_stores.file_batches.cancel(batch.id, vector_store_id=store.id)
+        assert (now.status, now.file_counts.cancelled) == ("cancelled", 3)
+        assert read(held) == encode() == 0
+        assert documents(store, company.reader("alice")) == []
 
     def test_wrong_ones_are_refused_whole(self, alice: OpenAI, store: VectorStore) -> None:
         batches = alice.vector_stores.file_batches

@@ -189,6 +189,7 @@ def test_the_command_tells_what_it_found(whole: Company, superuser: psycopg.Conn
         "queued_chunks": 4,
         "orphans": 0,
         "former_memories": 0,
+        "queued_files": 0,
     }
     assert "nothing to reconcile" in CliRunner().invoke(cli.app, ["reconcile"]).stdout
 

@@ -18,7 +18,7 @@ from cryptography.exceptions import InvalidTag
 from typer.testing import CliRunner
 
 from app.access import vault as operators
-from app.bank import keyring
+from app.bank import keyring, outbox
 from app.bank.blobs import load_blobs
 from app.bank.keyring import KeyName
 from app.bank.masters import masters
@@ -28,7 +28,8 @@ from app.bank.vault import Place, current_key, seal, unseal
 from app.cli import app as membank
 from app.errors import UsageError, VaultError
 from app.settings import settings
-from tests.conftest import PROFILE, Company, administer, ask, work_off
+from tests.conftest import NORTH, PROFILE, Company, administer, ask, work_off
+from workers import encoding
 
 BODY = "The badge is orange.\n\nThe door is blue.\n\nThe dog is grey."
 MEMORIES = {b"kv of " + part.encode() for part in BODY.split("\n\n")}
@@ -91,6 +92,40 @@ def run(*arguments: str) -> dict[str, object]:
     assert result.exit_code == 0
     found: dict[str, object] = json.loads(result.stdout)
     return found
+
+
+class TestWorkers:
+    def test_one_without_the_master_key_leaves_the_work_to_others(
+        self,
+        sealed: Company,
+        new_company: Callable[[str], Company],
+        set_master: Callable[..., None],
+        master: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        other = new_company("open")
+        asker = Asker("worker", sealed.tenant)
+        for company in (other, sealed):
+            company.store("new", "The gate is green.")
+        set_master(master_key=None)
+        monkeypatch.setattr(encoding, "_encode", lambda texts: [(NORTH, b"kv")] * len(texts))
+        profile = types.SimpleNamespace(profile=types.SimpleNamespace(id=PROFILE))
+        monkeypatch.setattr(encoding, "models", lambda: profile)
+        work = outbox.claim(PROFILE, 10, 60.0)
+        assert len(work) == 2
+        assert encoding.encode(work) == 1
+        assert ask(Asker("worker", other.tenant), "SELECT count(*) FROM memory_blob") == [(1,)]
+        [(attempts, error)] = ask(
+            asker, "SELECT attempts, last_error FROM outbox WHERE lease_token IS NULL"
+        )
+        assert attempts == 0
+        assert error.startswith("VaultError: ")
+        assert "set MEMBANK_MASTER_KEY_FILE" in error
+        assert outbox.claim(PROFILE, 10, 60.0) == []
+        assert ask(asker, "SELECT count(*) FROM dead_letter") == [(0,)]
+        administer("UPDATE outbox SET not_before = now()")
+        set_master(master_key=master)
+        assert work_off() == 1
 
 
 class TestSealing:

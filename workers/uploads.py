@@ -1,0 +1,41 @@
+"""What a worker does with an uploaded file: read it and store its documents."""
+
+from collections.abc import Sequence
+
+from app.access.tenants import bank_now
+from app.bank import attachments, files, outbox
+from app.bank.outbox import Work
+from app.bank.session import Asker, transaction
+from app.errors import NotFoundError
+from app.ingest.upload import Splitting, store_upload
+from app.runtime import count_tokens, require_splitting
+from app.settings import settings
+
+
+def store(work: Sequence[Work]) -> int:
+    """Store the documents of each file, which triggers queue; how many files were done."""
+    return sum(_store(one) for one in work)
+
+
+def _store(work: Work) -> bool:
+    upload, file = attachments.awaited(work), work.file or ""
+    if upload is None:
+        return _dropped(work)
+    try:
+        content = files.content(Asker("worker", work.tenant), file)
+        bank = bank_now(work.tenant, work.bank)
+    except NotFoundError:
+        return _dropped(work)
+    how = Splitting(
+        count_tokens, settings().context, settings().max_document_bytes, require_splitting
+    )
+    fault = store_upload(bank, file, upload, content, how)
+    if fault is None:
+        return attachments.finish(work)
+    return attachments.finish(work, fault.error, fault.code)
+
+
+def _dropped(work: Work) -> bool:
+    with transaction(Asker("worker", work.tenant)) as connection:
+        outbox.take(connection, work)
+    return False
