@@ -22,6 +22,8 @@ log = structlog.get_logger("worker")
 stopping = threading.Event()
 # A task that runs for ever would hide from the relay that the worker is alive.
 _LONGEST_TASK = 60.0
+# Of uploaded files, before others' work is looked for again.
+_READING_SECONDS = 2.0
 # Leased at a time, in model calls: among more chunks there are more of the same length, so that
 # less is padded. A quarter of the tokens was padding with one.
 _BATCHES = 4
@@ -72,12 +74,24 @@ def _process(work: Sequence[Work]) -> int:
             _fail(one, MembankError("the worker died on every attempt"))
         if again[1:]:
             outbox.release(again[1:])
-        for one in (w for w in fresh if w.chunk is None):
-            done += _try(_step(one), [one])
+        for one in (w for w in fresh if w.chunk is None and w.file is None):
+            done += _try(split, [one])
         chunks = [w for w in fresh if w.chunk is not None]
         done += _try(encode, chunks) if chunks else 0
+        done += _read([w for w in fresh if w.file is not None])
         for one in again[:1]:
             done += _try(_step(one), [one])
+    return done
+
+
+def _read(files: Sequence[Work]) -> int:
+    """Store files for a short time, one at least, and hand the rest back: some take minutes."""
+    done, until = 0, time.monotonic() + _READING_SECONDS
+    for number, one in enumerate(files):
+        if number and time.monotonic() > until:
+            outbox.release(files[number:])
+            break
+        done += _try(store, [one])
     return done
 
 

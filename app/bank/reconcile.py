@@ -73,8 +73,8 @@ _WAITING_FILES = text(
             AND NOT EXISTS (SELECT FROM outbox o WHERE o.tenant_id = :tenant
                 AND o.bank_id = f.bank_id AND o.file_id = f.file_id)
         LIMIT :page FOR NO KEY UPDATE OF f SKIP LOCKED)
-    INSERT INTO outbox (tenant_id, bank_id, file_id, profile_id, revision)
-    SELECT :tenant, f.bank_id, f.file_id, b.profile_id, 0
+    INSERT INTO outbox (tenant_id, bank_id, file_id, profile_id, revision, priority)
+    SELECT :tenant, f.bank_id, f.file_id, b.profile_id, 0, -1
     FROM waiting f JOIN bank b ON b.tenant_id = :tenant AND b.id = f.bank_id
     ON CONFLICT DO NOTHING
     """

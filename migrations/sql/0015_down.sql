@@ -115,5 +115,8 @@ ALTER TABLE outbox DROP COLUMN file_id, ALTER COLUMN document_id SET NOT NULL;
 ALTER TABLE bank_file DROP COLUMN access;
 COMMENT ON TABLE outbox IS
     'Work to do, the only truth of it: split a document (chunk_id null) or encode a chunk.';
+COMMENT ON COLUMN outbox.priority IS
+    'Higher goes first within a tenant and profile: 1 for an edited document, 0 for a new one, -1'
+    ' for what a change of profile encodes anew.';
 COMMENT ON COLUMN bank_file.state IS
     'storing: is being read. stored: all its documents are there. failed: not all of them, or none.';

@@ -16,17 +16,21 @@ CREATE UNIQUE INDEX outbox_file ON outbox (tenant_id, bank_id, file_id) WHERE fi
 COMMENT ON TABLE outbox IS
     'Work to do, the only truth of it: store a file, split a document (chunk_id null) or encode a'
     ' chunk.';
+COMMENT ON COLUMN outbox.priority IS
+    'Higher goes first within a tenant and profile: 1 for an edited document, 0 for a new one, -1'
+    ' for uploaded files and for what a change of profile encodes anew.';
 COMMENT ON COLUMN outbox.file_id IS 'The uploaded file whose documents are to be stored.';
 
--- A file that is put in again, or gets other attributes meanwhile, is work anew: who holds it then
+-- After whatever else of its tenant waits: a batch of files is read no faster than it is encoded. A
+-- file that is put in again, or gets other attributes meanwhile, is work anew: who holds it then
 -- finishes in vain.
 CREATE FUNCTION file_queue() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
 BEGIN
     IF NEW.state = 'storing' THEN
         PERFORM FROM bank b WHERE b.tenant_id = NEW.tenant_id AND b.id = NEW.bank_id FOR SHARE;
-        INSERT INTO outbox (tenant_id, bank_id, file_id, profile_id, revision)
-        SELECT b.tenant_id, b.id, NEW.file_id, b.profile_id, 0
+        INSERT INTO outbox (tenant_id, bank_id, file_id, profile_id, revision, priority)
+        SELECT b.tenant_id, b.id, NEW.file_id, b.profile_id, 0, -1
         FROM bank b WHERE b.tenant_id = NEW.tenant_id AND b.id = NEW.bank_id
         ON CONFLICT (tenant_id, bank_id, file_id) WHERE file_id IS NOT NULL DO UPDATE
         SET profile_id = excluded.profile_id, attempts = 0, not_before = now(),

@@ -7,8 +7,10 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from celery.signals import worker_shutting_down
 
-from app.bank import outbox
+from app.access.members import grant
+from app.bank import attachments, files, outbox
 from app.bank.outbox import Work
+from app.bank.roles import Role
 from app.bank.session import Asker
 from app.errors import UnavailableError
 from app.settings import settings
@@ -52,6 +54,37 @@ def encode_unless(poison: str):  # type: ignore[no-untyped-def]
 
 def due_now() -> None:
     administer("UPDATE outbox SET not_before = now()")
+
+
+def test_files_are_read_when_nothing_else_waits_and_not_for_long(
+    company: Company, tasks: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice, order = company.reader("alice"), []
+    grant(company.bank, "principal:alice", Role.WRITER)
+    put = [files.add(alice, f"{n}.md", "assistants", b"The door is blue.").id for n in range(4)]
+    attachments.attach(alice, company.bank.id, [(id, {}) for id in put])
+    company.store("rules", "one rule")
+
+    def store(work: Sequence[Work]) -> int:
+        order.append(work[0].file)
+        return int(attachments.finish(work[0]))
+
+    def encode(work: Sequence[Work]) -> int:
+        order.append("chunks")
+        return encode_unless("poison")(work)
+
+    monkeypatch.setattr(tasks, "store", store)
+    monkeypatch.setattr(tasks, "encode", encode)
+    monkeypatch.setattr(tasks, "_READING_SECONDS", -1.0)
+    for number in range(2):
+        held = outbox.claim(PROFILE, 100, 60.0)
+        tasks._process(held)
+        assert order == ["chunks", *put[: number + 1]]
+    left = ask(Asker("worker", company.tenant), "SELECT attempts, lease_token FROM outbox")
+    assert left == [(0, None)] * 2
+    monkeypatch.setattr(tasks, "_READING_SECONDS", 60.0)
+    assert tasks.drain() == 2
+    assert order == ["chunks", *put]
 
 
 def test_one_poisonous_chunk_is_buried_with_its_reason_and_the_rest_is_done(
