@@ -138,10 +138,11 @@ class Access(BaseModel):
 
 
 class Job(BaseModel):
-    """A document to split (without chunk_id) or a chunk to encode."""
+    """A file to read (file_id), a document to split (without chunk_id) or a chunk to encode."""
 
     bank: str
-    document_id: str
+    file_id: str | None
+    document_id: str | None
     chunk_id: int | None
     state: jobs.State
     priority: int | None
@@ -174,12 +175,14 @@ class Count(BaseModel):
 
 
 class Amounts(BaseModel):
-    """Documents and bytes that are held, requests and tokens of a day; null: no limit."""
+    """Documents, bytes of memories and bytes of uploaded files that are held; requests and tokens
+    of a day; null: no limit."""
 
     documents: int | None
     bytes: int | None
     requests: int | None
     tokens: int | None
+    upload_bytes: int | None
 
 
 class Quota(BaseModel):

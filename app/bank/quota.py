@@ -1,7 +1,7 @@
 """Quotas: what a tenant may hold, and ask in a day. Where no limit is set, none is looked for.
 
-Documents are counted by a trigger (migration 0008). Each limit can be overrun by what is in flight
-at the moment it is reached, and by no more.
+Documents and uploaded files are counted by triggers (migrations 0008 and 0015). Each limit can be
+overrun by what is in flight at the moment it is reached, and by no more.
 """
 
 from dataclasses import asdict, dataclass
@@ -87,23 +87,27 @@ class Room:
 
 @dataclass(frozen=True)
 class Quota:
-    """Limits of a tenant; None: no limit. requests and tokens are of a day."""
+    """Limits of a tenant; None: no limit. bytes: of memories, upload_bytes: of uploaded files;
+    requests and tokens are of a day."""
 
     documents: int | None = None
     bytes: int | None = None
     requests: int | None = None
     tokens: int | None = None
+    upload_bytes: int | None = None
 
 
 def set_quota(tenant: int, quota: Quota) -> None:
-    """Put all four limits in place of those that are there."""
+    """Put all limits in place of those that are there."""
     with transaction(Asker("admin", tenant)) as connection:
         connection.execute(
             text(
-                "INSERT INTO tenant_quota (tenant_id, documents, bytes, requests, tokens)"
-                " VALUES (:tenant, :documents, :bytes, :requests, :tokens)"
+                "INSERT INTO tenant_quota (tenant_id, documents, bytes, requests, tokens,"
+                " upload_bytes) VALUES (:tenant, :documents, :bytes, :requests, :tokens,"
+                " :upload_bytes)"
                 " ON CONFLICT (tenant_id) DO UPDATE SET documents = excluded.documents,"
-                " bytes = excluded.bytes, requests = excluded.requests, tokens = excluded.tokens"
+                " bytes = excluded.bytes, requests = excluded.requests, tokens = excluded.tokens,"
+                " upload_bytes = excluded.upload_bytes"
             ),
             {"tenant": tenant, **asdict(quota)},
         )
@@ -115,7 +119,7 @@ def quota_of(tenant: int) -> tuple[Quota, Quota]:
     with transaction(Asker("admin", tenant)) as connection:
         row = connection.execute(
             text(
-                "SELECT documents, bytes, requests, tokens FROM tenant_quota"
+                "SELECT documents, bytes, requests, tokens, upload_bytes FROM tenant_quota"
                 " WHERE tenant_id = :tenant"
             ),
             {"tenant": tenant},
@@ -125,7 +129,8 @@ def quota_of(tenant: int) -> tuple[Quota, Quota]:
                 "SELECT (SELECT count(*) FROM document WHERE tenant_id = :tenant),"  # noqa: S608 (no values)
                 " (SELECT coalesce(sum(coalesce(size, octet_length(payload))), 0)::bigint"
                 " FROM memory_blob WHERE tenant_id = :tenant), coalesce(max(requests), 0),"
-                " coalesce(max(tokens), 0)"
+                " coalesce(max(tokens), 0), (SELECT coalesce(sum(bytes), 0)::bigint FROM file"
+                " WHERE tenant_id = :tenant)"
                 f" FROM tenant_usage WHERE tenant_id = :tenant AND day = {_TODAY}"
             ),
             {"tenant": tenant},

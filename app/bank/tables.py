@@ -400,7 +400,10 @@ Table(
     "tenant_quota",
     metadata,
     Column("tenant_id", BigInteger, ForeignKey("tenant.id", ondelete="CASCADE"), primary_key=True),
-    *(_whole(limit, nullable=True) for limit in ("documents", "bytes", "requests", "tokens")),
+    *(
+        _whole(limit, nullable=True)
+        for limit in ("documents", "bytes", "requests", "tokens", "upload_bytes")
+    ),
 )
 Table(
     "tenant_usage",

@@ -79,13 +79,22 @@ def tenant_quota(
     ] = None,
     requests: _Limit = None,
     tokens: _Limit = None,
+    upload_bytes: Annotated[
+        str | None, typer.Option(help="Of uploaded files; none: no limit.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Set limits of a tenant, and show them with what is used. What is left out stays."""
     from app.access.tenants import tenant_id
     from app.bank.quota import quota_of, set_quota
 
-    given = {"documents": documents, "bytes": memory_bytes, "requests": requests, "tokens": tokens}
+    given = {
+        "documents": documents,
+        "bytes": memory_bytes,
+        "requests": requests,
+        "tokens": tokens,
+        "upload_bytes": upload_bytes,
+    }
     tenant = tenant_id(name)
     changes = {each: _limit(each, value) for each, value in given.items() if value is not None}
     if changes:

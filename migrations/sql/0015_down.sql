@@ -1,3 +1,6 @@
+DROP TRIGGER file_quota ON file;
+DROP FUNCTION file_quota();
+ALTER TABLE tenant_quota DROP COLUMN upload_bytes;
 DROP TRIGGER file_queue ON bank_file;
 DROP FUNCTION file_queue();
 CREATE OR REPLACE FUNCTION job_cancel(tenant bigint, bank bigint DEFAULT NULL,

@@ -155,3 +155,30 @@ BEGIN
     GET DIAGNOSTICS files = ROW_COUNT;
     RETURN moved + files;
 END $$;
+
+ALTER TABLE tenant_quota ADD COLUMN upload_bytes bigint CHECK (upload_bytes >= 0);
+COMMENT ON COLUMN tenant_quota.upload_bytes IS 'Of uploaded files, as they were sent.';
+
+-- Counted only where there is a limit. Whoever uploads at the same time does not see the other's
+-- file yet, so both may pass.
+CREATE FUNCTION file_quota() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp AS $$
+DECLARE
+    over record;
+BEGIN
+    SELECT t.name, q.upload_bytes, a.new INTO over
+    FROM (SELECT tenant_id, sum(bytes) AS new FROM added GROUP BY tenant_id) a
+    JOIN tenant_quota q ON q.tenant_id = a.tenant_id AND q.upload_bytes IS NOT NULL
+    JOIN tenant t ON t.id = a.tenant_id
+    WHERE (SELECT sum(f.bytes) FROM file f WHERE f.tenant_id = a.tenant_id) > q.upload_bytes
+    LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'tenant % may hold % bytes of uploaded files and has no room for % more:'
+            ' delete some, or raise the limit (membank tenant quota --upload-bytes)',
+            quote_literal(over.name), over.upload_bytes, over.new USING ERRCODE = 'MBQ01';
+    END IF;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER file_quota AFTER INSERT ON file
+    REFERENCING NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION file_quota();
+ALTER TABLE file ENABLE ALWAYS TRIGGER file_quota;

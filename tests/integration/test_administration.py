@@ -9,8 +9,11 @@ from fastapi.testclient import TestClient
 
 from app.access import keys, tenants
 from app.access.keys import issue
+from app.access.members import grant
 from app.access.tenants import add_principal
 from app.api.service import create
+from app.bank import attachments, files
+from app.bank.roles import Role
 from app.bank.session import Asker
 from app.settings import settings
 from tests.conftest import Company, administer, ask, work_off
@@ -212,13 +215,27 @@ def test_jobs_are_cancelled_retried_and_discarded(admin: Admin, company: Company
     assert admin("GET", "jobs").json()["total"] == 0
 
 
+def test_files_that_wait_are_jobs_too(admin: Admin, company: Company) -> None:
+    alice = company.reader("alice")
+    grant(company.bank, "principal:alice", Role.WRITER)
+    file = files.add(alice, "a.md", "assistants", b"text").id
+    attachments.attach(alice, company.bank.id, [(file, {})])
+    [job] = data(admin("GET", "jobs"))
+    assert (job["file_id"], job["document_id"], job["state"]) == (file, None, "pending")
+    assert admin("GET", f"jobs?document={file}").json()["total"] == 1
+    assert admin("POST", "jobs/cancel", {"document": file}).json() == {"count": 1}
+    assert admin("GET", "jobs").json()["total"] == 0
+
+
 def test_banks_quota_and_usage_are_read(admin: Admin, company: Company) -> None:
     company.store("a", "one\n\ntwo")
     work_off()
     [bank] = data(admin("GET", "banks"))
     assert (bank["name"], bank["documents"], bank["memories"]) == ("handbook", 1, 2)
     quota = admin("GET", "quota").json()
-    assert quota["limits"] == dict.fromkeys(("documents", "bytes", "requests", "tokens"))
+    assert quota["limits"] == dict.fromkeys(
+        ("documents", "bytes", "requests", "tokens", "upload_bytes")
+    )
     assert quota["used"]["documents"] == 1
     assert data(admin("GET", "usage")) == []
 

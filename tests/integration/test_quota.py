@@ -10,6 +10,7 @@ from sqlalchemy.exc import DBAPIError
 from typer.testing import CliRunner
 
 from app.answer import retrieval
+from app.bank import attachments, files
 from app.bank.jobs import retry
 from app.bank.quota import Quota, count_tokens, quota_of, set_quota
 from app.bank.session import Asker, transaction
@@ -99,6 +100,32 @@ class TestBytes:
         assert work_off() == 1
 
 
+class TestUploads:
+    def test_what_has_no_room_is_refused_until_something_is_deleted(
+        self, company: Company, new_company: Callable[[str], Company]
+    ) -> None:
+        alice, other = company.reader("alice"), new_company("northwind").reader("alice")
+        set_quota(company.tenant, Quota(upload_bytes=10))
+        first = files.add(alice, "a.md", "assistants", b"12345678")
+        with pytest.raises(
+            QuotaError, match="may hold 10 bytes of uploaded files and has no room for 3 more"
+        ):
+            files.add(alice, "b.md", "assistants", b"abc")
+        files.add(alice, "b.md", "assistants", b"ab")
+        files.add(other, "c.md", "assistants", b"x" * 100)
+        assert quota_of(company.tenant)[1].upload_bytes == 10
+        attachments.withdraw(alice, first.id, administers=False)
+        files.add(alice, "b.md", "assistants", b"abc")
+
+    def test_those_at_the_same_time_overrun_it_by_no_more_than_they_are(
+        self, company: Company
+    ) -> None:
+        alice = company.reader("alice")
+        set_quota(company.tenant, Quota(upload_bytes=10))
+        passed = at_once(lambda n: files.add(alice, f"{n}.md", "assistants", b"x"), each=5)
+        assert 10 <= passed < 10 + THREADS
+
+
 class TestRequests:
     @pytest.fixture
     def alice(self, company: Company) -> Asker:
@@ -149,7 +176,7 @@ class TestRequests:
     ) -> None:
         for _ in range(3):
             begin_request(alice)
-        assert quota_of(company.tenant) == (Quota(), Quota(0, 0, 3, 0))
+        assert quota_of(company.tenant) == (Quota(), Quota(0, 0, 3, 0, 0))
 
     def test_beyond_the_limit_nothing_is_looked_for(
         self, company: Company, alice: Asker, monkeypatch: pytest.MonkeyPatch
