@@ -120,3 +120,28 @@ def test_a_migration_gives_up_on_a_table_that_others_hold(database: str) -> None
     assert columns(database)["document"] == before["document"]
     move("up", "head")
     schema.require_safe()
+
+
+def test_files_that_wait_fail_on_the_way_down_and_can_be_put_in_again(own_database: str) -> None:
+    with psycopg.connect(own_database, autocommit=True) as connection:
+        connection.execute(FILL)
+        connection.execute(
+            "INSERT INTO file (tenant_id, id, principal_id, filename, purpose, bytes, content,"
+            " sha256) SELECT tenant_id, 'file-1', id, 'a.md', 'assistants', 1, 'x', 'h'"
+            " FROM principal;"
+            "INSERT INTO bank_file (tenant_id, bank_id, file_id)"
+            " SELECT tenant_id, id, 'file-1' FROM bank"
+        )
+        of_files = "SELECT count(*) FROM outbox WHERE file_id IS NOT NULL"
+        assert connection.execute(of_files).fetchall() == [(2,)]
+        others = "SELECT count(*) FROM outbox WHERE document_id IS NOT NULL"
+        waiting = connection.execute(others).fetchall()
+        move("down", "0014")
+        assert connection.execute(others).fetchall() == waiting
+        move("up", "head")
+        assert connection.execute(of_files).fetchall() == [(0,)]
+        told = connection.execute("SELECT DISTINCT state, error FROM bank_file").fetchall()
+        assert told == [("failed", "storing it was cut off: attach the file again")]
+        connection.execute("UPDATE bank_file SET state = 'storing'")
+        assert connection.execute(of_files).fetchall() == [(2,)]
+    schema.require_safe()
