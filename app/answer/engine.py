@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import structlog
 import torch
 
-from app.answer.generate import Generator, Read, Refresh, Telling
+from app.answer.generate import Generator, Telling, Wanted
 from app.answer.question import Question
 from app.errors import UnavailableError
 from app.memory.decoder import Decoder
@@ -32,18 +32,9 @@ _PASS_TOKENS = 384
 class Job(Telling):
     """An answer that an engine computes; its tokens wait for the thread that iterates."""
 
-    def __init__(
-        self,
-        generator: Generator,
-        question: Question,
-        prompt: list[int],
-        memories: Read,
-        refresh: Refresh | None,
-        tenant: int,
-    ) -> None:
-        how = question.max_tokens, memories, question.sampling, refresh
-        super().__init__(generator, prompt, *how)
-        self.tenant, self.size = tenant, len(prompt)
+    def __init__(self, generator: Generator, wanted: Wanted, tenant: int) -> None:
+        super().__init__(generator, wanted)
+        self.tenant, self.size = tenant, len(wanted.prompt)
         self.reading: Any = None
         self._out: queue.SimpleQueue[int | BaseException | None] = queue.SimpleQueue()
 
@@ -107,16 +98,9 @@ class Engine:
         )
         self._thread.start()
 
-    def __call__(
-        self,
-        question: Question,
-        prompt: list[int],
-        memories: Read,
-        refresh: Refresh | None,
-        tenant: int,
-    ) -> Job:
+    def __call__(self, question: Question, wanted: Wanted, tenant: int) -> Job:
         """Begin an answer. Raises UnavailableError when the engine was closed."""
-        job = Job(self._model_of(question), question, prompt, memories, refresh, tenant)
+        job = Job(self._model_of(question), wanted, tenant)
         with self._changed:
             if self._closed:
                 raise _closed()

@@ -70,6 +70,20 @@ class Refresh:
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """An answer that is to be given: `prompt` continued, with `memories` read in every layer.
+
+    It ends with the model's end token, which is not part of the text, or after `max_tokens`.
+    """
+
+    prompt: list[int]
+    max_tokens: int
+    memories: Read = None
+    sampling: Sampling = GREEDY
+    refresh: Refresh | None = None
+
+
+@dataclass(frozen=True)
 class Generation:
     """An answer's tokens. Times are of time.perf_counter, in seconds.
 
@@ -106,25 +120,15 @@ class Generator:
         sampling: Sampling = GREEDY,
         refresh: Refresh | None = None,
     ) -> Generation:
-        """Continue `prompt`, reading `memories` in every layer if there are any.
-
-        Ends with the model's end token, which is not part of the text, or after `max_tokens`.
-        """
-        stream = self.stream(prompt, max_tokens, memories, sampling, refresh)
+        """The whole answer at once; the arguments are the fields of Wanted."""
+        stream = self.stream(Wanted(prompt, max_tokens, memories, sampling, refresh))
         for _ in stream:
             pass
         return stream.generation()
 
-    def stream(
-        self,
-        prompt: list[int],
-        max_tokens: int,
-        memories: Read = None,
-        sampling: Sampling = GREEDY,
-        refresh: Refresh | None = None,
-    ) -> "Stream":
-        """The same answer as pieces of text."""
-        return Stream(self, prompt, max_tokens, memories, sampling, refresh)
+    def stream(self, wanted: Wanted) -> "Stream":
+        """An answer as pieces of text."""
+        return Stream(self, wanted)
 
 
 class Telling(ABC):
@@ -134,20 +138,11 @@ class Telling(ABC):
     when it ends, is here.
     """
 
-    def __init__(
-        self,
-        generator: Generator,
-        prompt: list[int],
-        max_tokens: int,
-        memories: Read,
-        sampling: Sampling,
-        refresh: Refresh | None,
-    ) -> None:
-        self.generator = generator
+    def __init__(self, generator: Generator, wanted: Wanted) -> None:
+        self.generator, self.wanted = generator, wanted
         self.cancelled = False
         self.refreshing = 0.0
-        self._prompt, self._max_tokens = prompt, max_tokens
-        self._made, self._choose, self._refresh = memories, Choice(sampling), refresh
+        self._made, self._choose = wanted.memories, Choice(wanted.sampling)
         self._memories: Memories | None = None
         self._finished: Finish = None
         self._text, self._tokens, self._refreshes = "", list[int](), 0
@@ -173,7 +168,7 @@ class Telling(ABC):
         now = time.perf_counter()
         started, first = self._started or now, self._first or now
         return Generation(
-            *(self._text, list(self._tokens), len(self._prompt), entries, started, first),
+            *(self._text, list(self._tokens), len(self.wanted.prompt), entries, started, first),
             *(self._refreshes, self.refreshing, self._finished),
         )
 
@@ -186,8 +181,8 @@ class Telling(ABC):
         with room for the rest."""
         self._started = self._started or time.perf_counter()
         self._memories = self._made = self._made() if callable(self._made) else self._made
-        left = self._max_tokens - len(self._tokens)
-        return Start([*self._prompt, *self._tokens], left, self._memories)
+        left = self.wanted.max_tokens - len(self._tokens)
+        return Start([*self.wanted.prompt, *self._tokens], left, self._memories)
 
     def take(self, logits: Tensor) -> int | None:
         """Choose the next token, None when the answer has ended with it."""
@@ -197,20 +192,22 @@ class Telling(ABC):
             self._first = time.perf_counter()
         if token in self.generator.lm.end_tokens:
             self._finished = "stop"
-        elif len(self._tokens) >= self._max_tokens:
+        elif len(self._tokens) >= self.wanted.max_tokens:
             self._finished = "length"
         return None if self._finished else token
 
     @property
     def is_due(self) -> bool:
         """Whether memories are to be searched for again before the next token is read."""
-        return self._refresh is not None and len(self._tokens) % self._refresh.every == 0
+        refresh = self.wanted.refresh
+        return refresh is not None and len(self._tokens) % refresh.every == 0
 
     def search_again(self) -> bool:
         """Whether other memories came; they are read with the next start."""
         pieces = Pieces(self.generator.lm.tokenizer)
         said = "".join(map(pieces.push, self._tokens))
-        memories = None if self._refresh is None else self._refresh.ask(said)
+        refresh = self.wanted.refresh
+        memories = None if refresh is None else refresh.ask(said)
         if memories is not None:
             self._made = memories
         self._refreshes += 1

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from app import metrics
-from app.answer.generate import Finish, Read, Refresh, Telling
+from app.answer.generate import Finish, Read, Refresh, Telling, Wanted
 from app.answer.pieces import Stops
 from app.answer.question import Question
 from app.answer.recall import Recall, Source
@@ -57,22 +57,12 @@ class Answer:
 class Generates(Protocol):
     """What computes answers: this thread, or an engine that many threads share."""
 
-    def __call__(
-        self,
-        question: Question,
-        prompt: list[int],
-        memories: Read,
-        refresh: Refresh | None,
-        tenant: int,
-    ) -> Telling: ...
+    def __call__(self, question: Question, wanted: Wanted, tenant: int) -> Telling: ...
 
 
-def here(
-    question: Question, prompt: list[int], memories: Read, refresh: Refresh | None, tenant: int
-) -> Telling:
+def here(question: Question, wanted: Wanted, tenant: int) -> Telling:
     """Compute it in this thread, one answer at a time."""
-    chosen = generator(question.mode, question.adapter)
-    return chosen.stream(prompt, question.max_tokens, memories, question.sampling, refresh)
+    return generator(question.mode, question.adapter).stream(wanted)
 
 
 def ask(reader: Reader, question: str, **how: Any) -> Answer:
@@ -218,8 +208,10 @@ class Answering:
         self, prompt: list[int], memories: Read, refresh: Refresh | None = None
     ) -> Telling:
         self._prompt_tokens = len(prompt)
-        tenant, self._handed = self._request.asker.tenant or 0, time.perf_counter()
-        return self._generates(self._question, prompt, memories, refresh, tenant)
+        asked, tenant = self._question, self._request.asker.tenant or 0
+        self._handed = time.perf_counter()
+        wanted = Wanted(prompt, asked.max_tokens, memories, asked.sampling, refresh)
+        return self._generates(asked, wanted, tenant)
 
     def _pieces(self) -> Iterator[str]:
         if self._stream is None:

@@ -21,7 +21,7 @@ from app.access.keys import issue
 from app.access.tenants import add_bank
 from app.answer import generate
 from app.answer.engine import Engine, Job
-from app.answer.generate import Read, Refresh
+from app.answer.generate import Wanted
 from app.answer.question import Question
 from app.answer.service import NOTHING
 from app.api.bridge import SEARCHES
@@ -51,15 +51,8 @@ class Noted:
         self.jobs: list[Job] = []
         self._engine = engine
 
-    def __call__(
-        self,
-        question: Question,
-        prompt: list[int],
-        memories: Read,
-        refresh: Refresh | None,
-        tenant: int,
-    ) -> Job:
-        job = self._engine(question, prompt, memories, refresh, tenant)
+    def __call__(self, question: Question, wanted: Wanted, tenant: int) -> Job:
+        job = self._engine(question, wanted, tenant)
         self.jobs.append(job)
         return job
 

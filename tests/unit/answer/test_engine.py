@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from app.answer.engine import Engine, Job
-from app.answer.generate import GREEDY, Generator, Refresh, Sampling
+from app.answer.generate import GREEDY, Generator, Refresh, Sampling, Wanted
 from app.answer.question import Question
 from app.errors import UnavailableError
 from app.memory.compose import Memories, compose
@@ -43,8 +43,8 @@ class Case:
         refresh: Refresh | None = None,
         tenant: int = 1,
     ) -> Job:
-        question = Question("?", max_tokens=most, sampling=sampling)
-        return self.engine(question, prompt, memories, refresh, tenant)
+        wanted = Wanted(prompt, most, memories, sampling, refresh)
+        return self.engine(Question("?"), wanted, tenant)
 
     def endless(self) -> "Case":
         self.lm.__dict__["end_tokens"] = frozenset()

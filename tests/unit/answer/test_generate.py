@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from app.answer.generate import Generator, Sampling
+from app.answer.generate import Generator, Sampling, Wanted
 from app.answer.pieces import Pieces
 from app.errors import UsageError
 from app.memory.compose import compose
@@ -72,7 +72,10 @@ def test_the_same_seed_draws_the_same_answer_and_another_one_another(
 
 def test_two_streams_in_turns_give_what_each_gives_alone(generator: Generator) -> None:
     alone = generator.generate(PROMPT, 8, sampling=DRAWN), generator.generate(PROMPT[::-1], 8)
-    one, other = generator.stream(PROMPT, 8, sampling=DRAWN), generator.stream(PROMPT[::-1], 8)
+    one, other = (
+        generator.stream(wanted)
+        for wanted in (Wanted(PROMPT, 8, sampling=DRAWN), Wanted(PROMPT[::-1], 8))
+    )
     assert len(list(zip(one, other, strict=False))) > 1
     for stream, whole in zip((one, other), alone, strict=True):
         assert whole.text.startswith(stream.generation().text)
@@ -106,7 +109,7 @@ def test_pieces_are_the_answer_and_memories_are_counted(
 ) -> None:
     encoder = Encoder(lm, [3, 4])
     memories = compose([encoder.encode([[5, 6, 7]])], lm.rotary, encoder.prefix)
-    stream = generator.stream(PROMPT, 6, memories)
+    stream = generator.stream(Wanted(PROMPT, 6, memories))
     assert "".join(stream) == stream.generation().text
     whole = generator.generate(PROMPT, 6, memories)
     assert whole.tokens == stream.generation().tokens

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from app.answer.generate import GREEDY, Choice, Generation, Generator, Refresh, Sampling
+from app.answer.generate import GREEDY, Choice, Generation, Generator, Refresh, Sampling, Wanted
 from app.errors import UsageError
 from app.memory.compose import Memories, compose
 from app.memory.decoder import ModelDecoder, Reading
@@ -134,7 +134,7 @@ def test_memories_are_asked_for_with_what_is_shown_and_not_after_the_last_token(
         return case.memories(1)
 
     refresh = Refresh(EVERY, ask)
-    stream = case.generator.stream(PROMPT, 12, case.memories(0), refresh=refresh)
+    stream = case.generator.stream(Wanted(PROMPT, 12, case.memories(0), refresh=refresh))
     shown = ""
     for piece in stream:
         assert not asked or shown.startswith(asked[-1])
