@@ -487,9 +487,9 @@ PAGE = (Path(__file__).parents[2] / "docs/how-to/openai-client.md").read_text()
 
 
 @pytest.fixture
-def as_the_page_says(address: str, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def as_the_page_says(address: str, delta: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_BASE_URL", f"{address}/v1")
-    monkeypatch.setenv("OPENAI_API_KEY", key)
+    monkeypatch.setenv("OPENAI_API_KEY", issue("delta", "hana", ("read", "write")).token)
 
 
 @pytest.mark.usefixtures("as_the_page_says")
@@ -499,9 +499,11 @@ def test_the_examples_in_python_print_what_they_say() -> None:
         out = io.StringIO()
         names: dict[str, Any] = {"print": functools.partial(print, file=out)}
         exec(compile(code, "openai-client.md", "exec"), names)  # noqa: S102
+        if "store" in names:
+            names["client"].vector_stores.delete(names["store"].id)
         names["client"].close()
         printed.append(out.getvalue())
-    whole, streamed, follows, refused, vectors = printed
+    whole, streamed, follows, refused, files, vectors = printed
     assert "27" in whole
     assert "Annual Leave" in whole
     assert whole.splitlines()[0] in streamed
@@ -510,6 +512,8 @@ def test_the_examples_in_python_print_what_they_say() -> None:
     assert "first_token" in follows
     assert "Friday" in follows
     assert refused == "model_not_found\n"
+    assert files.startswith("completed None\nparking.md ")
+    assert files.splitlines()[-1].lower().count("four") == 1
     assert vectors == "384\n"
 
 
