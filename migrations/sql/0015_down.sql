@@ -1,3 +1,4 @@
+ALTER FUNCTION bank_covered RESET plan_cache_mode;
 DROP TRIGGER file_quota ON file;
 DROP FUNCTION file_quota();
 ALTER TABLE tenant_quota DROP COLUMN upload_bytes;
