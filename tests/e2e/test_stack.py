@@ -99,6 +99,7 @@ def test_more_workers_share_the_cores_and_end_with_the_rest(home: Path) -> None:
 
 
 def test_data_outlives_down_and_up(home: Path) -> None:
+    up(home)
     assert run(home, "tenant", "add", "kept").returncode == 0
     assert run(home, "down").returncode == 0
     assert Processes(home).strays() == []
