@@ -154,7 +154,7 @@ class Engine:
                 self._begin(new)
                 self._advance()
             except Exception as error:
-                # What one request brings ends with it (_begin); this is everyone's.
+                # What one request brings ends with it; this is everyone's.
                 log.error("the engine failed", reason=f"{type(error).__name__}: {error}")
                 for job in [*self._running, *new]:
                     job.end(error)
@@ -213,7 +213,13 @@ class Engine:
                 job.reading = None
                 continue
             self._tokens += 1
-            if (token := job.advance()) is not None:
+            try:
+                token = job.advance()
+            except Exception as error:  # it is this one's: the others go on
+                job.reading = None
+                job.end(error)
+                continue
+            if token is not None:
                 going.append((job, token))
         # Whoever searches again in mid-answer holds up nobody else.
         due = [job for job, _ in going if job.is_due]

@@ -249,9 +249,11 @@ class Choice:
         """logits (vocabulary,) -> a token."""
         if self._sampling.temperature == 0:
             return int(logits.argmax())
-        likely, order = (
-            (logits.cpu() / self._sampling.temperature).softmax(-1).sort(descending=True)
-        )
+        # From the likeliest down, and in float64: the smallest temperature overflows nothing then.
+        below = logits.cpu().double() - float(logits.max())
+        likely, order = (below / self._sampling.temperature).softmax(-1).sort(descending=True)
         # A token stays while those before it have not reached top_p: the first always does.
-        kept = likely.masked_fill_(likely.cumsum(-1) - likely >= self._sampling.top_p, 0.0)
+        beyond = likely.cumsum(-1) - likely >= self._sampling.top_p
+        beyond[0] = False
+        kept = likely.masked_fill_(beyond, 0.0)
         return int(order[torch.multinomial(kept, 1, generator=self._random)])

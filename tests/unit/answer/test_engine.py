@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from app.answer.engine import Engine, Job
-from app.answer.generate import GREEDY, Generator, Refresh, Sampling, Wanted
+from app.answer.generate import GREEDY, Choice, Generator, Refresh, Sampling, Wanted
 from app.answer.question import Question
 from app.errors import UnavailableError
 from app.memory.compose import Memories, compose
@@ -155,6 +155,25 @@ def test_a_request_that_fails_takes_nobody_with_it(open_case: Callable[..., Case
         with pytest.raises(ValueError, match="damaged"):
             text_of(job)
     assert text_of(good) == case.generator.generate([40, 41], 30).text
+
+
+def test_a_token_that_cannot_be_chosen_is_the_fault_of_one(
+    open_case: Callable[..., Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case, chosen = open_case().endless(), Choice.__call__
+
+    def choose(self: Choice, logits: torch.Tensor) -> int:
+        if self._sampling.temperature == 2.0:
+            raise RuntimeError("probability tensor contains nan")
+        return chosen(self, logits)
+
+    monkeypatch.setattr(Choice, "__call__", choose)
+    good = case.begin([40, 41], 30)
+    bad = case.begin([40, 41], 30, sampling=Sampling(2.0))
+    with pytest.raises(RuntimeError, match="nan"):
+        text_of(bad)
+    assert text_of(good) == case.generator.generate([40, 41], 30).text
+    assert case.engine.stats()["running"] == 0
 
 
 def test_a_search_in_mid_answer_holds_up_nobody(open_case: Callable[..., Case]) -> None:

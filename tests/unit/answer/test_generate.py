@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from app.answer.generate import Generator, Sampling, Wanted
+from app.answer.generate import Choice, Generator, Sampling, Wanted
 from app.answer.pieces import Pieces
 from app.errors import UsageError
 from app.memory.compose import compose
@@ -87,12 +87,22 @@ def test_a_small_top_p_is_greedy(generator: Generator) -> None:
 
 
 def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
-    from app.answer.generate import Choice
-
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
     choose = Choice(Sampling(temperature=1.0, top_p=0.8, seed=0))
     drawn = torch.bincount(torch.tensor([choose(logits) for _ in range(4000)]), minlength=4) / 4000
     assert drawn.tolist() == pytest.approx([0.625, 0.375, 0, 0], abs=0.03)
+
+
+@pytest.mark.parametrize("value", [1e-3, 1e-30, 1e-44, 5e-324])
+def test_the_smallest_temperature_and_top_p_are_greedy(generator: Generator, value: float) -> None:
+    greedy = generator.generate(PROMPT, 8).tokens
+    for sampling in (Sampling(value, 1.0, 3), Sampling(2.0, value, 3), Sampling(value, value, 3)):
+        assert generator.generate(PROMPT, 8, sampling=sampling).tokens == greedy
+
+
+def test_the_highest_temperature_draws_from_all() -> None:
+    choose = Choice(Sampling(temperature=1e308, seed=0))
+    assert {choose(torch.tensor([9.0, 0.0, -9.0])) for _ in range(99)} == {0, 1, 2}
 
 
 @pytest.mark.parametrize(
