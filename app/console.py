@@ -2,13 +2,16 @@
 
 import json
 import os
+import sys
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-out = Console(highlight=False, soft_wrap=True)
+# In a file or a pipe no table is cut for want of room.
+_width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 500
+out = Console(highlight=False, soft_wrap=True, width=_width)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
