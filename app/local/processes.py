@@ -18,7 +18,6 @@ from app.files import private_folder, write_private
 
 MARKER = "MEMBANK_STACK"
 
-# psutil adds the boot time, which the system gives in whole seconds and corrects with the clock.
 _SAME_START_SECONDS = 2.0
 _KILL_SECONDS = 10.0
 _POLL_SECONDS = 0.02
@@ -27,7 +26,8 @@ _TAIL_BYTES = 65_536
 
 @dataclass(frozen=True)
 class Process:
-    """A process that was started under a name; `created` tells it from a later one of its pid."""
+    """A process that was started under a name; `created` tells it from a later one of its pid:
+    seconds from the machine's start to its own, which no correction of the clock changes."""
 
     name: str
     pid: int
@@ -150,7 +150,7 @@ class Processes:
             os.close(handle)
         # It is meant to outlive us: without this, Popen warns of a child nobody waited for.
         child.returncode = 0
-        return Process(name, child.pid, psutil.Process(child.pid).create_time(), log)
+        return Process(name, child.pid, _created(psutil.Process(child.pid)), log)
 
     def _record(self, name: str) -> Path:
         return self._run / f"{name}.json"
@@ -186,10 +186,15 @@ def wait_until(condition: Callable[[], bool], timeout: float, every: float = _PO
 def _find(process: Process) -> psutil.Process | None:
     try:
         found = psutil.Process(process.pid)
-        same = abs(found.create_time() - process.created) < _SAME_START_SECONDS
+        same = abs(_created(found) - process.created) < _SAME_START_SECONDS
     except psutil.NoSuchProcess:
         return None
     return found if same and _is_alive(found) else None
+
+
+def _created(process: psutil.Process) -> float:
+    # psutil adds the boot time, which the system corrects with the clock, in whole seconds.
+    return process.create_time() - psutil.boot_time()
 
 
 def _is_alive(process: psutil.Process) -> bool:

@@ -59,6 +59,7 @@ def test_what_makes_the_encoder_raise_and_what_kills_the_worker_are_buried_and_t
         return settled()
 
     assert wait_until(done, 240)
+    log = (stack.home / "logs" / "worker.log").read_text()[-3000:]
     stack.processes.stop("worker")
     stack.service("worker")
     failed = rows(
@@ -66,7 +67,7 @@ def test_what_makes_the_encoder_raise_and_what_kills_the_worker_are_buried_and_t
         " JOIN tenant t ON t.id = l.tenant_id WHERE t.name = 'poison' ORDER BY 1"
     )
     # A worker that died cannot tell of it: the next one that finds the attempts used up does.
-    assert [row[0] for row in failed] == ["kills", "raises"]
+    assert [row[0] for row in failed] == ["kills", "raises"], (deaths, log)
     assert failed[0][2] == "MembankError: the worker died on every attempt"
     assert failed[1][1:] == (2, "ValueError: the encoder does not like this text", True)
     assert deaths == 2

@@ -77,6 +77,20 @@ def test_second_start_returns_the_running_process(processes: Processes) -> None:
     assert processes.start("worker", SLEEP) == processes.start("worker", SLEEP)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the clock is turned inside psutil")
+def test_a_clock_that_is_put_right_loses_no_process(
+    processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from psutil import _pslinux
+
+    started, booted = processes.start("worker", SLEEP), psutil.boot_time()
+    monkeypatch.setattr(_pslinux, "boot_time", lambda: booted + 3600.0)
+    assert psutil.Process(started.pid).create_time() > booted + 3600.0
+    assert processes.get("worker") == started
+    assert processes.stop("worker")
+    assert wait_until(lambda: not psutil.pid_exists(started.pid), 20)
+
+
 def test_record_is_private_and_written_whole(processes: Processes) -> None:
     started = processes.start("worker", SLEEP)
     path = record(processes, "worker")
