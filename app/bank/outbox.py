@@ -301,37 +301,31 @@ def _storable(message: str) -> str:
 
 def release(work: Sequence[Work]) -> None:
     """Hand work back as if it had never been leased."""
-    with transaction(Asker("worker")) as connection:
-        connection.execute(_UNAWAITED)
-        connection.execute(
-            text(
-                "UPDATE outbox SET lease_token = NULL, lease_until = NULL, attempts = attempts - 1"
-                " WHERE lease_token = ANY(:tokens) AND tenant_id = ANY(:tenants) AND id = ANY(:ids)"
-            ),
-            {
-                "tokens": list({w.token for w in work}),
-                "tenants": list({w.tenant for w in work}),
-                "ids": [w.id for w in work],
-            },
-        )
+    _hand_back(work)
 
 
 def postpone(work: Sequence[Work], reason: str) -> None:
     """Hand work back that another worker may be able to do: no attempt is counted, and it is due
     again in some half a minute."""
+    later = "not_before = now() + make_interval(secs => 20 + 20 * random())"
+    _hand_back(work, f", last_error = :reason, {later}", reason=_storable(reason))
+
+
+def _hand_back(work: Sequence[Work], also: str = "", **values: str) -> None:
+    """also: further columns to set, words of ours."""
     with transaction(Asker("worker")) as connection:
+        connection.execute(_UNAWAITED)
         connection.execute(
             text(
-                "UPDATE outbox SET lease_token = NULL, lease_until = NULL,"
-                " attempts = attempts - 1, last_error = :reason,"
-                " not_before = now() + make_interval(secs => 20 + 20 * random())"
+                "UPDATE outbox SET lease_token = NULL, lease_until = NULL,"  # noqa: S608 (words of ours)
+                f" attempts = attempts - 1{also}"
                 " WHERE lease_token = ANY(:tokens) AND tenant_id = ANY(:tenants) AND id = ANY(:ids)"
             ),
             {
                 "tokens": list({w.token for w in work}),
                 "tenants": list({w.tenant for w in work}),
                 "ids": [w.id for w in work],
-                "reason": _storable(reason),
+                **values,
             },
         )
 
