@@ -107,7 +107,7 @@ def test_data_outlives_down_and_up(home: Path) -> None:
     assert "exists already" in run(home, "tenant", "add", "kept").stderr
 
 
-@pytest.mark.parametrize("killed", [("postgres",), tuple(sorted(NAMES))])
+@pytest.mark.parametrize("killed", [("postgres",), ("worker", "relay"), tuple(sorted(NAMES))])
 def test_down_leaves_no_process_also_after_kills(home: Path, killed: tuple[str, ...]) -> None:
     running = pids(up(home))
     everything = [

@@ -113,11 +113,11 @@ def test_two_workers_on_one_queue_encode_no_chunk_twice(stack: Stack, tmp_path: 
     logs = [stack.home / "logs" / f"{name}.log" for name in ("worker", "worker2")]
     assert wait_until(lambda: " ready." in logs[1].read_text(), 120)
     before = [worked_off(log) for log in logs]
-    texts = {f"d{i}": f"Rule {i} says that room {i} is locked. " * 60 for i in range(24)}
+    texts = {f"d{i}": f"Rule {i} says that room {i} is locked. " * 60 for i in range(40)}
     file = write(tmp_path / "rows.jsonl", texts)
     with claims_written_down():
         report = ingest([file], "shared", "handbook", None, False, False)
-        assert report.chunks > 90
+        assert report.chunks > 150
         assert wait_until(settled, 240)
         stack.processes.stop("worker2")  # it says how much it has done when its task ends
         count = "SELECT count(*), count(DISTINCT chunk) FROM claimed"
