@@ -41,7 +41,7 @@ fuzz: setup ## Calls made from the description of the HTTP service; CALLS=n, CLI
 	$(BIN)/python -m tests.fuzz.run --calls $(or $(CALLS),5000) --clients $(or $(CLIENTS),1) $(if $(SEED),--seed $(SEED))
 
 adapters: setup ## Train the reader adapters again, hours; DATA=folder of the training files, OUT=folder
-	PATH="$(abspath $(BIN)):$$PATH" app/training/adapters/recipe.sh $(or $(DATA),../shared/data) $(or $(OUT),adapters)
+	PATH="$(abspath $(BIN)):$$PATH" app/training/recipe.sh $(or $(DATA),../shared/data) $(or $(OUT),adapters)
 
 check: setup ## Formatting, lint, types, import contracts
 	$(BIN)/ruff format --check .

@@ -4,7 +4,6 @@ import sys
 
 import typer
 
-from app import console
 from app.commands import (
     audit,
     bench,
@@ -22,6 +21,7 @@ from app.commands import (
     vault,
 )
 from app.errors import MembankError
+from app.process import console
 
 app = typer.Typer(
     help="Explicit memory for language models: private banks in Postgres, answered from memory.",

@@ -9,14 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from app import console
 from app.answer.retrieval import Reader, found_for, load
 from app.answer.service import ask
-from app.bank.move import move
 from app.demo.sample import temporary_stack
 from app.errors import UsageError
-from app.runtime import models
+from app.process import console
+from app.runtime.models import models
 from app.settings import settings
+from app.upkeep.move import move
 from benchmarks.variables import WITHOUT_CACHE, variables
 from benchmarks.vault import filled
 

@@ -16,15 +16,16 @@ from typing import Any, get_args
 
 import torch
 
-from app import console
 from app.demo.sample import HANDBOOKS
 from app.errors import ModelError, UsageError
 from app.memory.compose import Memories, compose
-from app.memory.decoder import Decoder, ModelDecoder, Weights, decoder_of
-from app.memory.flat import Start
+from app.memory.decode.decoder import Decoder, ModelDecoder, Weights, decoder_of
+from app.memory.decode.flat import Start
 from app.memory.kv import KV
-from app.memory.prompt import closed_book
-from app.runtime import Models, models, native
+from app.memory.model.prompt import closed_book
+from app.process import console
+from app.runtime.identity import native
+from app.runtime.models import Models, models
 from benchmarks.peer import Peer, PeerError
 
 QUESTION = "For how many weeks do I get full pay when I am sick?"

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from app import console
 from app.errors import UsageError
 from app.evaluation.command import Plan, Reader
 from app.evaluation.corpus import Corpus, pieces_of
@@ -22,7 +21,9 @@ from app.evaluation.metrics import Interval, contains, interval
 from app.evaluation.questions import Question, read, sample
 from app.evaluation.reading import answers
 from app.evaluation.retrieval import Retrieved
-from app.runtime import Mode, count_tokens, models
+from app.process import console
+from app.runtime.identity import count_tokens
+from app.runtime.models import Mode, models
 
 _MODES: tuple[Mode, ...] = ("memory", "rag")
 _MOST_TOKENS = 16

@@ -15,14 +15,15 @@ from statistics import median
 import psutil
 import torch
 
-from app import console
 from app.demo.sample import HANDBOOKS
 from app.errors import UsageError
 from app.ingest.service import pieces_of
-from app.memory.codec import SIMPLE, Codec, check, decode, pack
-from app.memory.compact import Compactor
+from app.memory.codec.pack import SIMPLE, Codec, check, decode, pack
 from app.memory.encode import BATCH_TOKENS, batches, padded
-from app.runtime import Models, count_tokens, models
+from app.memory.sparse.compact import Compactor
+from app.process import console
+from app.runtime.identity import count_tokens
+from app.runtime.models import Models, models
 
 CONTEXT, LOADED = 256, 5
 _MIB = 2**20

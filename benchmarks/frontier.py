@@ -11,20 +11,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from app import console
 from app.errors import UsageError
 from app.evaluation.questions import Question, sample
 from app.evaluation.questions import read as read_questions
 from app.evaluation.reading import Asking, read
-from app.evaluation.setting import DEFAULT, DENSE, Encoded, Setting, Settings
 from app.ingest.split import split
 from app.memory.encode import Encoder
 from app.memory.kv import KV
-from app.memory.model import LanguageModel
-from app.memory.prompt import CLOSED_INSTRUCTION, Prompt
-from app.runtime import Models, codebooks, count_tokens, models, reading
+from app.memory.model.load import LanguageModel
+from app.memory.model.prompt import CLOSED_INSTRUCTION, Prompt
+from app.process import console
+from app.runtime.identity import codebooks, count_tokens
+from app.runtime.models import Models, models, reading
 from benchmarks import frontier_report
 from benchmarks.frontier_results import Answer, Asked, Results
+from benchmarks.setting import DEFAULT, DENSE, Encoded, Setting, Settings
 
 RAG, CLOSED = "rag", "closed"
 _ROWS = 48
@@ -123,7 +124,7 @@ def run(
     `adapter`: what reads, as MEMBANK_ADAPTER names it; every row is read with it.
 
     `files`: question files by the name of their set; `numbers`: how many questions of each.
-    Raises UsageError for an unknown setting (`app.evaluation.setting`) or numbers that do not fit
+    Raises UsageError for an unknown setting (`benchmarks.setting`) or numbers that do not fit
     the files, EvaluationError for a file that cannot be read or an `out` of another model.
     """
     if not files:

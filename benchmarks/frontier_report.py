@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from app import console
 from app.evaluation.metrics import Interval, difference, interval
 from app.evaluation.plot import Point, plot
+from app.process import console
 from benchmarks.frontier_results import Asked
 
 _CHUNK = 128

@@ -12,15 +12,15 @@ from pathlib import Path
 import torch
 from torch.nn.functional import cross_entropy
 
-from app import console
 from app.errors import UsageError
 from app.evaluation.memories import MemoryStore
 from app.evaluation.metrics import interval
 from app.evaluation.questions import read_passages
 from app.memory.attention import injected
 from app.memory.compose import Memories, compose
-from app.memory.model import LanguageModel
-from app.runtime import models, reading
+from app.memory.model.load import LanguageModel
+from app.process import console
+from app.runtime.models import models, reading
 
 _TOKENS = 256
 

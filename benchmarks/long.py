@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from app import console
 from app.errors import UsageError
 from app.evaluation.command import Plan, Reader
 from app.evaluation.corpus import Corpus, Piece, Vectors
@@ -20,7 +19,9 @@ from app.evaluation.reading import answers
 from app.evaluation.retrieval import Retrieved
 from app.ingest.split import split
 from app.memory.compose import compose
-from app.runtime import Models, cache, count_tokens, models
+from app.process import console
+from app.runtime.identity import cache, count_tokens
+from app.runtime.models import Models, models
 
 _MOST_TOKENS = 24
 _ROWS = 4

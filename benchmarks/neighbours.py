@@ -10,12 +10,12 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-from app import console
 from app.answer.cache import cache
 from app.answer.retrieval import Reader
 from app.answer.service import ask
 from app.demo.sample import temporary_stack
 from app.evaluation.metrics import Interval, difference
+from app.process import console
 from benchmarks.variables import variables
 from benchmarks.vault import filled
 

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from app.errors import MembankError
-from app.memory.packaged import SMOLLM2
+from app.memory.model.packaged import SMOLLM2
 from app.settings import settings
 
 SCRIPT = Path(__file__).with_name("llama_peer.py")

@@ -14,19 +14,23 @@ from pathlib import Path
 
 from sqlalchemy import text
 
-from app import console
-from app.access.tenants import Bank, add_bank, add_tenant, find_bank
-from app.bank import documents, outbox, status
+from app.access.tenants import add_tenant
+from app.bank import documents
+from app.bank.banks import add_bank
 from app.bank.documents import Draft, Piece
-from app.bank.outbox import Work
-from app.bank.session import Asker, transaction
+from app.bank.find import Bank, find_bank
+from app.db.session import Asker, transaction
 from app.demo.sample import HANDBOOKS, temporary_stack
 from app.errors import UsageError
 from app.ingest.command import run as ingest
 from app.ingest.split import chunk_hash
 from app.local.processes import wait_until
 from app.local.stack import Stack
-from app.runtime import models, profile
+from app.process import console
+from app.queue import outbox, status
+from app.queue.outbox import Work
+from app.runtime.identity import profile
+from app.runtime.models import models
 from app.settings import settings
 
 _CHUNKS_OF_A_DOCUMENT = 100

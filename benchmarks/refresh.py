@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
-from app import console
 from app.answer.retrieval import Reader
 from app.answer.service import Answer, ask
 from app.demo import sample
 from app.errors import UsageError
 from app.evaluation.metrics import contains
+from app.process import console
 from app.settings import LEAST_REFRESH
 
 _MIN_SCORE = -1.0  # every passage counts: a question of two parts is near to neither

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from app import console
-from app.bank.indexes import keep
-from app.bank.search import search
 from app.demo.sample import temporary_stack
+from app.process import console
+from app.search.indexes import keep
+from app.search.search import search
 from app.settings import settings
 from benchmarks.search_peers import LANGCHAIN, PLAIN, Find, LangChain, Plain
 from benchmarks.search_rows import DIMENSIONS, PROFILE, SHARES, Array, Filled, Keys, Rows
@@ -139,7 +139,8 @@ def _real(corpus: Path) -> Array:
     """Keys of the pieces of a file of passages, from this machine's cache where they are there."""
     from app.evaluation.corpus import Vectors, pieces_of
     from app.evaluation.retrieval import read_corpus
-    from app.runtime import cache, count_tokens, models
+    from app.runtime.identity import cache, count_tokens
+    from app.runtime.models import models
 
     passages, _ = read_corpus(corpus)
     m = models()

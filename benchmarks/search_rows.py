@@ -13,8 +13,11 @@ import numpy as np
 import psycopg
 from numpy.typing import NDArray
 
-from app.access.tenants import Bank, add_bank, add_principal, add_tenant, find_principal
-from app.bank.session import Asker
+from app.access.principals import add_principal, find_principal
+from app.access.tenants import add_tenant
+from app.bank.banks import add_bank
+from app.bank.find import Bank
+from app.db.session import Asker
 
 Array = NDArray[np.float32]
 

@@ -21,11 +21,11 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from app import console
 from app.access.keys import issue
 from app.demo import sample
 from app.errors import MembankError, UsageError
 from app.local.stack import ENCODING, Stack
+from app.process import console
 
 Mode = Literal["memory", "rag"]
 MODES: tuple[Mode, ...] = ("memory", "rag")

@@ -18,12 +18,13 @@ from typing import Any, get_args
 
 import torch
 
-from app import console
 from app.answer.retrieval import Reader, find
 from app.answer.service import Answer, ask
 from app.demo import sample
 from app.errors import UsageError
-from app.runtime import Mode, models, prompt
+from app.process import console
+from app.runtime.identity import prompt
+from app.runtime.models import Mode, models
 from benchmarks.peer import Peer, PeerError
 from benchmarks.variables import WITHOUT_CACHE, variables
 

@@ -12,19 +12,20 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-from app import console
-from app.access.tenants import add_principal, find_bank
+from app.access.audit import note
+from app.access.principals import add_principal
+from app.access.quota import Quota, count_request, count_tokens, set_quota
 from app.answer.retrieval import Reader, Request, found_for, load
-from app.bank.audit import note
-from app.bank.blobs import load_blobs
-from app.bank.quota import Quota, count_request, count_tokens, set_quota
-from app.bank.reseal import Resealed, reseal_tenant
-from app.bank.search import Passage
-from app.bank.session import transaction
+from app.bank.find import find_bank
+from app.db.session import transaction
 from app.demo.sample import HANDBOOKS, temporary_stack
 from app.errors import UsageError
 from app.ingest.command import run as ingest
-from app.runtime import models
+from app.process import console
+from app.runtime.models import models
+from app.search.search import Passage
+from app.store.blobs import load_blobs
+from app.upkeep.reseal import Resealed, reseal_tenant
 from benchmarks.variables import WITHOUT_CACHE, variables
 
 _BANK, _PLAIN, _SEALED = "handbook", "plain", "sealed"

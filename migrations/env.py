@@ -7,9 +7,9 @@ tests hand over a connection.
 from alembic import context
 from sqlalchemy import Connection, create_engine, pool, text
 
-from app.addresses import database_url
-from app.bank.indexes import PREFIX
 from app.bank.tables import metadata
+from app.db.addresses import database_url
+from app.search.indexes import PREFIX
 
 # Waiting DDL blocks every later reader of its table, so it gives up soon; two upgrades at a time
 # would both find the old revision, so they take turns.

@@ -15,12 +15,13 @@ from psycopg.types.json import Jsonb
 
 from app.access.keys import issue
 from app.access.logins import add_login
-from app.access.members import grant
 from app.access.tenants import pause_tenant
-from app.addresses import Role, database_url
-from app.bank import attachments, files, idempotency, outbox, roles
-from app.bank.session import Asker
-from app.signing import Key, context_key
+from app.bank import attachments, idempotency, roles, uploads
+from app.bank.members import grant
+from app.db.addresses import Role, database_url
+from app.db.session import Asker
+from app.db.signing import Key, context_key
+from app.queue import outbox
 from tests.conftest import PROFILE, Company, administer, work_off
 
 MARK = "zzforeign"
@@ -152,7 +153,7 @@ def _filled(company: Company, word: str) -> Company:
     issue(company.name, f"{word}-alice", name=f"{word} key")
     alice = company.reader(f"{word}-alice")
     idempotency.begin(alice, f"{word}-request", word.encode(), 60.0)
-    file = files.add(alice, f"{word}.md", "assistants", f"{word} of a file".encode())
+    file = uploads.add(alice, f"{word}.md", "assistants", f"{word} of a file".encode())
     grant(company.bank, f"principal:{word}-alice", roles.Role.WRITER)
     attachments.attach(alice, company.bank.id, [(file.id, {"of": word})], f"{word}-batch")
     company.store(f"{word}-handbook", f"Welcome {word}.\n\nHours {word}.")

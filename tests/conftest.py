@@ -20,16 +20,20 @@ from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 from sqlalchemy import make_url, text
 
-from app.access.tenants import Bank, add_bank, add_principal, add_tenant, find_principal
-from app.addresses import ROLES
-from app.bank import documents, outbox
+from app.access.principals import add_principal, find_principal
+from app.access.quota import count_request
+from app.access.tenants import add_tenant
+from app.bank import documents
+from app.bank.banks import add_bank
 from app.bank.documents import Draft, Piece, Stored
-from app.bank.outbox import Encoded, Work
-from app.bank.quota import count_request
-from app.bank.schema import provision
-from app.bank.session import Asker, dispose, transaction
+from app.bank.find import Bank
+from app.db.addresses import ROLES
+from app.db.schema import provision
+from app.db.session import Asker, dispose, transaction
 from app.local.postgres import EmbeddedPostgres
 from app.local.processes import Processes
+from app.queue import outbox
+from app.queue.outbox import Encoded, Work
 from app.settings import settings
 from workers.uploads import store
 

@@ -5,11 +5,11 @@ import hashlib
 import torch
 
 from app.answer.retrieval import Request, load
-from app.bank import outbox
-from app.bank.outbox import Encoded
-from app.bank.search import Passage, search
-from app.memory.codec import SIMPLE, pack, unpack
+from app.memory.codec.pack import SIMPLE, pack, unpack
 from app.memory.kv import KV
+from app.queue import outbox
+from app.queue.outbox import Encoded
+from app.search.search import Passage, search
 from tests.conftest import NORTH, PROFILE, Company, split
 
 CODEC = SIMPLE["int8"]

@@ -1,9 +1,9 @@
 """A change of profile as tests make it: two profiles, and what is served and waits under them."""
 
-from app.access.tenants import bank_now
 from app.bank import profiles
-from app.bank.blobs import load_blobs
-from app.bank.search import search
+from app.bank.find import bank_now
+from app.search.search import search
+from app.store.blobs import load_blobs
 from tests.conftest import NORTH, Company, work_off
 
 NEXT = "next-profile"

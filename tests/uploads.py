@@ -7,10 +7,10 @@ from openai import OpenAI
 from openai.types import VectorStore
 from openai.types.vector_stores import VectorStoreFile
 
-from app.bank import outbox
-from app.bank.outbox import Work
-from app.bank.session import Asker
-from app.runtime import profile
+from app.db.session import Asker
+from app.queue import outbox
+from app.queue.outbox import Work
+from app.runtime.identity import profile
 from tests.conftest import PROFILE, ask, work_off
 from workers.uploads import store as read
 

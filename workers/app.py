@@ -2,7 +2,7 @@
 
 from celery import Celery
 
-from app.addresses import redis_url
+from app.db.addresses import redis_url
 
 app = Celery("membank", broker=redis_url(), include=["workers.tasks"])
 app.conf.update(

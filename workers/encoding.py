@@ -8,13 +8,15 @@ from itertools import groupby
 import structlog
 import torch
 
-from app.bank import documents, outbox
-from app.bank.outbox import ChunkText, Encoded, Work
-from app.bank.session import Asker, transaction
+from app.bank import documents
+from app.db.session import Asker, transaction
 from app.errors import VaultError
 from app.ingest.service import pieces_of
-from app.memory.codec import pack
-from app.runtime import compactor, count_tokens, models
+from app.memory.codec.pack import pack
+from app.queue import outbox
+from app.queue.outbox import ChunkText, Encoded, Work
+from app.runtime.identity import compactor, count_tokens
+from app.runtime.models import models
 from app.settings import settings
 
 log = structlog.get_logger("worker")

@@ -6,13 +6,16 @@ from dataclasses import asdict
 
 import structlog
 
-from app.bank import audit, idempotency, leftovers
-from app.bank.disk import disk
-from app.bank.indexes import keep
-from app.bank.reconcile import next_tenant, reconcile
-from app.bank.reseal import reseal
+from app.access import audit
+from app.bank import idempotency
+from app.db.tenants import next_tenant
 from app.errors import UsageError
+from app.search.indexes import keep
 from app.settings import settings
+from app.store.disk import disk
+from app.upkeep import leftovers
+from app.upkeep.reconcile import reconcile
+from app.upkeep.reseal import reseal
 
 log = structlog.get_logger("relay")
 Step = Callable[[threading.Event], None]

@@ -12,13 +12,13 @@ import structlog
 from kombu.exceptions import OperationalError
 from sqlalchemy.exc import DBAPIError
 
-from app.addresses import redis_url
 from app.bank import profiles
-from app.bank.outbox import waiting_profiles
+from app.db.addresses import redis_url
+from app.db.schema import await_safe
 from app.errors import MembankError
-from app.log import configure
+from app.process.log import configure
+from app.queue.outbox import waiting_profiles
 from app.settings import settings
-from app.starting import require_safe
 from workers import maintenance
 from workers.app import app, queue_of
 
@@ -31,7 +31,7 @@ def main() -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    require_safe(log, stop, "worker")
+    await_safe(log, stop, "worker")
     log.info("started", poll_seconds=settings().poll_seconds)
     upkeep = maintenance.start(stop)
     well = True

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 import structlog
 from celery.signals import worker_shutting_down
 
-from app.bank import outbox
-from app.bank.outbox import Work
 from app.errors import MembankError, UnavailableError
-from app.runtime import profile
+from app.queue import outbox
+from app.queue.outbox import Work
+from app.runtime.identity import profile
 from app.settings import settings
 from workers.app import app
 from workers.encoding import encode, split

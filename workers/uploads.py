@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 
-from app.access.tenants import bank_now
-from app.bank import attachments, files, outbox
-from app.bank.outbox import Work
-from app.bank.session import Asker, transaction
+from app.bank import uploads
+from app.bank.find import bank_now
+from app.db.session import Asker, transaction
 from app.errors import NotFoundError
 from app.ingest.upload import Splitting, store_upload
-from app.runtime import count_tokens, require_splitting
+from app.queue import outbox
+from app.queue.outbox import Work
+from app.queue.uploads import awaited, finish
+from app.runtime.identity import count_tokens, require_splitting
 from app.settings import settings
 
 
@@ -18,11 +20,11 @@ def store(work: Sequence[Work]) -> int:
 
 
 def _store(work: Work) -> bool:
-    upload, file = attachments.awaited(work), work.file or ""
+    upload, file = awaited(work), work.file or ""
     if upload is None:
         return _dropped(work)
     try:
-        content = files.content(Asker("worker", work.tenant), file)
+        content = uploads.content(Asker("worker", work.tenant), file)
         bank = bank_now(work.tenant, work.bank)
     except NotFoundError:
         return _dropped(work)
@@ -31,8 +33,8 @@ def _store(work: Work) -> bool:
     )
     fault = store_upload(bank, file, upload, content, how)
     if fault is None:
-        return attachments.finish(work)
-    return attachments.finish(work, fault.error, fault.code)
+        return finish(work)
+    return finish(work, fault.error, fault.code)
 
 
 def _dropped(work: Work) -> bool:

@@ -8,11 +8,11 @@ import threading
 
 import structlog
 
-from app.console import quiet
-from app.log import configure
-from app.runtime import profile
+from app.db.schema import await_safe
+from app.process.console import quiet
+from app.process.log import configure
+from app.runtime.identity import profile
 from app.settings import settings
-from app.starting import require_safe
 from workers.app import app, queue_of
 
 
@@ -20,7 +20,7 @@ def main() -> None:
     """Run until SIGTERM: the batch in hand is finished, the rest stays in the outbox."""
     quiet()
     configure(settings().log_level)
-    require_safe(structlog.get_logger("worker"), threading.Event(), "worker")
+    await_safe(structlog.get_logger("worker"), threading.Event(), "worker")
     app.worker_main(
         [
             "worker",

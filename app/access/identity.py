@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from app.access import jwt, keys
-from app.access.tenants import find_principal
-from app.bank.session import Asker
+from app.access import keys, tokens
+from app.access.principals import find_principal
+from app.db.session import Asker
 from app.errors import ForbiddenError, NotFoundError, UnauthorizedError
 
 _LONGEST = 8192
@@ -38,7 +38,7 @@ def identify(bearer: str) -> Identity:
     """
     if not bearer or len(bearer) > _LONGEST:
         raise UnauthorizedError("give an API key or a token: Authorization: Bearer ...")
-    return _of_key(bearer) if bearer.startswith("mb_") else _of_claims(jwt.verify(bearer))
+    return _of_key(bearer) if bearer.startswith("mb_") else _of_claims(tokens.verify(bearer))
 
 
 def _of_key(token: str) -> Identity:
@@ -46,7 +46,7 @@ def _of_key(token: str) -> Identity:
     return Identity(holder.tenant, holder.principal, holder.scopes, holder.asker)
 
 
-def _of_claims(claims: jwt.Claims) -> Identity:
+def _of_claims(claims: tokens.Claims) -> Identity:
     try:
         asker = find_principal(claims.tenant, claims.principal)
     except NotFoundError:

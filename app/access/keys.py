@@ -10,8 +10,9 @@ from typing import Any
 
 from sqlalchemy import text
 
-from app.access.tenants import find_principal, tenant_id
-from app.bank.session import Asker, become, transaction
+from app.access.principals import find_principal
+from app.access.tenants import tenant_id
+from app.db.session import Asker, become, transaction
 from app.errors import NotFoundError, UnauthorizedError, UsageError
 
 SCOPES = ("read", "write", "admin")

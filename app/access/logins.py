@@ -11,8 +11,8 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from app.access.tenants import tenant_id
-from app.addresses import TENANT_GROUP, provisioning_url, role_name
-from app.bank.session import driver_of, outside
+from app.db.addresses import TENANT_GROUP, provisioning_url, role_name
+from app.db.session import driver_of, outside
 from app.errors import ConflictError, MembankError, NotFoundError, UsageError
 
 

@@ -1,9 +1,13 @@
-"""The principals and groups of a tenant, listed, and principals taken away."""
+"""The principals of a tenant and the groups they are in."""
 
-from sqlalchemy import text
+from collections.abc import Sequence
 
-from app.access.tenants import find_principal, tenant_id
-from app.bank.session import Asker, transaction
+from sqlalchemy import Connection, text
+
+from app.access.tenants import tenant_id
+from app.db.names import named, storable
+from app.db.session import Asker, transaction
+from app.errors import NotFoundError
 
 
 def principals(tenant: str) -> dict[str, list[str]]:
@@ -54,3 +58,70 @@ def _listed(tenant: str, statement: str) -> dict[str, list[str]]:
             name: list(others)
             for name, others in connection.execute(text(statement), {"tenant": owner})
         }
+
+
+def add_principal(tenant: str, name: str, groups: Sequence[str] = ()) -> int:
+    """Make a principal and the groups it names; its id. An existing principal joins the groups."""
+    owner = tenant_id(tenant)
+    with transaction(Asker("admin", owner)) as connection:
+        principal = connection.execute(
+            text(
+                "INSERT INTO principal (tenant_id, name) VALUES (:tenant, :name)"
+                " ON CONFLICT (tenant_id, name) DO UPDATE SET name = excluded.name RETURNING id"
+            ),
+            {"tenant": owner, "name": named(name, "principal")},
+        ).scalar_one()
+        for group in groups:
+            _join(connection, owner, group, principal)
+        return int(principal)
+
+
+def join_group(tenant: str, group: str, principal: str) -> None:
+    """Let a principal be in a group, which is made if it is new. Raises NotFoundError."""
+    member = find_principal(tenant, principal)
+    with transaction(Asker("admin", member.tenant)) as connection:
+        _join(connection, member.tenant, group, member.principal)
+
+
+def leave_group(tenant: str, group: str, principal: str) -> None:
+    """Take a principal out of a group, from the next question on. Raises NotFoundError."""
+    member = find_principal(tenant, principal)
+    with transaction(Asker("admin", member.tenant)) as connection:
+        left = connection.execute(
+            text(
+                "DELETE FROM group_member m USING principal_group g"
+                " WHERE m.tenant_id = :tenant AND m.principal_id = :principal"
+                " AND g.tenant_id = m.tenant_id AND g.id = m.group_id AND g.name = :name"
+            ),
+            {"tenant": member.tenant, "principal": member.principal, "name": storable(group)},
+        ).rowcount
+    if not left:
+        raise NotFoundError(f"principal {principal!r} is not in group {group!r}: nothing to remove")
+
+
+def find_principal(tenant: str, name: str) -> Asker:
+    """The reader that a principal's questions are asked as."""
+    owner = tenant_id(tenant)
+    with transaction(Asker("app", owner)) as connection:
+        found = connection.execute(
+            text("SELECT id FROM principal WHERE tenant_id = :tenant AND name = :name"),
+            {"tenant": owner, "name": storable(name)},
+        ).scalar()
+    if found is None:
+        raise NotFoundError(
+            f"principal {name!r} of tenant {tenant!r} does not exist:"
+            f" membank principal add {name!r} --tenant {tenant!r}"
+        )
+    return Asker("app", owner, found)
+
+
+def _join(connection: Connection, tenant: int | None, group: str, principal: int | None) -> None:
+    connection.execute(
+        text(
+            "WITH g AS (INSERT INTO principal_group (tenant_id, name) VALUES (:tenant, :name)"
+            " ON CONFLICT (tenant_id, name) DO UPDATE SET name = excluded.name RETURNING id)"
+            " INSERT INTO group_member (tenant_id, group_id, principal_id)"
+            " SELECT :tenant, id, :principal FROM g ON CONFLICT DO NOTHING"
+        ),
+        {"tenant": tenant, "name": named(group, "group"), "principal": principal},
+    )

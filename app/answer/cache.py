@@ -1,7 +1,7 @@
 """The way of a memory to whoever may read it: decoded in this process, on local disk, at home.
 
 What may be read is not decided here. Each caller brings what the database has just told it of the
-rows (app/bank/blobs.py), and only these are looked for, under keys that name the row's version: so
+rows (app/store/blobs.py), and only these are looked for, under keys that name the row's version: so
 what was deleted, edited, sealed anew or forbidden is asked for no more.
 """
 
@@ -16,11 +16,11 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from app.bank.blobs import Held, alive
-from app.bank.disk import Disk, disk
-from app.bank.ledger import Ledger
 from app.memory.kv import KV
 from app.settings import settings
+from app.store.blobs import Held, alive
+from app.store.disk import Disk, disk
+from app.store.ledger import Ledger
 
 Fetch = Callable[[Sequence[Held]], Mapping[int, bytes]]
 """Stored bytes by chunk, of those that are still there and may be read."""

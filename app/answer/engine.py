@@ -15,12 +15,12 @@ from typing import Any, TypeVar
 import structlog
 import torch
 
-from app.answer.generate import Generator, Telling, Wanted
 from app.answer.question import Question
 from app.errors import UnavailableError
-from app.memory.decoder import Decoder
-from app.memory.flat import Start
-from app.runtime import generator
+from app.memory.decode.decoder import Decoder
+from app.memory.decode.flat import Start
+from app.memory.decode.generate import Generator, Telling, Wanted
+from app.runtime.models import generator
 
 T = TypeVar("T")
 log = structlog.get_logger("engine")

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-from app.answer.generate import GREEDY, Sampling
 from app.answer.retrieval import checked
 from app.bank.filters import Filter
 from app.errors import UsageError
-from app.memory.prompt import Turn
-from app.runtime import Mode
+from app.memory.decode.generate import GREEDY, Sampling
+from app.memory.model.prompt import Turn
+from app.runtime.models import Mode
 from app.settings import LEAST_REFRESH, settings
 
 

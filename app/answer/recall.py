@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from app.answer.retrieval import Request, found_for, load, ms
-from app.bank.blobs import readable
 from app.bank.filters import Filter
-from app.bank.search import Passage
 from app.memory.compose import Memories, compose
 from app.memory.kv import KV
-from app.runtime import models, reading
+from app.runtime.models import models, reading
+from app.search.search import Passage
+from app.store.blobs import readable
 
 # Characters of the answer that a search sees at most, the last ones: with a question they fit into
 # the 512 tokens that the default embedder reads before it cuts.

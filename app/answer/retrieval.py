@@ -6,20 +6,22 @@ from dataclasses import dataclass
 
 import torch
 
-from app.access.tenants import asked_bank, find_bank, find_principal
+from app.access.audit import note
+from app.access.principals import find_principal
+from app.access.quota import count_request
 from app.answer.cache import cache
-from app.bank.audit import note
-from app.bank.blobs import Held, fetch, readable
 from app.bank.filters import Filter
-from app.bank.quota import count_request
-from app.bank.search import Passage, search
-from app.bank.session import Asker, transaction
+from app.bank.find import asked_bank, find_bank
+from app.db.session import Asker, transaction
 from app.errors import BlobError, UsageError
-from app.memory.codec import Codec, check, decode
+from app.memory.codec.pack import Codec, check, decode
 from app.memory.kv import KV
-from app.runtime import codec_of, models
+from app.process.tracing import span
+from app.runtime.identity import codec_of
+from app.runtime.models import models
+from app.search.search import Passage, search
 from app.settings import settings
-from app.tracing import span
+from app.store.blobs import Held, fetch, readable
 
 _LONGEST_QUESTION = 8_000
 

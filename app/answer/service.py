@@ -5,20 +5,20 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-from app import metrics
-from app.answer.generate import Finish, Read, Refresh, Telling, Wanted
-from app.answer.pieces import Stops
+from app.access.audit import note
+from app.access.quota import count_tokens
 from app.answer.question import Question
 from app.answer.recall import Recall, Source
 from app.answer.retrieval import Found, Reader, Request, found_for, ms
-from app.bank.audit import note
-from app.bank.quota import count_tokens
-from app.bank.session import transaction
+from app.db.session import transaction
 from app.errors import UsageError
 from app.memory.compose import Memories, compose
-from app.memory.prompt import closed_book
-from app.runtime import Mode, Models, generator, models, reading
-from app.tracing import carried, past
+from app.memory.decode.generate import Finish, Read, Refresh, Telling, Wanted
+from app.memory.decode.pieces import Stops
+from app.memory.model.prompt import closed_book
+from app.process import metrics
+from app.process.tracing import carried, past
+from app.runtime.models import Mode, Models, generator, models, reading
 
 NOTHING = "The bank holds nothing for this question that you may read."
 _NO_TIME = dict.fromkeys(

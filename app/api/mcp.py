@@ -22,21 +22,21 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.access.identity import Identity
-from app.access.tenants import readable_bank
 from app.answer.question import Question
 from app.answer.retrieval import find
 from app.answer.service import Answer, Answering
-from app.api.bridge import Bridge, Running
-from app.api.caller import identity_of
-from app.api.errors import shape
-from app.api.models import reader
+from app.api.http.bridge import Bridge, Running
+from app.api.http.caller import identity_of
+from app.api.http.errors import shape
+from app.api.openai.models import reader
 from app.bank import documents
 from app.bank.documents import Draft
 from app.bank.filters import parse
+from app.bank.find import readable_bank
 from app.errors import MembankError
 from app.ingest.service import pieces_of
 from app.ingest.text import check_characters, normal
-from app.runtime import count_tokens, require_splitting
+from app.runtime.identity import count_tokens, require_splitting
 from app.settings import settings
 
 T = TypeVar("T")

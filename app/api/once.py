@@ -8,7 +8,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.routing import APIRoute
 from starlette.responses import StreamingResponse
 
-from app.api.caller import identity_of
+from app.api.http.caller import identity_of
 from app.bank.idempotency import Kept, Once, begin
 from app.errors import UsageError
 from app.settings import settings

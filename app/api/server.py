@@ -9,19 +9,19 @@ import structlog
 import uvicorn
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.addresses import database_url
 from app.answer.cache import cache
 from app.answer.engine import Engine
+from app.api.http.listening import listen
 from app.api.service import create
-from app.bank import session
-from app.console import quiet
+from app.db import session
+from app.db.addresses import database_url
+from app.db.schema import await_safe
 from app.errors import MembankError
-from app.local.listening import listen
-from app.log import configure
-from app.memory.flat import Start
-from app.runtime import generator
+from app.memory.decode.flat import Start
+from app.process.console import quiet
+from app.process.log import configure
+from app.runtime.models import generator
 from app.settings import settings
-from app.starting import require_safe
 
 _DRAIN_SECONDS = 30
 
@@ -32,7 +32,7 @@ def main() -> None:
     quiet()
     configure(settings().log_level)
     log = structlog.get_logger("api")
-    require_safe(log, threading.Event(), "app")
+    await_safe(log, threading.Event(), "app")
     try:
         if settings().api_admin:
             database_url("admin")  # administration fails now rather than when it is asked for

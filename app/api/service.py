@@ -6,24 +6,22 @@ from collections.abc import AsyncIterator
 from fastapi import FastAPI
 
 from app.answer.service import Generates
-from app.api import (
-    admin,
+from app.api import mcp
+from app.api.http.bridge import Bridge
+from app.api.http.errors import handle_errors
+from app.api.http.limits import hold
+from app.api.http.watch import Watch
+from app.api.openai import (
     chat,
     embeddings,
     file_batches,
     files,
-    health,
-    mcp,
-    metrics,
     models,
     store_files,
     store_search,
     vector_stores,
 )
-from app.api.bridge import Bridge
-from app.api.errors import handle_errors
-from app.api.limits import hold
-from app.api.watch import Watch
+from app.api.operation import admin, health, metrics
 from app.settings import settings
 
 
@@ -48,7 +46,7 @@ def create(generates: Generates) -> FastAPI:
     app.include_router(embeddings.router)
     app.include_router(models.router)
     app.include_router(files.router)
-    app.include_router(files.uploads(settings().max_upload_bytes))
+    app.include_router(files.files(settings().max_upload_bytes))
     app.include_router(vector_stores.router)
     app.include_router(store_files.router)
     app.include_router(file_batches.router)

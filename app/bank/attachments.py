@@ -6,35 +6,20 @@ that it gave.
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import IntegrityError
 
-from app.bank import documents, outbox
-from app.bank.audit import note
+from app.access.audit import note
+from app.bank import documents
 from app.bank.entries import DOCUMENTS, Entry, values_of
-from app.bank.outbox import Work
 from app.bank.roles import Role, require
-from app.bank.session import Asker, transaction
+from app.db.session import Asker, transaction
 from app.errors import ForbiddenError, NotFoundError
 
 Attributes = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Upload:
-    """A file that is to be stored in a bank in the name of `principal`, None: who is gone.
-
-    access: the list of its documents that bring none; None: everyone, or what a known one has.
-    """
-
-    filename: str
-    principal: int | None
-    attributes: dict[str, Any]
-    access: list[str] | None
 
 
 def attach(
@@ -81,32 +66,6 @@ _ATTACH = text(
     " access = excluded.access, state = 'storing',"
     " error_code = NULL, error = NULL, created_at = now()"
 ).bindparams(bindparam("attributes", type_=JSONB))
-
-
-def awaited(work: Work) -> Upload | None:
-    """The file that work is about, None where it was cancelled or taken away meanwhile."""
-    with transaction(Asker("worker", work.tenant)) as connection:
-        row = connection.execute(
-            _AWAITED, {"tenant": work.tenant, "bank": work.bank, "file": work.file}
-        ).one_or_none()
-    return None if row is None else Upload(*row)
-
-
-_AWAITED = text(
-    "SELECT f.filename, b.principal_id, b.attributes, b.access FROM bank_file b JOIN file f"
-    " ON f.tenant_id = b.tenant_id AND f.id = b.file_id"
-    " WHERE b.tenant_id = :tenant AND b.bank_id = :bank AND b.file_id = :file"
-    " AND b.state = 'storing'"
-)
-
-
-def finish(work: Work, error: str | None = None, code: str | None = None) -> bool:
-    """Note that a file was stored, or why not all of it was; False where the lease is lost."""
-    with transaction(Asker("worker", work.tenant)) as connection:
-        if not outbox.take(connection, work):
-            return False
-        outbox.finish_file(connection, work, error, code)
-        return True
 
 
 def cancel_batch(asker: Asker, bank: int, batch: str) -> None:

@@ -9,10 +9,10 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import IntegrityError
 
 from app.bank import profiles
-from app.bank.disk import disk
 from app.bank.roles import Role, on_list, require
-from app.bank.session import Asker, transaction
+from app.db.session import Asker, transaction
 from app.errors import ForbiddenError, NotFoundError
+from app.store.disk import disk
 
 
 @dataclass(frozen=True)

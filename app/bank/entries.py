@@ -12,8 +12,8 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from app.bank.paging import Window, page
-from app.bank.session import Asker, transaction
+from app.db.paging import Window, page
+from app.db.session import Asker, transaction
 from app.errors import NotFoundError
 
 STATES = ("in_progress", "completed", "failed", "cancelled")

@@ -13,9 +13,9 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from sqlalchemy import text
 
-from app.bank.session import Asker, transaction
+from app.db.session import Asker, transaction
+from app.db.signing import context_key
 from app.errors import ConflictError, RepeatError
-from app.signing import context_key
 
 _NONCE = 12
 

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from sqlalchemy import Connection, TextClause, text
 from sqlalchemy.exc import IntegrityError
 
-from app.bank.session import Asker, transaction
+from app.db.session import Asker, transaction
 from app.errors import ConflictError
 
 _PAGE = 1000

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from app import console
 from app.commands.options import Tenant
 from app.errors import NotFoundError
+from app.process import console
 
 commands = typer.Typer(help="Who did what.", no_args_is_help=True)
 
@@ -22,8 +22,8 @@ def audit_export(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
     """Write a tenant's events, the oldest first. Of an erased tenant there is its receipt."""
+    from app.access.audit import erased, events
     from app.access.tenants import tenant_id
-    from app.bank.audit import erased, events
 
     try:
         tenants = [tenant_id(tenant)]

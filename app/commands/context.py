@@ -23,9 +23,9 @@ def rotate(
     as_json: Json = False,
 ) -> None:
     """Sign with a new key: the one in MEMBANK_CONTEXT_KEY, else a fresh one in HOME/context.key."""
-    from app.bank import context
+    from app.db import context_keys
 
-    done = context.rotate(hours)
+    done = context_keys.rotate(hours)
     made(
         asdict(done),
         f"key {done.key} signs from now on; {done.old_keys} old ones count until"

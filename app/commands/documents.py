@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from app import console
 from app.commands.options import Bank, Json, Tenant, made
 from app.errors import UsageError
+from app.process import console
 
 commands = typer.Typer()
 
@@ -70,13 +70,14 @@ def allow(
     as_json: Json = False,
 ) -> None:
     """Say who may read a document, in place of its list. Counts from the next question on."""
-    from app.access.tenants import checked_access, find_bank
+    from app.access.lists import checked_access
     from app.bank.documents import set_access
+    from app.bank.find import find_bank
 
     if bool(to) is nobody:
         raise UsageError("give --to, once for each who may read it, or --nobody")
     found = find_bank(tenant, bank)
-    access = checked_access(found, to or [])
+    access = checked_access(found.tenant, to or [])
     set_access(found.tenant, found.id, document_id, access)
     made(
         {"document_id": document_id, "access": access},
@@ -93,8 +94,9 @@ def forget(
     as_json: Json = False,
 ) -> None:
     """Delete a document, its chunks, keys, blobs and queued work. Prints a receipt."""
-    from app.access.tenants import find_bank, tenant_id
+    from app.access.tenants import tenant_id
     from app.bank.documents import forget as delete
+    from app.bank.find import find_bank
 
     only = find_bank(tenant, bank).id if bank else None
     receipt = asdict(delete(tenant_id(tenant), document_id, only))

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from app import console
-from app.bank.jobs import State
 from app.commands.options import Json, Tenant, made
+from app.process import console
+from app.queue.jobs import State
 
 commands = typer.Typer(help="Work that waits, is held or has failed.", no_args_is_help=True)
 
@@ -29,8 +29,9 @@ def jobs_list(
 
     What failed, what is held, what waits. A file that failed says so where it was put in.
     """
-    from app.access.tenants import find_bank, tenant_id
-    from app.bank import jobs
+    from app.access.tenants import tenant_id
+    from app.bank.find import find_bank
+    from app.queue import jobs
 
     owner = tenant_id(tenant) if tenant is not None else None
     if tenant is not None and bank is not None:
@@ -63,7 +64,7 @@ def jobs_retry(
     tenant: Tenant, bank: _OnlyBank = None, document: _OnlyDocument = None, as_json: Json = False
 ) -> None:
     """Put what has failed or was cancelled back in the queue, as if it had never been tried."""
-    from app.bank import jobs
+    from app.queue import jobs
 
     _change("retried", jobs.retry, tenant, bank, document, as_json)
 
@@ -73,7 +74,7 @@ def jobs_cancel(
     tenant: Tenant, bank: _OnlyBank = None, document: _OnlyDocument = None, as_json: Json = False
 ) -> None:
     """Take waiting work out of the queue. It counts as failed, and `retry` puts it back."""
-    from app.bank import jobs
+    from app.queue import jobs
 
     _change("cancelled", jobs.cancel, tenant, bank, document, as_json)
 
@@ -83,7 +84,7 @@ def jobs_discard(
     tenant: Tenant, bank: _OnlyBank = None, document: _OnlyDocument = None, as_json: Json = False
 ) -> None:
     """Take what has failed or was cancelled off the list. Its chunks stay without a memory."""
-    from app.bank import jobs
+    from app.queue import jobs
 
     _change("discarded", jobs.discard, tenant, bank, document, as_json)
 
@@ -96,7 +97,8 @@ def _change(
     document: str | None,
     as_json: bool,
 ) -> None:
-    from app.access.tenants import find_bank, tenant_id
+    from app.access.tenants import tenant_id
+    from app.bank.find import find_bank
 
     only = find_bank(tenant, bank).id if bank is not None else None
     count = step(tenant_id(tenant), only, document)

@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from app import console
 from app.commands.options import Json, Tenant, made
+from app.process import console
 
 commands = typer.Typer(help="API keys, by which a service knows a principal.", no_args_is_help=True)
 

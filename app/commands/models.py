@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from app import console
 from app.commands.options import Json, made
+from app.process import console
 from app.settings import settings
 
 commands = typer.Typer()
@@ -16,7 +16,7 @@ commands = typer.Typer()
 @commands.command()
 def models(as_json: Json = False) -> None:
     """Make the configured models ready (the default is converted once) and name their profile."""
-    from app.runtime import profile
+    from app.runtime.identity import profile
 
     found = profile()
     if as_json:
@@ -41,7 +41,7 @@ def codebook(
 
     A new codebook is a new profile: banks that were made before keep the old one.
     """
-    from app.codebook import make
+    from app.training.codebook import make
 
     new = make(paths, ratio, chunks, out)
     value = {"file": str(new.file), "codec": new.codec, "ratio": round(new.ratio, 1)}

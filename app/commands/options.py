@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from app import console
 from app.errors import UsageError
+from app.process import console
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
 Tenant = Annotated[str, typer.Option("--tenant", help="Name of the tenant.")]

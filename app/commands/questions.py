@@ -5,10 +5,10 @@ from typing import Annotated, Any
 
 import typer
 
-from app import console
 from app.bank.filters import of_options
 from app.commands.options import As, Bank, Json, K, Tenant, Where
 from app.errors import UsageError
+from app.process import console
 
 commands = typer.Typer()
 

@@ -4,8 +4,8 @@ from dataclasses import asdict
 
 import typer
 
-from app import console
 from app.commands.options import Json
+from app.process import console
 
 commands = typer.Typer()
 
@@ -16,7 +16,7 @@ def reconcile(as_json: Json = False) -> None:
 
     Exit 0, whether there were any or not.
     """
-    from app.bank.reconcile import reconcile as find
+    from app.upkeep.reconcile import reconcile as find
 
     found = find()
     if as_json:
@@ -33,7 +33,7 @@ def maintain(as_json: Json = False) -> None:
 
     Needs the owner's address. Searches and workers go on meanwhile. The relay does it too.
     """
-    from app.bank.indexes import keep
+    from app.search.indexes import keep
     from app.settings import settings
 
     kept = keep(settings().hnsw_from)

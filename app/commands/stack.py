@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from app import console
 from app.commands.options import Json
 from app.errors import MembankError
 from app.memory.profile import SETTINGS
+from app.process import console
 
 commands = typer.Typer()
 
@@ -115,8 +115,8 @@ def _short(value: object) -> str:
 
 
 def _status(stack: Any) -> dict[str, Any]:
-    from app.bank import status as state
     from app.local.stack import SERVICES
+    from app.queue import status as state
 
     processes = [{"name": p.name, "pid": p.pid, "log": str(p.log)} for p in stack.running()]
     try:
@@ -137,7 +137,7 @@ def _status(stack: Any) -> dict[str, Any]:
 @commands.command()
 def migrate() -> None:
     """Make the roles and bring the database to this version's schema. `up` does it too."""
-    from app.bank import schema
+    from app.db import schema
 
     schema.provision()
     schema.require_safe()
@@ -147,7 +147,7 @@ def migrate() -> None:
 @commands.command()
 def doctor(as_json: Json = False) -> None:
     """Check all that keeps tenants apart, and the schema. Exit 1 when something is off."""
-    from app.bank import schema
+    from app.db import schema
 
     checks = schema.checks()
     if as_json:
@@ -164,6 +164,6 @@ def doctor(as_json: Json = False) -> None:
 @commands.command()
 def demo() -> None:
     """Show the main job on sample handbooks, in a temporary home. Exit 0 only if all holds."""
-    from app.demo.run import run
+    from app.commands.demo import run
 
     raise typer.Exit(run())

@@ -4,9 +4,9 @@ from typing import Annotated
 
 import typer
 
-from app import console
-from app.bank.move import Target
 from app.commands.options import Json, made
+from app.process import console
+from app.upkeep.move import Target
 
 commands = typer.Typer(help="The object store of memories.", no_args_is_help=True)
 
@@ -20,7 +20,7 @@ def store_move(
 
     Into the store: MEMBANK_BLOB_STORE. Back: set MEMBANK_OLD_BLOB_STORE in its place first.
     """
-    from app.bank.move import move, waiting
+    from app.upkeep.move import move, waiting
 
     total, blobs, missing = waiting(to), 0, 0
     with console.progress() as bar:
@@ -39,7 +39,7 @@ def store_move(
 @commands.command("sweep")
 def store_sweep(as_json: Json = False) -> None:
     """Remove objects older than an hour that no memory is of, as after a restored backup."""
-    from app.bank.leftovers import sweep
+    from app.upkeep.leftovers import sweep
 
     removed = sum(sweep())
     made({"removed": removed}, f"{removed} objects removed", as_json)

@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-from app import console
 from app.bank.roles import Role
 from app.commands.options import Json, Tenant, made
 from app.errors import ConflictError, UsageError
+from app.process import console
 
 tenants = typer.Typer(help="Companies.", no_args_is_help=True)
 principals = typer.Typer(help="Users and services of a tenant.", no_args_is_help=True)
@@ -85,8 +85,8 @@ def tenant_quota(
     as_json: Json = False,
 ) -> None:
     """Set limits of a tenant, and show them with what is used. What is left out stays."""
+    from app.access.quota import quota_of, set_quota
     from app.access.tenants import tenant_id
-    from app.bank.quota import quota_of, set_quota
 
     given = {
         "documents": documents,
@@ -114,7 +114,7 @@ def tenant_erase(
     as_json: Json = False,
 ) -> None:
     """Destroy a tenant's keys and delete all that it has. Prints a receipt."""
-    from app.access.erase import erase
+    from app.upkeep.erase import erase
 
     if not yes:
         raise UsageError(f"all of tenant {name!r} would be deleted for good: say --yes to do it")
@@ -149,7 +149,7 @@ def principal_add(
     as_json: Json = False,
 ) -> None:
     """Make a principal, or let a known one join more groups."""
-    from app.access.tenants import add_principal
+    from app.access.principals import add_principal
 
     number = add_principal(tenant, name, group or [])
     made(
@@ -160,7 +160,7 @@ def principal_add(
 @groups.command("add")
 def group_add(name: str, tenant: Tenant, principal: _Principal, as_json: Json = False) -> None:
     """Let a principal be in a group, which is made if it is new."""
-    from app.access.tenants import join_group
+    from app.access.principals import join_group
 
     join_group(tenant, name, principal)
     made({"group": name, "principal": principal}, f"{principal} is in group {name}", as_json)
@@ -169,7 +169,7 @@ def group_add(name: str, tenant: Tenant, principal: _Principal, as_json: Json = 
 @groups.command("remove")
 def group_remove(name: str, tenant: Tenant, principal: _Principal, as_json: Json = False) -> None:
     """Take a principal out of a group, from the next question on."""
-    from app.access.tenants import leave_group
+    from app.access.principals import leave_group
 
     leave_group(tenant, name, principal)
     made({"group": name, "principal": principal}, f"{principal} left group {name}", as_json)
@@ -185,8 +185,8 @@ def bank_add(
     as_json: Json = False,
 ) -> None:
     """Make a bank, encoded by the models that the settings name."""
-    from app.access.tenants import add_bank
-    from app.runtime import profile
+    from app.bank.banks import add_bank
+    from app.runtime.identity import profile
 
     bank = add_bank(tenant, name, profile().id, profile().json(), closed)
     made({"bank": name, "id": bank.id, "profile": bank.profile}, f"bank {name} made", as_json)
@@ -204,9 +204,9 @@ def bank_reencode(
     A worker with these settings does it, and one with the present ones must go on beside it. The
     bank is switched when all is encoded: membank status.
     """
-    from app.access.tenants import find_bank
     from app.bank import profiles
-    from app.runtime import profile
+    from app.bank.find import find_bank
+    from app.runtime.identity import profile
 
     bank = find_bank(tenant, name)
     if cancel:
@@ -231,8 +231,8 @@ def bank_grant(
     as_json: Json = False,
 ) -> None:
     """Let a principal, a group or everyone have a role in a bank, in place of the one it had."""
-    from app.access.members import grant
-    from app.access.tenants import find_bank
+    from app.bank.find import find_bank
+    from app.bank.members import grant
 
     grant(find_bank(tenant, name), to, role)
     made({"bank": name, "to": to, "role": role}, f"{to} is {role} of bank {name}", as_json)
@@ -241,8 +241,8 @@ def bank_grant(
 @banks.command("revoke")
 def bank_revoke(name: str, tenant: Tenant, to: _To, as_json: Json = False) -> None:
     """Take a role in a bank away, from the next question on."""
-    from app.access.members import revoke
-    from app.access.tenants import find_bank
+    from app.bank.find import find_bank
+    from app.bank.members import revoke
 
     revoke(find_bank(tenant, name), to)
     made({"bank": name, "to": to, "role": None}, f"{to} has no role in bank {name}", as_json)
@@ -251,8 +251,8 @@ def bank_revoke(name: str, tenant: Tenant, to: _To, as_json: Json = False) -> No
 @banks.command("members")
 def bank_members(name: str, tenant: Tenant, as_json: Json = False) -> None:
     """Show who has which role in a bank."""
-    from app.access.members import members
-    from app.access.tenants import find_bank
+    from app.bank.find import find_bank
+    from app.bank.members import members
 
     found = members(find_bank(tenant, name))
     if as_json:

@@ -5,9 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-from app import console
 from app.commands.options import Adapter, Json, made, numbers
 from app.errors import UsageError
+from app.process import console
 
 commands = typer.Typer()
 

@@ -2,8 +2,8 @@
 
 import typer
 
-from app import console
 from app.commands.options import Json, Tenant, made
+from app.process import console
 
 commands = typer.Typer(help="Keys that memories are encrypted with.", no_args_is_help=True)
 
@@ -11,7 +11,7 @@ commands = typer.Typer(help="Keys that memories are encrypted with.", no_args_is
 @commands.command("status")
 def vault_status(as_json: Json = False) -> None:
     """Show which keys there are, and how many memories each has."""
-    from app.access.vault import status
+    from app.upkeep.data_keys import status
 
     found = status()
     if as_json:
@@ -33,7 +33,7 @@ def vault_rotate(
     as_json: Json = False,
 ) -> None:
     """Make a new data key. The relay encrypts all memories again, then destroys the old key."""
-    from app.access.vault import rotate
+    from app.upkeep.data_keys import rotate
 
     version = rotate(tenant)
     made(
@@ -46,7 +46,7 @@ def vault_rotate(
 @commands.command("rewrap")
 def vault_rewrap(as_json: Json = False) -> None:
     """Wrap all data keys by the present master key, those of MEMBANK_OLD_MASTER_KEY_FILE too."""
-    from app.access.vault import rewrap
+    from app.upkeep.data_keys import rewrap
 
     count = rewrap()
     made({"rewrapped": count}, f"{count} data keys rewrapped", as_json)

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app.access.tenants import add_bank, add_principal, add_tenant
-from app.bank import session
+from app.access.principals import add_principal
+from app.access.tenants import add_tenant
+from app.bank.banks import add_bank
+from app.db import session
 from app.errors import MembankError
 from app.ingest.command import run as ingest
 from app.local.stack import ENCODING, Stack
-from app.runtime import profile
+from app.runtime.identity import profile
 from app.settings import settings
 
 HANDBOOKS = Path(__file__).parent / "handbooks"

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app import console
-from app.answer.generate import Generator
 from app.errors import EvaluationError, UsageError
 from app.evaluation.abstention import abstains
 from app.evaluation.corpus import Vectors
@@ -21,12 +19,15 @@ from app.evaluation.report import Report, best
 from app.evaluation.results import Answered, Results
 from app.evaluation.retrieval import Retrieval, Retrieved, read_corpus
 from app.memory.compose import Memories, compose
+from app.memory.decode.generate import Generator
 from app.memory.encode import Encoder
 from app.memory.kv import KV
-from app.memory.prompt import CLOSED_INSTRUCTION, Prompt
-from app.runtime import Mode, Models, Reading, cache, count_tokens, models, native, reading
+from app.memory.model.adapter import MODES
+from app.memory.model.prompt import CLOSED_INSTRUCTION, Prompt
+from app.process import console
+from app.runtime.identity import cache, count_tokens, native
+from app.runtime.models import Mode, Models, Reading, models, reading
 from app.settings import settings
-from app.training.adapter import MODES
 
 _ROWS, _ROWS_TIMES_K = 32, 96
 """Of a batch: questions, and memories of all of them."""

@@ -17,10 +17,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from app.bank.rank import POOL, best
 from app.evaluation.metrics import contains
 from app.evaluation.questions import Passage
 from app.ingest.split import CountTokens, split
+from app.search.rank import POOL, best
 
 _SHARD = 1024
 _WORD = re.compile(r"\w+")
@@ -78,7 +78,7 @@ class Vectors:
 class Hits:
     """The pieces for each question, best first, and their scores; both (questions, k).
 
-    A score is the cosine where the nearest are searched for, else the relevance (app/bank/rank).
+    A score is the cosine where the nearest are searched for, else the relevance (app/search/rank).
     """
 
     pieces: list[list[int]]

@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from app.errors import BlobError
-from app.memory.codec import Codec, pack, unpack
-from app.memory.compact import Compactor
+from app.memory.codec.pack import Codec, pack, unpack
 from app.memory.encode import Encoder
 from app.memory.kv import KV
-from app.memory.prompt import Prompt
-from app.runtime import Models, cache, compactor
+from app.memory.model.prompt import Prompt
+from app.memory.sparse.compact import Compactor
+from app.runtime.identity import cache, compactor
+from app.runtime.models import Models
 
 _WINDOW = 64
 

@@ -15,7 +15,7 @@ from transformers import DynamicCache
 from app.memory.attention import injected
 from app.memory.compose import Memories, compose
 from app.memory.kv import KV
-from app.memory.model import LanguageModel
+from app.memory.model.load import LanguageModel
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from app import console
 from app.evaluation.metrics import Interval, difference, interval
 from app.evaluation.plot import Point, plot
 from app.evaluation.results import Answered
-from app.runtime import Mode
+from app.process import console
+from app.runtime.models import Mode
 
 _HEAD = ["mode", "k", "F1", "contains", "exact", "recall", "asserted wrongly", "abstained wrongly"]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from app.errors import EvaluationError
 from app.evaluation import journal
-from app.runtime import Mode
+from app.runtime.models import Mode
 
 
 @dataclass(frozen=True)

@@ -6,22 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app import console
-from app.access.tenants import (
-    Bank,
-    add_bank,
-    add_tenant,
-    checked_access,
-    find_bank,
-    paused_name,
-    tenant_id,
-)
-from app.broker import require_broker
+from app.access.lists import checked_access
+from app.access.tenants import add_tenant, paused_name, tenant_id
+from app.bank.banks import add_bank
+from app.bank.find import Bank, find_bank
 from app.errors import NotFoundError, UnavailableError, UsageError
 from app.ingest.document import Document, Failure
 from app.ingest.service import Ingested, ingest
 from app.ingest.wait import Progress, failures, wait
-from app.runtime import count_tokens, profile, require_splitting
+from app.process import console
+from app.queue.broker import require_broker
+from app.runtime.identity import count_tokens, profile, require_splitting
 from app.settings import settings
 
 _SILENCE = 60.0
@@ -115,7 +110,7 @@ class _Routes:
         self._known: dict[str, Bank] = {}
         self._only = self._find(tenant) if tenant is not None else None
         if self._only is not None and allow:
-            checked_access(self._only, allow)
+            checked_access(self._only.tenant, allow)
 
     def bank_of(self, document: Document) -> Bank:
         if self._only is not None:

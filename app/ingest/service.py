@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.access.identity import Identity
-from app.access.tenants import Bank, checked_access
+from app.access.lists import checked_access
 from app.bank.documents import Draft, Piece, known_hash, store
+from app.bank.find import Bank
 from app.errors import MembankError, UnavailableError
 from app.ingest.document import Document, Failure
 from app.ingest.read import read
@@ -110,7 +111,7 @@ def _store(
     file: str | None,
 ) -> Ingested:
     wanted = document.allow if document.allow is not None else allow
-    access = None if wanted is None else checked_access(bank, wanted)
+    access = None if wanted is None else checked_access(bank.tenant, wanted)
     draft = Draft(
         id=document.id,
         source=document.source,

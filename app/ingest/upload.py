@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from app.access.tenants import Bank
-from app.bank.attachments import Upload
+from app.bank.find import Bank
 from app.errors import MembankError, UnavailableError
 from app.ingest.document import Document, Failure
 from app.ingest.read import is_read, read_upload
 from app.ingest.service import CountTokens, stored
+from app.queue.uploads import Upload
 
 _LONGEST = 1000
 _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,10}\Z")

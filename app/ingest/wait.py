@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from app.bank import status
 from app.ingest.document import Failure
 from app.ingest.service import Ingested
+from app.queue import status
 
 
 @dataclass(frozen=True)

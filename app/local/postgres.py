@@ -8,13 +8,11 @@ from pathlib import Path
 
 import psycopg
 
+from app.db.endpoint import DATABASE, HOST, Endpoint, postgres_url
 from app.errors import UnavailableError
-from app.files import write_private
 from app.local.binaries import ordinary_user_prefix, postgres_program
-from app.local.endpoint import HOST, Endpoint
 from app.local.server import EmbeddedServer
-
-DATABASE = "membank"
+from app.process.private_files import write_private
 
 _SETTINGS = {
     "listen_addresses": HOST,
@@ -34,7 +32,6 @@ class EmbeddedPostgres(EmbeddedServer):
     name = "postgres"
     title = "Postgres"
     program = "postgres"
-    variable = "MEMBANK_DATABASE_URL"
     # Fast shutdown: it breaks off the sessions instead of waiting for them.
     stop_signal = signal.SIGINT
     # Sessions of a killed server that are busy heed nothing milder.
@@ -42,7 +39,7 @@ class EmbeddedPostgres(EmbeddedServer):
     stop_seconds = 20.0
 
     def _url(self, endpoint: Endpoint) -> str:
-        return _url(endpoint, DATABASE)
+        return postgres_url(endpoint)
 
     def _first_endpoint(self) -> Endpoint:
         if self._is_initialised():
@@ -116,16 +113,12 @@ class EmbeddedPostgres(EmbeddedServer):
     def _refusal(self, endpoint: Endpoint) -> str | None:
         try:
             with psycopg.connect(
-                _url(endpoint, "postgres"), autocommit=True, connect_timeout=2
+                postgres_url(endpoint, "postgres"), autocommit=True, connect_timeout=2
             ) as connection:
                 _create_database(connection)
         except psycopg.OperationalError as error:
             return str(error)
         return None
-
-
-def _url(endpoint: Endpoint, database: str) -> str:
-    return f"postgresql://postgres:{endpoint.password}@{HOST}:{endpoint.port}/{database}"
 
 
 def _create_database(connection: psycopg.Connection) -> None:

@@ -14,7 +14,7 @@ import psutil
 from filelock import FileLock
 
 from app.errors import UnavailableError
-from app.files import private_folder, write_private
+from app.process.private_files import private_folder, write_private
 
 MARKER = "MEMBANK_STACK"
 

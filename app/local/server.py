@@ -7,10 +7,10 @@ from typing import ClassVar
 
 from filelock import FileLock
 
+from app.db.endpoint import Endpoint
 from app.errors import UnavailableError
-from app.files import private_folder
-from app.local.endpoint import Endpoint
 from app.local.processes import Process, Processes, wait_until
+from app.process.private_files import private_folder
 
 _ATTEMPTS = 3
 _READY_SECONDS = 60.0
@@ -22,7 +22,6 @@ class EmbeddedServer(ABC):
     name: ClassVar[str]
     title: ClassVar[str]
     program: ClassVar[str]
-    variable: ClassVar[str]
     stop_signal: ClassVar[signal.Signals] = signal.SIGTERM
     orphan_signal: ClassVar[signal.Signals] = signal.SIGTERM
     stop_seconds: ClassVar[float] = 10.0
@@ -39,13 +38,7 @@ class EmbeddedServer(ABC):
 
         Raises UnavailableError when the server was never started.
         """
-        endpoint = Endpoint.load(self._endpoint_file)
-        if endpoint is None:
-            raise UnavailableError(
-                f"the local stack has not been started: run `membank up`,"
-                f" or set {self.variable} to a {self.title} of yours"
-            )
-        return self._url(endpoint)
+        return self._url(Endpoint.of(self.home, self.name))
 
     def start(self) -> Process:
         """Start the server unless it runs, and wait until it answers.

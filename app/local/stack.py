@@ -9,15 +9,15 @@ from dataclasses import dataclass
 import psutil
 from sqlalchemy import URL
 
-from app.addresses import database_url, redis_url
-from app.bank import schema
-from app.broker import require_broker
+from app.api.http import listening
+from app.db import schema
+from app.db.addresses import database_url, redis_url
 from app.errors import MembankError, UnavailableError
-from app.files import private_folder
-from app.local import listening
 from app.local.postgres import EmbeddedPostgres
 from app.local.processes import Process, Processes, wait_until
 from app.local.valkey import EmbeddedValkey
+from app.process.private_files import private_folder
+from app.queue.broker import require_broker
 from app.settings import settings
 
 # The entry points of the services, the same in docker-compose.yml.

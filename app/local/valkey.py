@@ -4,10 +4,10 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from app.files import private_folder, write_private
+from app.db.endpoint import HOST, Endpoint, valkey_url
 from app.local.binaries import valkey_program
-from app.local.endpoint import HOST, Endpoint
 from app.local.server import EmbeddedServer
+from app.process.private_files import private_folder, write_private
 
 
 class EmbeddedValkey(EmbeddedServer):
@@ -16,10 +16,9 @@ class EmbeddedValkey(EmbeddedServer):
     name = "valkey"
     title = "Valkey"
     program = "valkey-server"
-    variable = "MEMBANK_REDIS_URL"
 
     def _url(self, endpoint: Endpoint) -> str:
-        return f"redis://:{endpoint.password}@{HOST}:{endpoint.port}/0"
+        return valkey_url(endpoint)
 
     def _prepare(self, endpoint: Endpoint) -> None:
         private_folder(self.folder)

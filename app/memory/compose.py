@@ -9,7 +9,7 @@ from torch import Tensor
 
 from app.errors import MembankError
 from app.memory.kv import ABSENT, KV
-from app.memory.rotary import Rotary
+from app.memory.model.rotary import Rotary
 
 Layout = Literal["sequence", "shared"]
 

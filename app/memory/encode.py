@@ -14,7 +14,7 @@ from transformers import DynamicCache
 
 from app.memory.attention import without_memories
 from app.memory.kv import KV
-from app.memory.model import LanguageModel
+from app.memory.model.load import LanguageModel
 
 BATCH_TOKENS = 2048
 _WINDOW_BATCHES = 2

@@ -11,14 +11,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from app import console
 from app.errors import TrainingError
 from app.evaluation.corpus import Corpus, Vectors, pieces_of
 from app.evaluation.memories import MemoryStore
 from app.memory.kv import KV
-from app.runtime import Models, cache, count_tokens, models
+from app.memory.model.adapter import AdapterMode, load
+from app.process import console
+from app.runtime.identity import cache, count_tokens
+from app.runtime.models import Models, models
 from app.training import data
-from app.training.adapter import AdapterMode, load
 from app.training.checkpoint import whole
 from app.training.examples import PLAIN_TOKENS, Example, Examples
 from app.training.loop import Outcome, Plan, Point, Progress, Run

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from app.bank.rank import POOL, best
 from app.evaluation.abstention import ABSTENTION
 from app.evaluation.corpus import Corpus
 from app.evaluation.metrics import contains
+from app.search.rank import POOL, best
 from app.training.data import Row
 
 KS = (1, 2, 3, 4, 5, 6, 7, 8)

@@ -17,9 +17,9 @@ from app.errors import TrainingError
 from app.memory.attention import injected
 from app.memory.compose import compose
 from app.memory.kv import KV
-from app.memory.model import LanguageModel
-from app.memory.prompt import Prompt
-from app.training.adapter import Adapter, AdapterMode, digest, gains
+from app.memory.model.adapter import Adapter, AdapterMode, digest, gains
+from app.memory.model.load import LanguageModel
+from app.memory.model.prompt import Prompt
 
 PREFERENCE = 5.0
 """Where the preference for well-ranked memories begins, in nats for a relevance of 1."""

@@ -1,4 +1,4 @@
--- Who is asking is set per transaction (app/bank/session.py). Unset or '' reads as NULL, and NULL
+-- Who is asking is set per transaction (app/db/session.py). Unset or '' reads as NULL, and NULL
 -- matches no row.
 CREATE FUNCTION current_tenant() RETURNS bigint
 LANGUAGE sql STABLE SET search_path = pg_catalog AS $$

@@ -1,4 +1,4 @@
--- Who is asking stands in one setting, set per transaction by app/bank/session.py:
+-- Who is asking stands in one setting, set per transaction by app/db/session.py:
 -- KEY TENANT PRINCIPAL SIGNATURE. Whoever can run SQL can set it, but not sign it.
 CREATE TABLE context_key (
     id          text PRIMARY KEY,

@@ -183,6 +183,6 @@ CREATE TRIGGER file_quota AFTER INSERT ON file
     REFERENCING NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION file_quota();
 ALTER TABLE file ENABLE ALWAYS TRIGGER file_quota;
 
--- Workers do not ask for plans of their own any more (app/bank/session.py); what the relay asks at
+-- Workers do not ask for plans of their own any more (app/db/session.py); what the relay asks at
 -- every poll, of banks of any size, does so itself.
 ALTER FUNCTION bank_covered SET plan_cache_mode = force_custom_plan;

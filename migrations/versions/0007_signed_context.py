@@ -5,8 +5,8 @@ Revision ID: 0007
 
 from alembic import op
 
-from app.bank import context
-from app.signing import ensure_context_key
+from app.db import context_keys
+from app.db.signing import ensure_context_key
 from migrations.scripts import run
 
 revision = "0007"
@@ -18,7 +18,7 @@ depends_on = None
 def upgrade() -> None:
     run("0007_context")
     # So that whoever migrates can ask at once.
-    context.add(op.get_bind(), ensure_context_key())
+    context_keys.add(op.get_bind(), ensure_context_key())
 
 
 def downgrade() -> None:

@@ -15,13 +15,13 @@ from typing import Any
 import httpx
 from sqlalchemy import text
 
-from app.access.tenants import Bank
 from app.bank import documents
 from app.bank.documents import Draft
-from app.bank.session import Asker, transaction
+from app.bank.find import Bank
+from app.db.session import Asker, transaction
 from app.errors import NotFoundError, UnavailableError
 from app.ingest.service import pieces_of
-from app.runtime import count_tokens
+from app.runtime.identity import count_tokens
 
 _SENTENCES = (
     "The badge of a visitor is {word} and is worn on the chest.",

@@ -17,16 +17,20 @@ import psycopg
 import redis
 
 from app.access.keys import issue
-from app.access.members import grant
-from app.access.tenants import add_bank, add_principal, add_tenant
-from app.addresses import provisioning_url, redis_url
-from app.bank import session, status
+from app.access.principals import add_principal
+from app.access.tenants import add_tenant
+from app.bank.banks import add_bank
+from app.bank.members import grant
 from app.bank.roles import Role
+from app.db import session
+from app.db.addresses import provisioning_url, redis_url
 from app.demo.sample import temporary_stack
 from app.errors import MembankError
 from app.local.processes import wait_until
 from app.local.stack import ENCODING, Stack
-from app.runtime import models, profile
+from app.queue import status
+from app.runtime.identity import profile
+from app.runtime.models import models
 from app.settings import settings
 from tests.chaos.changes import Client, Writer
 from tests.chaos.verdict import faults

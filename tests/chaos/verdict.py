@@ -11,8 +11,9 @@ import torch
 from psycopg import sql
 
 from app.ingest.service import pieces_of
-from app.memory.codec import unpack
-from app.runtime import count_tokens, models
+from app.memory.codec.pack import unpack
+from app.runtime.identity import count_tokens
+from app.runtime.models import models
 
 # As measured on whole runs: memories of int8 are within 1 % of a pass of the chunk alone.
 _LEAST_LIKENESS = 0.99

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
-from app.access.tenants import add_bank, add_principal, add_tenant
+from app.access.principals import add_principal
+from app.access.tenants import add_tenant
+from app.bank.banks import add_bank
 from app.cli import main
 from app.demo.sample import temporary_stack
 from app.local.stack import Stack
-from app.runtime import profile
+from app.runtime.identity import profile
 from tests.serving import free_port
 
 Run = Callable[..., subprocess.CompletedProcess[str]]

@@ -4,7 +4,7 @@ import os
 import signal
 from collections.abc import Sequence
 
-from app.bank.outbox import ChunkText
+from app.queue.outbox import ChunkText
 
 RAISES, KILLS = "hemlock", "nightshade"
 

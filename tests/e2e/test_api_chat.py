@@ -18,19 +18,20 @@ import openai
 import pytest
 
 from app.access.keys import issue
-from app.access.tenants import add_bank
-from app.answer import generate
 from app.answer.engine import Engine, Job
-from app.answer.generate import Wanted
 from app.answer.question import Question
 from app.answer.service import NOTHING
-from app.api.bridge import SEARCHES
+from app.api.http.bridge import SEARCHES
 from app.api.service import create
+from app.bank.banks import add_bank
 from app.bank.entries import entry_id
 from app.ingest.command import run as ingest
 from app.local.processes import wait_until
 from app.local.stack import Stack
-from app.runtime import generator, profile
+from app.memory.decode import generate
+from app.memory.decode.generate import Wanted
+from app.runtime.identity import profile
+from app.runtime.models import generator
 from app.settings import settings
 from tests.e2e.conftest import make_tenant
 from tests.serving import served

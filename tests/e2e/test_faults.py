@@ -11,12 +11,12 @@ from sqlalchemy import text
 
 from app.answer.retrieval import Reader
 from app.answer.service import ask
-from app.bank import status
-from app.bank.session import Asker, transaction
+from app.db.session import Asker, transaction
 from app.errors import BlobError
 from app.ingest.command import run as ingest
 from app.local.processes import wait_until
 from app.local.stack import Stack
+from app.queue import status
 from tests.e2e.conftest import Run, make_tenant
 
 WHERE = ("--tenant", "fault", "--bank", "handbook")
@@ -199,7 +199,7 @@ def test_everything_emptied_from_valkey_is_woken_again(
 ) -> None:
     import redis
 
-    from app.addresses import redis_url
+    from app.db.addresses import redis_url
 
     file = tmp_path / "sauna.md"
     file.write_text("# Sauna\n\nThe sauna is hot.\n")

@@ -16,7 +16,7 @@ from app.answer.engine import Engine
 from app.api.service import create
 from app.ingest.command import run as ingest
 from app.local.stack import Stack
-from app.runtime import generator
+from app.runtime.models import generator
 from tests.e2e.conftest import make_tenant
 from tests.serving import served
 

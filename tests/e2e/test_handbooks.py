@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from app.access.tenants import add_principal
+from app.access.principals import add_principal
 from app.answer.retrieval import Reader, find
 from app.answer.service import ask
 from app.ingest.command import Report

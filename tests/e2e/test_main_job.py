@@ -11,11 +11,11 @@ from sqlalchemy import text
 
 from app.answer.retrieval import Reader, find
 from app.answer.service import NOTHING, ask
-from app.bank import status
-from app.bank.session import Asker, transaction
+from app.db.session import Asker, transaction
 from app.ingest.command import run as ingest
 from app.local.processes import wait_until
 from app.local.stack import Stack
+from app.queue import status
 from tests.e2e.conftest import Run, make_tenant
 
 FACTS = {

@@ -5,9 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from app.access.tenants import bank_now
 from app.answer.retrieval import Reader
 from app.answer.service import ask
+from app.bank.find import bank_now
 from app.ingest.command import run as ingest
 from app.local.processes import wait_until
 from app.local.stack import Stack

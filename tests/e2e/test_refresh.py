@@ -11,13 +11,13 @@ from app.answer import recall as recalling
 from app.answer.recall import Recall
 from app.answer.retrieval import Found, Reader, find
 from app.answer.service import Answer, ask
-from app.bank import status
-from app.bank.session import Asker, transaction
+from app.db.session import Asker, transaction
 from app.errors import UsageError
 from app.ingest.command import run as ingest
 from app.local.processes import wait_until
 from app.local.stack import Stack
-from app.runtime import models
+from app.queue import status
+from app.runtime.models import models
 from app.settings import settings
 from tests.e2e.conftest import Run, make_tenant
 

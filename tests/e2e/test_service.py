@@ -14,12 +14,12 @@ from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 
 from app.access.keys import issue
-from app.access.members import grant
-from app.access.tenants import find_bank
-from app.bank import status
+from app.bank.find import find_bank
+from app.bank.members import grant
 from app.bank.roles import Role
 from app.local.processes import wait_until
 from app.local.stack import Stack
+from app.queue import status
 from tests.e2e.conftest import make_tenant
 
 TEXT = "# Annual Leave\n\nEvery employee of Cliff has 29 days of annual leave.\n"

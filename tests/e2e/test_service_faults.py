@@ -13,16 +13,16 @@ import pytest
 from sqlalchemy import text
 
 from app.access.keys import issue
-from app.access.members import grant
-from app.access.tenants import find_bank
 from app.answer.service import NOTHING
-from app.bank import status
-from app.bank.reconcile import reconcile
+from app.bank.find import find_bank
+from app.bank.members import grant
 from app.bank.roles import Role
-from app.bank.session import Asker, transaction
+from app.db.session import Asker, transaction
 from app.ingest.command import run as ingest
 from app.local.processes import wait_until
 from app.local.stack import Stack
+from app.queue import status
+from app.upkeep.reconcile import reconcile
 from tests.e2e.conftest import make_tenant
 
 SUBJECTS = {

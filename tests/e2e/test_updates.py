@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from app.access.tenants import add_principal
+from app.access.principals import add_principal
 from app.answer.retrieval import Reader
 from app.answer.service import ask
-from app.bank import status
-from app.bank.session import Asker, transaction
+from app.db.session import Asker, transaction
 from app.ingest.command import run as ingest
 from app.local.processes import wait_until
 from app.local.stack import Stack
+from app.queue import status
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 UPDATES = DATA / "demo_updates.jsonl"

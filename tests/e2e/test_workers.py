@@ -11,12 +11,12 @@ import psycopg
 import pytest
 from sqlalchemy import text
 
-from app.addresses import database_url
-from app.bank import status
-from app.bank.session import Asker, transaction
+from app.db.addresses import database_url
+from app.db.session import Asker, transaction
 from app.ingest.command import run as ingest
 from app.local.processes import wait_until
 from app.local.stack import Stack
+from app.queue import status
 from tests.e2e.conftest import make_tenant
 from tests.e2e.poisoned import KILLS, RAISES
 

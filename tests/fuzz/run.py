@@ -11,14 +11,14 @@ import httpx
 from schemathesis import Case
 
 from app.access.keys import Issued, issue
-from app.access.members import grant
-from app.access.tenants import Bank, find_bank
 from app.answer.engine import Engine
 from app.api.service import create
+from app.bank.find import Bank, find_bank
+from app.bank.members import grant
 from app.bank.roles import Role
 from app.demo import sample
-from app.log import configure
-from app.runtime import generator
+from app.process.log import configure
+from app.runtime.models import generator
 from tests.fuzz.calls import Caller, Seen
 from tests.fuzz.known import Known
 from tests.serving import served

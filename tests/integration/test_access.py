@@ -13,14 +13,16 @@ from sqlalchemy import text
 from sqlalchemy.exc import ProgrammingError
 
 from app.access.keys import issue
-from app.access.members import grant
-from app.access.tenants import find_principal
-from app.addresses import Role
-from app.bank import attachments, files, idempotency, outbox, roles, schema
-from app.bank.checks import pgvector_fault, postgres_fault
-from app.bank.quota import Quota, set_quota
-from app.bank.session import Asker, transaction
+from app.access.principals import find_principal
+from app.access.quota import Quota, set_quota
+from app.bank import attachments, idempotency, roles, uploads
+from app.bank.members import grant
+from app.db import schema
+from app.db.addresses import Role
+from app.db.isolation import pgvector_fault, postgres_fault
+from app.db.session import Asker, transaction
 from app.errors import MembankError
+from app.queue import outbox
 from tests.conftest import PROFILE, Company, administer, ask, begin_request, change, work_off
 
 ROOT = Path(__file__).parents[2]
@@ -127,7 +129,7 @@ def pair(new_company: Callable[[str], Company]) -> Pair:
         issue(company.name, "alice")
         hana = company.reader("hana")
         idempotency.begin(hana, "request", b"what is asked", 60.0)
-        file = files.add(hana, "notes.md", "assistants", b"notes")
+        file = uploads.add(hana, "notes.md", "assistants", b"notes")
         grant(company.bank, "principal:hana", roles.Role.WRITER)
         attachments.attach(hana, company.bank.id, [(file.id, {})])
         company.store("handbook", "Welcome.\n\nHours are nine to five.")
@@ -668,7 +670,7 @@ class TestChecks:
 
 
 class TestSource:
-    """The database is reached through app/bank/session.py, which says who is asking."""
+    """The database is reached through app/db/session.py, which says who is asking."""
 
     OPENING = frozenset(
         {
@@ -682,7 +684,7 @@ class TestSource:
     HARMLESS = frozenset({"sql", "Error", "errors"})
     ALLOWED = frozenset(
         {
-            "app/bank/session.py",
+            "app/db/session.py",
             "app/local/postgres.py",  # before there is a database
             "migrations/env.py",  # outside of any tenant
             *(

@@ -9,12 +9,12 @@ from fastapi.testclient import TestClient
 
 from app.access import keys, tenants
 from app.access.keys import issue
-from app.access.members import grant
-from app.access.tenants import add_principal
+from app.access.principals import add_principal
 from app.api.service import create
-from app.bank import attachments, files
+from app.bank import attachments, uploads
+from app.bank.members import grant
 from app.bank.roles import Role
-from app.bank.session import Asker
+from app.db.session import Asker
 from app.settings import settings
 from tests.conftest import Company, administer, ask, work_off
 
@@ -218,7 +218,7 @@ def test_jobs_are_cancelled_retried_and_discarded(admin: Admin, company: Company
 def test_files_that_wait_are_jobs_too(admin: Admin, company: Company) -> None:
     alice = company.reader("alice")
     grant(company.bank, "principal:alice", Role.WRITER)
-    file = files.add(alice, "a.md", "assistants", b"text").id
+    file = uploads.add(alice, "a.md", "assistants", b"text").id
     attachments.attach(alice, company.bank.id, [(file, {})])
     [job] = data(admin("GET", "jobs"))
     assert (job["file_id"], job["document_id"], job["state"]) == (file, None, "pending")

@@ -7,10 +7,11 @@ import pytest
 from sqlalchemy import text
 
 from app.access.logins import drop_login
-from app.access.tenants import add_bank, add_tenant
-from app.bank.session import Asker, transaction
+from app.access.tenants import add_tenant
+from app.bank.banks import add_bank
+from app.db.session import Asker, transaction
+from app.db.signing import context_key
 from app.local.postgres import EmbeddedPostgres
-from app.signing import context_key
 from tests.adversary import (
     MARK,
     SHARED,

@@ -14,13 +14,14 @@ from fastapi.testclient import TestClient
 from pydantic import BaseModel
 
 from app.access.keys import issue
-from app.api import limits, models
-from app.api.caller import Administering, Reading, Writing
-from app.api.errors import handle_errors
-from app.api.limits import Rates, hold
+from app.access.quota import Quota, set_quota
+from app.api.http import limits
+from app.api.http.caller import Administering, Reading, Writing
+from app.api.http.errors import handle_errors
+from app.api.http.limits import Rates, hold
 from app.api.once import OnceRoute
+from app.api.openai import models
 from app.bank import idempotency
-from app.bank.quota import Quota, set_quota
 from app.errors import ConflictError
 from app.settings import settings
 from tests.conftest import Company, begin_request
@@ -308,7 +309,7 @@ class TestModels:
     def test_are_the_banks_that_the_caller_may_read(
         self, company: Company, client: TestClient, new_company: Callable[[str], Company]
     ) -> None:
-        from app.access.tenants import add_bank
+        from app.bank.banks import add_bank
 
         new_company("meadow")
         add_bank(company.name, "closed", company.bank.profile, "{}", closed=True)

@@ -9,19 +9,19 @@ import pytest
 from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
 from typer.testing import CliRunner
 
-from app.access import keys, members
-from app.access.tenants import add_principal, join_group, leave_group
+from app.access import audit, keys
+from app.access.audit import note
+from app.access.principals import add_principal, join_group, leave_group
 from app.answer import retrieval, service
 from app.answer.recall import Source
 from app.answer.retrieval import Found, Reader, Request, find
 from app.answer.service import Answer
-from app.bank import audit, documents
-from app.bank.audit import note
+from app.bank import documents, members
 from app.bank.roles import Role
-from app.bank.search import Passage
-from app.bank.session import Asker, transaction
 from app.cli import app as membank
-from app.memory.codec import SIMPLE
+from app.db.session import Asker, transaction
+from app.memory.codec.pack import SIMPLE
+from app.search.search import Passage
 from tests.conftest import PROFILE, Company, administer, ask, change, work_off
 
 

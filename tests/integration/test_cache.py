@@ -12,19 +12,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.access.erase import erase
 from app.answer import retrieval
 from app.answer.cache import Cache, _cache, cache
 from app.answer.retrieval import Reader
-from app.bank import blobs, documents
-from app.bank import disk as disk_module
-from app.bank.blobs import Held, readable
-from app.bank.disk import Disk, disk
-from app.bank.search import Passage
+from app.bank import documents
 from app.errors import BlobError, UnavailableError
 from app.memory.compose import compose
 from app.memory.kv import KV
+from app.search.search import Passage
 from app.settings import settings
+from app.store import blobs
+from app.store import disk as disk_module
+from app.store.blobs import Held, readable
+from app.store.disk import Disk, disk
+from app.upkeep.erase import erase
 from tests.conftest import PROFILE, Company, administer
 from tests.memories import found, learn, read, reader_of, right
 from workers import maintenance

@@ -6,15 +6,19 @@ from contextlib import contextmanager
 import psycopg
 import pytest
 
-from app import runtime
-from app.access.tenants import add_bank, add_tenant
+from app.access.tenants import add_tenant
 from app.answer import recall, retrieval
 from app.answer.retrieval import Reader
 from app.answer.service import ask
-from app.bank import outbox, profiles
+from app.bank import profiles
+from app.bank.banks import add_bank
 from app.errors import ProfileError
-from app.memory.codec import SIMPLE, check
-from app.runtime import codec, compactor, models, profile
+from app.memory.codec.pack import SIMPLE, check
+from app.queue import outbox
+from app.runtime import identity
+from app.runtime import models as loaded
+from app.runtime.identity import codec, compactor, profile
+from app.runtime.models import models
 from app.settings import settings
 from tests.conftest import Company, administer
 from tests.conftest import ask as rows_of
@@ -28,7 +32,7 @@ def process(monkeypatch: pytest.MonkeyPatch, **chosen: str) -> Iterator[None]:
     """Another process of the same models: nothing of the settings is remembered."""
     cached = (
         *(settings, profile, codec, compactor, models),
-        *(runtime._reading, runtime._generator, runtime._codec_named),
+        *(loaded._reading, loaded._generator, identity._codec_named),
     )
     with monkeypatch.context() as patch:
         patch.setenv("MEMBANK_DTYPE", "float32")

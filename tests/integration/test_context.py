@@ -4,13 +4,14 @@ import pytest
 import torch
 from sqlalchemy.exc import DatabaseError
 
-from app.bank import outbox
 from app.bank.documents import Piece
-from app.bank.session import Asker
+from app.db.session import Asker
 from app.errors import UsageError
 from app.ingest.service import pieces_of
-from app.memory.codec import pack, unpack
-from app.runtime import codec, compactor, count_tokens, models, profile
+from app.memory.codec.pack import pack, unpack
+from app.queue import outbox
+from app.runtime.identity import codec, compactor, count_tokens, profile
+from app.runtime.models import models
 from app.settings import settings
 from tests.conftest import PROFILE, Company, administer, ask
 from workers import encoding

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from app.bank import documents, outbox
+from app.bank import documents
 from app.bank.documents import Draft, Receipt, Stored
-from app.bank.session import Asker
+from app.db.session import Asker
 from app.errors import NotFoundError
+from app.queue import outbox
 from tests.conftest import (
     PROFILE,
     Company,
@@ -199,7 +200,7 @@ class TestForget:
 
 
 def documents_in_a_second_bank(company: Company) -> Company:
-    from app.access.tenants import add_bank
+    from app.bank.banks import add_bank
 
     return Company(company.name, add_bank(company.name, "second", PROFILE, "{}"))
 

@@ -11,16 +11,16 @@ import pytest
 from sqlalchemy.exc import DBAPIError
 from typer.testing import CliRunner
 
-from app.access.erase import erase
 from app.access.keys import issue
-from app.bank import keyring
-from app.bank.blobs import load_blobs
-from app.bank.keyring import KeyName
-from app.bank.quota import Quota, set_quota
-from app.bank.vault import Place, unseal
+from app.access.quota import Quota, set_quota
 from app.cli import app as membank
 from app.errors import NotFoundError, UsageError, VaultError
 from app.settings import settings
+from app.store.blobs import load_blobs
+from app.upkeep.erase import erase
+from app.vault import keyring
+from app.vault.keyring import KeyName
+from app.vault.seal import Place, unseal
 from tests.chaos.verdict import _traces
 from tests.conftest import PROFILE, Company, ask, begin_request, work_off
 

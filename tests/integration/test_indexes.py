@@ -7,14 +7,14 @@ import psycopg
 import pytest
 from sqlalchemy import text
 
-from app.bank import nearest
 from app.bank.filters import Filter, of_options
-from app.bank.indexes import index_name, keep
-from app.bank.nearest import Nearest, Way
-from app.bank.search import search
-from app.bank.session import Asker, transaction
+from app.db.session import Asker, transaction
 from app.errors import UsageError
 from app.local.processes import wait_until
+from app.search import nearest
+from app.search.indexes import index_name, keep
+from app.search.nearest import Nearest, Way
+from app.search.search import search
 from app.settings import settings
 from benchmarks.search_rows import PROFILE, Filled, Keys, Rows
 from tests.conftest import NORTH, Company, administer, work_off

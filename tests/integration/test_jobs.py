@@ -11,13 +11,13 @@ from sqlalchemy.exc import ProgrammingError
 from typer.testing import CliRunner
 
 from app.access.tenants import pause_tenant
-from app.bank import jobs, outbox, status
-from app.bank.reconcile import reconcile
-from app.bank.session import Asker
 from app.cli import app as membank
 from app.commands.stack import _open_work
+from app.db.session import Asker
 from app.errors import NotFoundError
 from app.ingest.command import _paused
+from app.queue import jobs, outbox, status
+from app.upkeep.reconcile import reconcile
 from tests.conftest import PROFILE, Company, administer, ask, work_off
 
 STATUS = (

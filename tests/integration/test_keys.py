@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 from app.access import keys
 from app.access.identity import identify
 from app.access.keys import issue
-from app.bank.session import Asker
 from app.cli import app as membank
+from app.db.session import Asker
 from app.errors import ForbiddenError, NotFoundError, UnauthorizedError, UsageError
 from app.settings import settings
 from tests.conftest import Company, administer, ask, change

@@ -17,9 +17,9 @@ import psycopg
 import pytest
 import redis
 
+from app.db.endpoint import Endpoint
 from app.errors import UnavailableError
 from app.local import binaries
-from app.local.endpoint import Endpoint
 from app.local.postgres import EmbeddedPostgres
 from app.local.processes import Processes, wait_until
 from app.local.server import EmbeddedServer

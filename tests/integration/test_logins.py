@@ -7,8 +7,8 @@ import psycopg
 import pytest
 
 from app.access.logins import Login, add_login, drop_login
-from app.addresses import database_url, role_name
-from app.bank import schema
+from app.db import schema
+from app.db.addresses import database_url, role_name
 from app.errors import ConflictError, NotFoundError, UsageError
 from app.settings import settings
 from tests.conftest import Company, ask, work_off

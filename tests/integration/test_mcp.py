@@ -10,12 +10,12 @@ from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 
 from app.access.keys import issue, revoke
-from app.access.members import grant
-from app.access.tenants import add_principal
+from app.access.principals import add_principal
 from app.api import mcp
 from app.api.service import create
+from app.bank.members import grant
 from app.bank.roles import Role
-from app.bank.session import Asker
+from app.db.session import Asker
 from tests.conftest import Company, administer, ask
 
 URL = "http://service/mcp"

@@ -14,19 +14,20 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from typer.testing import CliRunner
 
-from app.access.erase import erase
+from app.access.quota import Quota, quota_of, set_quota
 from app.answer.cache import _cache
-from app.bank import documents, objects
-from app.bank.blobs import load_blobs
-from app.bank.leftovers import collect, sweep
-from app.bank.move import move, waiting
-from app.bank.objects import Objects, place
-from app.bank.quota import Quota, quota_of, set_quota
-from app.bank.reseal import reseal
-from app.bank.session import Asker, transaction
+from app.bank import documents
 from app.cli import app as membank
+from app.db.session import Asker, transaction
 from app.errors import BlobError, MembankError, UnavailableError, UsageError
 from app.settings import settings
+from app.store import objects
+from app.store.blobs import load_blobs
+from app.store.objects import Objects, place
+from app.upkeep.erase import erase
+from app.upkeep.leftovers import collect, sweep
+from app.upkeep.move import move, waiting
+from app.upkeep.reseal import reseal
 from tests.conftest import PROFILE, Company, administer, ask, work_off
 from tests.memories import found, learn, read, reader_of, right
 from tests.stores import ACCOUNT, S3, Folder, Store, s3_service

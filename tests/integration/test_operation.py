@@ -12,11 +12,12 @@ from fastapi.testclient import TestClient
 from starlette.requests import Request
 
 from app.access.keys import issue
-from app.api import health, server
-from app.api.caller import Reading
+from app.api import server
+from app.api.http.caller import Reading
+from app.api.operation import health
 from app.api.service import create
-from app.bank import status
 from app.errors import UnavailableError
+from app.queue import status
 from tests.conftest import PROFILE, Company
 
 

@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg
 import pytest
 
-from app.bank import documents, outbox
-from app.bank.outbox import Work
-from app.bank.session import Asker
+from app.bank import documents
+from app.db.session import Asker
+from app.queue import outbox
+from app.queue.outbox import Work
 from tests.conftest import (
     PROFILE,
     Company,

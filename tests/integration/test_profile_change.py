@@ -5,11 +5,12 @@ from collections.abc import Callable
 import psycopg
 import pytest
 
-from app.bank import documents, jobs, outbox, profiles, status
-from app.bank.reconcile import reconcile
-from app.bank.session import Asker
+from app.bank import documents, profiles
 from app.commands.stack import _change
+from app.db.session import Asker
+from app.queue import jobs, outbox, status
 from app.settings import settings
+from app.upkeep.reconcile import reconcile
 from tests.conftest import (
     PROFILE,
     Company,

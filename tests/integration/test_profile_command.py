@@ -9,12 +9,13 @@ from sqlalchemy.exc import IntegrityError, ProgrammingError
 from typer.testing import CliRunner
 
 from app import cli
-from app.access.tenants import find_bank
-from app.bank import profiles, status
-from app.bank.session import Asker
+from app.bank import profiles
+from app.bank.find import find_bank
 from app.commands.stack import _change
+from app.db.session import Asker
 from app.errors import ConflictError, ProfileError
 from app.memory.profile import Profile
+from app.queue import status
 from tests.conftest import (
     PROFILE,
     Company,
@@ -86,7 +87,7 @@ OURS = Profile(model="m" * 64, embedder="e" * 64, prefix="Facts:", codec="rotate
 class TestCommand:
     @pytest.fixture
     def settings_of(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[Profile], None]:
-        return lambda profile: monkeypatch.setattr("app.runtime.profile", lambda: profile)
+        return lambda profile: monkeypatch.setattr("app.runtime.identity.profile", lambda: profile)
 
     def run(self, *arguments: str) -> str:
         result = CliRunner().invoke(cli.app, ["bank", "reencode", *arguments])
@@ -120,7 +121,7 @@ class TestCommand:
     def test_readers_of_the_same_models_may_differ_in_the_rest(
         self, whole: Company, settings_of: Callable[[Profile], None]
     ) -> None:
-        from app.runtime import codec_of, require_splitting
+        from app.runtime.identity import codec_of, require_splitting
 
         begin(whole, OURS.id, OURS.json())
         work_off(profile=OURS.id)

@@ -7,12 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg
 import pytest
 
-from app.bank import outbox, profiles
-from app.bank.blobs import load_blobs
-from app.bank.reconcile import reconcile
-from app.bank.search import search
-from app.bank.session import Asker
+from app.bank import profiles
+from app.db.session import Asker
 from app.local.processes import wait_until
+from app.queue import outbox
+from app.search.search import search
+from app.store.blobs import load_blobs
+from app.upkeep.reconcile import reconcile
 from tests.conftest import (
     NORTH,
     PROFILE,

@@ -9,11 +9,11 @@ import pytest
 from typer.testing import CliRunner
 
 from app import cli
-from app.bank import outbox
-from app.bank.blobs import readable
-from app.bank.reconcile import Found, reconcile
-from app.bank.search import search
+from app.queue import outbox
+from app.search.search import search
 from app.settings import settings
+from app.store.blobs import readable
+from app.upkeep.reconcile import Found, reconcile
 from tests.conftest import NORTH, PROFILE, Company, work_off
 
 NOTHING = Found(1, 0, 0, 0, 0)

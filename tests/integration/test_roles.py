@@ -13,19 +13,21 @@ from sqlalchemy.exc import DBAPIError
 from typer.testing import CliRunner
 
 from app.access.identity import Identity
-from app.access.members import grant, members, revoke
-from app.access.tenants import Bank, add_bank, join_group, leave_group
+from app.access.principals import join_group, leave_group
 from app.bank import documents
-from app.bank.blobs import load_blobs, readable
+from app.bank.banks import add_bank
 from app.bank.documents import Draft, forget, set_access
-from app.bank.nearest import Nearest
+from app.bank.find import Bank
+from app.bank.members import grant, members, revoke
 from app.bank.roles import Role
-from app.bank.search import search
-from app.bank.session import Asker, transaction
 from app.cli import app as membank
+from app.db.session import Asker, transaction
 from app.errors import ForbiddenError, NotFoundError, UsageError
 from app.ingest.document import Document, Failure
 from app.ingest.service import Ingested, ingest
+from app.search.nearest import Nearest
+from app.search.search import search
+from app.store.blobs import load_blobs, readable
 from tests.conftest import NORTH, PROFILE, Company, administer, ask, pieces_of, work_off
 
 READ = ("document", "chunk", "memory_key", "memory_blob")
@@ -202,7 +204,7 @@ class TestReading:
     def test_rights_are_computed_once_a_statement_and_documents_are_hashed(
         self, company: Company, alice: Asker, superuser: psycopg.Connection
     ) -> None:
-        """Not for each of many keys: see app/bank/nearest.py."""
+        """Not for each of many keys: see app/search/nearest.py."""
         for number in range(20):
             company.store(f"d{number}", "\n\n".join(f"{number} {i}" for i in range(20)))
         work_off()

@@ -8,10 +8,10 @@ import psycopg
 import pytest
 from sqlalchemy import text
 
-from app.bank import outbox
-from app.bank.blobs import _READABLE, load_blobs, readable
-from app.bank.search import Passage, search
-from app.bank.session import Asker, transaction
+from app.db.session import Asker, transaction
+from app.queue import outbox
+from app.search.search import Passage, search
+from app.store.blobs import _READABLE, load_blobs, readable
 from tests.conftest import NORTH, PROFILE, Company, administer, ask, encoded, work_off
 
 Vector = tuple[float, float, float]

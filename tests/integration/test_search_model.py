@@ -1,6 +1,6 @@
 """Search against a plain model of rights and order, while lists, groups and texts change.
 
-The model knows neither SQL nor policies: dictionaries, a loop, and the ranking of app/bank/rank.py.
+The model knows neither SQL nor policies: dictionaries, a loop, and search/rank.py alone.
 """
 
 import random
@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.access.tenants import join_group, leave_group
-from app.bank import nearest
+from app.access.principals import join_group, leave_group
 from app.bank.documents import Draft, set_access, store
 from app.bank.filters import Comparison, Compound, Filter
-from app.bank.indexes import keep
-from app.bank.rank import POOL, best
-from app.bank.search import search
-from app.bank.session import Asker
+from app.db.session import Asker
+from app.search import nearest
+from app.search.indexes import keep
+from app.search.rank import POOL, best
+from app.search.search import search
 from tests.conftest import PROFILE, Company, administer, ask, pieces_of, work_off
 
 VOCABULARY = ["leave", "days", "notice", "salary", "error", "E4711", "office", "dog", "hotel"]

@@ -8,13 +8,13 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from app.access.tenants import find_bank
-from app.addresses import database_url
-from app.bank import context, schema
-from app.bank.session import Asker
+from app.bank.find import find_bank
+from app.db import context_keys, schema
+from app.db.addresses import database_url
+from app.db.session import Asker
+from app.db.signing import Key, context_key, key_file
 from app.errors import MembankError, UsageError
 from app.settings import settings
-from app.signing import Key, context_key, key_file
 from tests.conftest import Company, ask
 
 OTHER = "another key of the tests, worth as little"
@@ -89,7 +89,7 @@ def test_after_a_rotation_both_keys_count_until_the_old_ones_time_is_over(
 ) -> None:
     schema.provision()
     old = key_file().read_text()
-    done = context.rotate(hours=1)
+    done = context_keys.rotate(hours=1)
     assert done.old_keys == 2  # that of the tests, too
     assert context_key().id == done.key
     assert key_file().read_text() != old
@@ -112,8 +112,8 @@ def test_a_key_whose_time_is_over_does_not_come_back(
 ) -> None:
     schema.provision()
     old = key_file().read_text()
-    context.rotate(hours=0)
-    context.rotate(hours=0)
+    context_keys.rotate(hours=0)
+    context_keys.rotate(hours=0)
     assert superuser.execute(
         "SELECT count(*) FROM context_key WHERE inner_pad = '' AND outer_pad = ''"
     ).fetchone() == (2,)
@@ -129,9 +129,9 @@ def test_a_key_of_the_environment_is_rotated_by_giving_a_new_one(
     monkeypatch.setenv("MEMBANK_HOME", str(tmp_path))
     settings.cache_clear()
     with pytest.raises(UsageError, match="knows already"):
-        context.rotate(hours=1)
+        context_keys.rotate(hours=1)
     use(monkeypatch, OTHER)
-    done = context.rotate(hours=1)
+    done = context_keys.rotate(hours=1)
     assert (done.key, done.old_keys) == (Key.of(OTHER).id, 1)
     assert documents(company) == 0
     assert not key_file().exists()

@@ -7,7 +7,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from app.addresses import database_url
+from app.db.addresses import database_url
 from tests.conftest import Company, work_off
 
 TABLES = ("chunk", "memory_key", "memory_blob", "outbox", "dead_letter")

@@ -15,18 +15,18 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from sqlalchemy import text
 
-from app import tracing
-from app.api.watch import Watch
-from app.bank import session
-from app.bank.session import Asker, transaction
+from app.api.http.watch import Watch
+from app.db import session
+from app.db.session import Asker, transaction
 from app.errors import UsageError
+from app.process import tracing
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 # The database is what imports tracing; redis imports the SDK by itself, without using it.
 PROCESS = """
 import sys
 from app import tracing
-import app.bank.session
+import app.db.session
 with tracing.span("told", key="value"):
     pass
 tracing.carried(len)([])

@@ -4,7 +4,7 @@ import psycopg
 import pytest
 from sqlalchemy.exc import IntegrityError
 
-from app.bank import outbox
+from app.queue import outbox
 from tests.conftest import PROFILE, Company, administer, encoded, pieces_of, work_off
 
 INSERT = (

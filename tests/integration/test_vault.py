@@ -17,17 +17,18 @@ import pytest
 from cryptography.exceptions import InvalidTag
 from typer.testing import CliRunner
 
-from app.access import vault as operators
-from app.bank import keyring, outbox
-from app.bank.blobs import load_blobs
-from app.bank.keyring import KeyName
-from app.bank.masters import masters
-from app.bank.reseal import reseal
-from app.bank.session import Asker, transaction
-from app.bank.vault import Place, current_key, seal, unseal
 from app.cli import app as membank
+from app.db.session import Asker, transaction
 from app.errors import UsageError, VaultError
+from app.queue import outbox
 from app.settings import settings
+from app.store.blobs import load_blobs
+from app.upkeep import data_keys as operators
+from app.upkeep.reseal import reseal
+from app.vault import keyring
+from app.vault.keyring import KeyName
+from app.vault.masters import masters
+from app.vault.seal import Place, current_key, seal, unseal
 from tests.conftest import NORTH, PROFILE, Company, administer, ask, work_off
 from workers import encoding
 
@@ -486,7 +487,7 @@ class TestNewKeys:
         self, sealed: Company, superuser: psycopg.Connection
     ) -> None:
         """After the keyring was lost: the memories are made again from the texts."""
-        from app.bank.reconcile import reconcile
+        from app.upkeep.reconcile import reconcile
 
         keyring.destroy(KeyName(*_key(sealed)))
         administer("DELETE FROM tenant_key WHERE tenant_id = :t", t=sealed.tenant)

@@ -7,12 +7,14 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from celery.signals import worker_shutting_down
 
-from app.access.members import grant
-from app.bank import attachments, files, outbox
-from app.bank.outbox import Work
+from app.bank import attachments, uploads
+from app.bank.members import grant
 from app.bank.roles import Role
-from app.bank.session import Asker
+from app.db.session import Asker
 from app.errors import UnavailableError
+from app.queue import outbox
+from app.queue.outbox import Work
+from app.queue.uploads import finish
 from app.settings import settings
 from tests.conftest import PROFILE, Company, administer, ask, change, encoded
 from tests.conftest import split as split_one
@@ -61,13 +63,13 @@ def test_files_are_read_when_nothing_else_waits_and_not_for_long(
 ) -> None:
     alice, order = company.reader("alice"), []
     grant(company.bank, "principal:alice", Role.WRITER)
-    put = [files.add(alice, f"{n}.md", "assistants", b"The door is blue.").id for n in range(4)]
+    put = [uploads.add(alice, f"{n}.md", "assistants", b"The door is blue.").id for n in range(4)]
     attachments.attach(alice, company.bank.id, [(id, {}) for id in put])
     company.store("rules", "one rule")
 
     def store(work: Sequence[Work]) -> int:
         order.append(work[0].file)
-        return int(attachments.finish(work[0]))
+        return int(finish(work[0]))
 
     def encode(work: Sequence[Work]) -> int:
         order.append("chunks")

@@ -12,13 +12,13 @@ from alembic import command
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, pool
 
-from app.addresses import database_url
-from app.bank import schema
+from app.db import schema
+from app.db.addresses import database_url
 from app.local.postgres import EmbeddedPostgres
 from app.local.processes import wait_until
 
 ROOT = Path(__file__).parents[2]
-PROVISION = "from app.bank.schema import provision; provision()"
+PROVISION = "from app.db.schema import provision; provision()"
 
 # Every object of ours by kind, name and definition.
 OBJECTS = """

@@ -5,12 +5,14 @@ import pytest
 from alembic import command
 from sqlalchemy import create_engine, pool
 
-from app.access.tenants import find_bank, find_principal
-from app.addresses import database_url
-from app.bank import schema, status
-from app.bank.blobs import load_blobs
-from app.bank.search import search
+from app.access.principals import find_principal
+from app.bank.find import find_bank
+from app.db import schema
+from app.db.addresses import database_url
 from app.errors import MembankError
+from app.queue import status
+from app.search.search import search
+from app.store.blobs import load_blobs
 
 FIRST = "0001"
 NORTH = [1.0, 0.0, 0.0]

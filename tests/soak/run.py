@@ -17,7 +17,7 @@ import psutil
 import psycopg
 
 from app.access.keys import issue
-from app.addresses import provisioning_url
+from app.db.addresses import provisioning_url
 from app.demo import sample
 from app.local.processes import wait_until
 from app.local.stack import ENCODING, Stack

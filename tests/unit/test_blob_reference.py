@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from app.memory.codec import pack, unpack
+from app.memory.codec.pack import pack, unpack
 from app.memory.kv import KV
 from app.memory.profile import Profile
 

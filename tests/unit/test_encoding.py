@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from app.bank.outbox import ChunkText
+from app.queue.outbox import ChunkText
 from workers import encoding
 
 

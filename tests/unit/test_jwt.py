@@ -20,8 +20,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from jwt import PyJWK
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
-from app.access import jwt as tokens
-from app.access.jwt import KeySet, key_set, verify
+from app.access import tokens
+from app.access.tokens import KeySet, key_set, verify
 from app.errors import UnauthorizedError, UnavailableError, UsageError
 from app.settings import settings
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.bank.ledger import Ledger
+from app.store.ledger import Ledger
 
 STEPS = st.lists(
     st.tuples(

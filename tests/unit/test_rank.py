@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.bank import rank
-from app.bank.rank import best as ranked
+from app.search import rank
+from app.search.rank import best as ranked
 
 
 def best(question: str, texts: list[str], cosines: list[float], k: int) -> list[int]:

@@ -5,8 +5,8 @@ import pytest
 from openai import OpenAI
 from openai.types import VectorStore
 
-from app.bank import outbox
-from app.runtime import profile
+from app.queue import outbox
+from app.runtime.identity import profile
 from tests.conftest import Company
 from tests.uploads import documents, encode, read_waiting, upload
 from workers.uploads import store as read

@@ -9,18 +9,20 @@ import pytest
 from openai import OpenAI
 from openai.types import VectorStore
 
-from app.access.members import grant, revoke
-from app.access.tenants import bank_now
-from app.bank import attachments, jobs, outbox
-from app.bank import files as uploaded
+from app.bank import attachments
+from app.bank import uploads as uploaded
 from app.bank.documents import Draft
 from app.bank.documents import store as store_document
-from app.bank.jobs import State
-from app.bank.reconcile import reconcile
+from app.bank.find import bank_now
+from app.bank.members import grant, revoke
 from app.bank.roles import Role
-from app.bank.session import Asker
+from app.db.session import Asker
 from app.errors import NotFoundError
-from app.runtime import profile
+from app.queue import jobs, outbox
+from app.queue.jobs import State
+from app.queue.uploads import finish
+from app.runtime.identity import profile
+from app.upkeep.reconcile import reconcile
 from tests.conftest import Company, administer, ask, change, work_off
 from tests.uploads import Client, attach, documents, encode, read_waiting, upload, waiting_file
 from workers.uploads import store as read
@@ -156,7 +158,7 @@ class TestStoreFiles:
         assert outbox.claim(profile().id, 10, 60.0) == []
         administer("UPDATE outbox SET lease_until = now() - interval '1 second'")
         assert read([waiting_file()]) == 1
-        assert not attachments.finish(dead, "too late", "server_error")
+        assert not finish(dead, "too late", "server_error")
         assert encode() == 1
         assert files.retrieve(file, vector_store_id=store.id).status == "completed"
 

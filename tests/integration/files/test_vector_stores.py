@@ -13,13 +13,13 @@ import pytest
 from openai import OpenAI
 from openai.types import VectorStore
 
-from app.access import banks
-from app.access.members import grant
-from app.access.tenants import bank_now
-from app.bank import outbox
+from app.bank import banks
+from app.bank.find import bank_now
+from app.bank.members import grant
 from app.bank.roles import Role
-from app.bank.session import Asker
-from app.runtime import profile
+from app.db.session import Asker
+from app.queue import outbox
+from app.runtime.identity import profile
 from tests.conftest import Company, ask, work_off
 from tests.uploads import Client, attach, encode, json_of, upload
 
@@ -219,7 +219,7 @@ class TestStores:
 def test_search_finds_passages_with_their_files(
     client: Client, alice: OpenAI, store: VectorStore, company: Company
 ) -> None:
-    from app.runtime import models
+    from app.runtime.models import models
 
     texts = {
         "badge.md": "The badge of the harbor is orange.",

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from app.answer.engine import Engine, Job
-from app.answer.generate import GREEDY, Choice, Generator, Refresh, Sampling, Wanted
 from app.answer.question import Question
 from app.errors import UnavailableError
 from app.memory.compose import Memories, compose
+from app.memory.decode.generate import GREEDY, Choice, Generator, Refresh, Sampling, Wanted
 from app.memory.encode import Encoder
-from app.memory.model import LanguageModel
+from app.memory.model.load import LanguageModel
 from tests.unit.answer.test_generate import Letters
 from tests.unit.memory.families import CHUNKS, PREFIX, tiny
 

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from app.answer.generate import Choice, Generator, Sampling, Wanted
-from app.answer.pieces import Pieces
 from app.errors import UsageError
 from app.memory.compose import compose
+from app.memory.decode.generate import Choice, Generator, Sampling, Wanted
+from app.memory.decode.pieces import Pieces
 from app.memory.encode import Encoder
-from app.memory.model import LanguageModel
-from app.memory.packaged import SMOLLM2, language_model_folder
-from app.runtime import tokenizer
+from app.memory.model.load import LanguageModel
+from app.memory.model.packaged import SMOLLM2, language_model_folder
+from app.runtime.identity import tokenizer
 from app.settings import settings
 from tests.unit.memory.families import tiny
 
@@ -165,8 +165,8 @@ def test_tokenizers_that_drop_a_first_space_keep_those_inside() -> None:
 
 def test_packed_weights_answer_as_float_does() -> None:
     """The default model, whose weights come from 4 bits, from a fact in memory."""
-    from app.memory.model import load
-    from app.memory.prompt import Prompt
+    from app.memory.model.load import load
+    from app.memory.model.prompt import Prompt
 
     folder = language_model_folder(SMOLLM2, settings().models)
     lm = load(folder, dtype="float32", tokenizer=tokenizer())

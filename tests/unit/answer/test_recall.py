@@ -9,12 +9,12 @@ import torch
 from app.answer import recall
 from app.answer.recall import Recall
 from app.answer.retrieval import Request
-from app.bank.search import Passage
-from app.bank.session import Asker
-from app.memory.codec import SIMPLE
+from app.db.session import Asker
+from app.memory.codec.pack import SIMPLE
 from app.memory.encode import Encoder
-from app.memory.model import LanguageModel
-from app.training.adapter import Adapter
+from app.memory.model.adapter import Adapter
+from app.memory.model.load import LanguageModel
+from app.search.search import Passage
 from tests.unit.memory.families import tiny
 
 REQUEST = Request(Asker("app", 1, 1), 1, "p" * 32, SIMPLE["int8"])

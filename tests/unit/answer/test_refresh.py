@@ -6,13 +6,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from app.answer.generate import GREEDY, Choice, Generation, Generator, Refresh, Sampling, Wanted
 from app.errors import UsageError
 from app.memory.compose import Memories, compose
-from app.memory.decoder import ModelDecoder, Reading
+from app.memory.decode.decoder import ModelDecoder, Reading
+from app.memory.decode.flat import Start
+from app.memory.decode.generate import (
+    GREEDY,
+    Choice,
+    Generation,
+    Generator,
+    Refresh,
+    Sampling,
+    Wanted,
+)
 from app.memory.encode import Encoder
-from app.memory.flat import Start
-from app.memory.model import LanguageModel
+from app.memory.model.load import LanguageModel
 from tests.unit.answer.test_generate import DRAWN, PROMPT, Letters
 from tests.unit.memory.families import CHUNKS, PREFIX, tiny
 

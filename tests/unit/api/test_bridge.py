@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from app.api.bridge import Bridge
+from app.api.http.bridge import Bridge
 from app.errors import BusyError
 
 

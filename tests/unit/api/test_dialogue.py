@@ -2,9 +2,9 @@
 
 import pytest
 
-from app.api.dialogue import Dialogue, Message
+from app.api.openai.dialogue import Dialogue, Message
 from app.errors import UsageError
-from app.memory.prompt import Turn
+from app.memory.model.prompt import Turn
 
 
 def said(*messages: tuple[str, object]) -> Dialogue:

@@ -15,11 +15,11 @@ from app.evaluation import command
 from app.evaluation.abstention import ABSTENTION
 from app.evaluation.report import Report
 from app.evaluation.results import Answered, Results
-from app.memory.codec import SIMPLE
+from app.memory.codec.pack import SIMPLE
 from app.memory.encode import Encoder
-from app.memory.model import LanguageModel
-from app.memory.prompt import Prompt
-from app.runtime import Reading
+from app.memory.model.load import LanguageModel
+from app.memory.model.prompt import Prompt
+from app.runtime.models import Reading
 from tests.unit.memory.families import tiny
 from tests.unit.training.conftest import Words, one_thread, rows_of, vectors, written
 

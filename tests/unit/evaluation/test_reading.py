@@ -10,7 +10,7 @@ from torch import Tensor
 from app.evaluation.reading import Asking, read
 from app.memory.encode import Encoder
 from app.memory.kv import KV
-from app.memory.model import LanguageModel
+from app.memory.model.load import LanguageModel
 from tests.unit.memory.families import tiny
 
 PREFIX, OTHER_PREFIX = [5, 6, 7], [8, 9]

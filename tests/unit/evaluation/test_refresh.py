@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from app import console
 from app.answer.service import Answer
 from app.errors import UsageError
+from app.process import console
 from benchmarks import refresh
 
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from app.errors import UsageError
-from app.evaluation.setting import DEFAULT, DENSE, Encoded, Settings
-from app.memory.codec import SIMPLE, pack, unpack
-from app.memory.compact import Compactor
+from app.memory.codec.pack import SIMPLE, pack, unpack
 from app.memory.encode import Encoder
 from app.memory.kv import KV
-from app.memory.model import LanguageModel
+from app.memory.model.load import LanguageModel
+from app.memory.sparse.compact import Compactor
+from benchmarks.setting import DEFAULT, DENSE, Encoded, Settings
 from tests.unit.memory.families import tiny
 
 CHUNKS = [list(range(10, 26)), list(range(30, 39))]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from app import console
 from app.errors import UsageError
+from app.process import console
 from app.settings import settings
 from benchmarks import peer, ttft
 from benchmarks.peer import Peer, PeerError

@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.memory.model import LanguageModel
+from app.memory.model.load import LanguageModel
 from tests.unit.memory.families import FAMILIES, lm_of, tiny
 
 

@@ -9,7 +9,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from app.memory.attention import injected
 from app.memory.compose import Memories
-from app.memory.model import LanguageModel
+from app.memory.model.load import LanguageModel
 
 SMALL = {
     "vocab_size": 97,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from app.errors import BlobError
-from app.memory.codec import pack, unpack
+from app.memory.codec.pack import pack, unpack
 from app.memory.kv import KV
 
 PROFILE = "0123456789abcdef0123456789abcdef"

@@ -9,12 +9,12 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from app.errors import UsageError
-from app.memory.compact import Compactor
 from app.memory.compose import compose
 from app.memory.encode import Encoder
 from app.memory.kv import ABSENT, KV
-from app.memory.model import LanguageModel
-from app.memory.score import SCORERS, Batch
+from app.memory.model.load import LanguageModel
+from app.memory.sparse.compact import Compactor
+from app.memory.sparse.score import SCORERS, Batch
 from tests.unit.memory.families import LIVE, PREFIX, lm_of, read, tiny
 
 CHUNKS = [

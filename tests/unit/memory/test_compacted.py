@@ -12,7 +12,7 @@ from transformers import DynamicCache
 from app.memory.compose import Layout, compose
 from app.memory.encode import Encoder
 from app.memory.kv import ABSENT, KV
-from app.memory.model import LanguageModel
+from app.memory.model.load import LanguageModel
 from tests.unit.memory.families import CHUNKS, LIVE, PREFIX, lm_of, read, tiny
 
 

@@ -6,13 +6,13 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from app.memory.attention import injected
-from app.memory.codec import pack, unpack
+from app.memory.codec.pack import pack, unpack
 from app.memory.compose import compose
 from app.memory.encode import Encoder
 from app.memory.kv import KV
-from app.memory.model import LanguageModel, load
-from app.memory.packaged import SMOLLM2, language_model_folder
-from app.memory.prompt import Prompt
+from app.memory.model.load import LanguageModel, load
+from app.memory.model.packaged import SMOLLM2, language_model_folder
+from app.memory.model.prompt import Prompt
 from app.settings import settings
 
 FACTS = [

@@ -8,9 +8,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BertModel
 
 from app.errors import ModelError
-from app.memory.bert import Bert
-from app.memory.embed import Embedder
-from app.memory.packaged import embedder_folder
+from app.memory.embed.bert import Bert
+from app.memory.embed.embedder import Embedder
+from app.memory.model.packaged import embedder_folder
 from app.settings import settings
 
 TEXTS = [

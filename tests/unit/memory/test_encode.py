@@ -9,7 +9,7 @@ from transformers import DynamicCache
 
 from app.memory.encode import Encoder
 from app.memory.kv import KV
-from app.memory.model import LanguageModel
+from app.memory.model.load import LanguageModel
 from tests.unit.memory.families import PREFIX, lm_of, tiny
 
 CHUNKS = [[10, 11, 12, 13, 14], [20, 21, 22], [30, 31, 32, 33, 34, 35, 36], [50, 51], [60, 61, 62]]

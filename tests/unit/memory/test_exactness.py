@@ -16,7 +16,7 @@ from app.memory.attention import injected
 from app.memory.compose import Layout, compose
 from app.memory.encode import Encoder
 from app.memory.kv import KV
-from app.memory.model import LanguageModel
+from app.memory.model.load import LanguageModel
 from tests.unit.memory.families import (
     CHUNKS,
     FAMILIES,

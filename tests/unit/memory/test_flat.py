@@ -9,13 +9,13 @@ from torch import Tensor
 
 from app.errors import ModelError
 from app.memory.compose import Memories, compose
-from app.memory.decoder import Decoder, ModelDecoder, decoder_of
+from app.memory.decode.decoder import Decoder, ModelDecoder, decoder_of
+from app.memory.decode.flat import Flat, FlatDecoder, Start
+from app.memory.decode.native import Native, NativeDecoder
+from app.memory.decode.packed import GROUP, Packed, pack
 from app.memory.encode import Encoder
-from app.memory.flat import Flat, FlatDecoder, Start
 from app.memory.kv import ABSENT, KV
-from app.memory.model import LanguageModel
-from app.memory.native import Native, NativeDecoder
-from app.memory.packed import GROUP, Packed, pack
+from app.memory.model.load import LanguageModel
 from tests.unit.memory.families import FAMILIES, made, tiny
 
 FLAT = ["llama", "llama 3.1", "mistral", "qwen2", "qwen3", "smollm3, layers without rotary"]

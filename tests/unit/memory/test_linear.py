@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from app.memory.linear import Linear, Then, laid, product, rounded
+from app.memory.model.linear import Linear, Then, laid, product, rounded
 
 TYPES = [torch.float32, torch.bfloat16]
 

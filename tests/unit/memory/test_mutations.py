@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from app.errors import BlobError
-from app.memory.codec import SIMPLE, Codec, pack, unpack
+from app.memory.codec.pack import SIMPLE, Codec, pack, unpack
 from app.memory.kv import KV
 from tests.unit.memory.test_quantise import compacted
 from tests.work import calls

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from app.memory.prompt import Prompt, closed_book
+from app.memory.model.prompt import Prompt, closed_book
 
 
 class Letters:

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.errors import BlobError
-from app.memory.codec import SIMPLE, pack, unpack
+from app.memory.codec.pack import SIMPLE, pack, unpack
+from app.memory.codec.quantise import codes_of, gaussian_levels, planes, rotation
 from app.memory.kv import ABSENT, KV
-from app.memory.quantise import codes_of, gaussian_levels, planes, rotation
 
 PROFILE = "0123456789abcdef0123456789abcdef"
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from app.evaluation.corpus import Corpus, Piece
 from app.memory.encode import Encoder
-from app.memory.model import LanguageModel
-from app.memory.prompt import Prompt
+from app.memory.model.load import LanguageModel
+from app.memory.model.prompt import Prompt
 from app.training.data import Row
 from app.training.examples import Examples
 from tests.unit.memory.families import tiny

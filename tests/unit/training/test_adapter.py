@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from app.errors import AdapterError
-from app.memory.model import LanguageModel
-from app.training.adapter import Adapter, chosen, digest, gains, load
+from app.memory.model.adapter import Adapter, chosen, digest, gains, load
+from app.memory.model.load import LanguageModel
 
 NAME = "model.layers.0.self_attn.q_proj"
 ADAPTER = Adapter(

@@ -9,8 +9,8 @@ from torch.nn.functional import cross_entropy
 from app.memory.attention import injected
 from app.memory.compose import compose
 from app.memory.encode import Encoder
-from app.memory.model import LanguageModel
-from app.training.adapter import gains
+from app.memory.model.adapter import gains
+from app.memory.model.load import LanguageModel
 from app.training.reader import Shown, TrainedReader
 from tests.unit.memory.families import tiny
 

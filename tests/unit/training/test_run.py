@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from app.errors import TrainingError
 from app.memory.encode import Encoder
-from app.memory.model import LanguageModel
+from app.memory.model.load import LanguageModel
 from app.training.checkpoint import Checkpoint, whole
 from app.training.examples import Example
 from app.training.loop import Plan, Run

@@ -1,0 +1,98 @@
+"""The layers of a BERT embedder written out, for one text on a CPU.
+
+transformers takes as long to call the layers of a small embedder for a question as they take to
+compute. Products are in `dtype`; what is summed up over the layers stays float32.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from app.errors import ModelError
+from app.memory.model.linear import Linear, rounded
+
+_PROBE = (101, 2129, 2116, 2420, 102, 7, 3)
+
+
+@dataclass(frozen=True)
+class Norm:
+    weight: Tensor
+    bias: Tensor
+    eps: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The products of query, key and value are one."""
+
+    qkv: Linear
+    out: Linear
+    norm_attention: Norm
+    up: Linear
+    down: Linear
+    norm: Norm
+
+
+class Bert:
+    """A model's weights in `dtype`, and its forward pass."""
+
+    def __init__(self, model: Any, dtype: torch.dtype) -> None:
+        """Raises ModelError that says what about the model is not BERT's."""
+        config = model.config
+        if config.model_type != "bert" or config.hidden_act != "gelu":
+            raise ModelError(f"it is a {config.model_type} with {config.hidden_act}")
+        self.dtype, self.heads = dtype, int(config.num_attention_heads)
+        front = model.embeddings
+        self.words: Tensor = front.word_embeddings.weight.detach().float()
+        # Of a text alone all tokens are of the first type.
+        kind = front.token_type_embeddings.weight[0]
+        self.places: Tensor = (front.position_embeddings.weight + kind).detach().float()
+        self.norm = _norm(front.LayerNorm)
+        self.layers = [self._layer(module) for module in model.encoder.layer]
+        self._require_same(model)
+
+    @torch.no_grad()
+    def __call__(self, ids: Tensor) -> Tensor:
+        """Token ids (n,) -> the last layer's states (n, hidden), float32."""
+        n = len(ids)
+        # Rows beyond the text are computed and seen by none.
+        rows = min(rounded(n), len(self.places))
+        x = self.norm(self.words[F.pad(ids, (0, rows - n))] + self.places[:rows])
+        for layer in self.layers:
+            qkv = layer.qkv(x.to(self.dtype)).view(rows, 3, self.heads, -1).permute(1, 2, 0, 3)
+            q, k, v = qkv[:, None]
+            mixed = F.scaled_dot_product_attention(q, k[..., :n, :], v[..., :n, :])
+            mixed = mixed[0].transpose(0, 1).flatten(1)
+            x = layer.norm_attention(x + layer.out(mixed))
+            x = layer.norm(x + layer.down(layer.up(x.to(self.dtype))))
+        return x[:n]
+
+    def _layer(self, module: Any) -> Layer:
+        attention = module.attention.self
+        parts = [attention.query, attention.key, attention.value]
+        return Layer(
+            Linear.of(parts, self.dtype),
+            Linear.of([module.attention.output.dense], self.dtype),
+            _norm(module.attention.output.LayerNorm),
+            Linear.of([module.intermediate.dense], self.dtype, "gelu"),
+            Linear.of([module.output.dense], self.dtype),
+            _norm(module.output.LayerNorm),
+        )
+
+    @torch.no_grad()
+    def _require_same(self, model: Any) -> None:
+        ids = torch.tensor(_PROBE) % len(self.words)
+        expected = model(input_ids=ids[None]).last_hidden_state[0].float()
+        difference = (self(ids) - expected).norm() / expected.norm()
+        if not difference < (1e-4 if self.dtype == torch.float32 else 0.03):
+            raise ModelError("its states differ from those of the layers written out")
+
+
+def _norm(module: nn.LayerNorm) -> Norm:
+    return Norm(module.weight.detach().float(), module.bias.detach().float(), module.eps)

@@ -1,0 +1,133 @@
+"""What this process encodes and reads with, as the settings name it; loads no weights."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from app.bank.find import Bank
+from app.errors import ModelError, ProfileError, UsageError
+from app.memory.codec.pack import Codec, codec_for, codec_named
+from app.memory.codec.transform import Transform
+from app.memory.model.fingerprint import fingerprint
+from app.memory.model.packaged import embedder_folder, language_model_folder
+from app.memory.model.prompt import Prompt
+from app.memory.profile import READING, SETTINGS, SPLITTING, Profile
+from app.settings import settings
+
+if TYPE_CHECKING:
+    from app.memory.sparse.compact import Compactor
+
+
+@lru_cache(maxsize=1)
+def tokenizer() -> Any:
+    """The language model's tokenizer, without its weights."""
+    from transformers import AutoTokenizer
+
+    folder = language_model_folder(settings().model, settings().models)
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(f"tokenizer of {folder} cannot be loaded: {reason}") from error
+
+
+@lru_cache(maxsize=1)
+def profile() -> Profile:
+    """The encoder profile of the configured models. Loads no weights."""
+    return Profile(
+        model=_fingerprint(language_model_folder(settings().model, settings().models)),
+        embedder=_fingerprint(embedder_folder(settings().embedder)),
+        prefix=prompt().prefix_text,
+        codec=codec().name,
+        selection=str(compactor()),
+        context=f"{settings().context} tokens before it" if settings().context else "chunk alone",
+    )
+
+
+@lru_cache(maxsize=1)
+def codec() -> Codec:
+    """The codec that the settings choose for the configured model."""
+    chosen = settings()
+    model = _fingerprint(language_model_folder(chosen.model, chosen.models))
+    return codec_for(chosen.codec, model, codebooks(), native())
+
+
+@lru_cache(maxsize=1)
+def compactor() -> "Compactor":
+    """What the settings keep of a memory. Raises UsageError when they cannot be read."""
+    from app.memory.sparse.compact import Compactor
+
+    chosen = Compactor.parse(settings().compaction)
+    if chosen.drops_layers and isinstance(codec(), Transform):
+        raise UsageError(
+            f"MEMBANK_COMPACTION={settings().compaction} drops layers, and the fitted codec takes"
+            " all of them together: set MEMBANK_CODEC to another, or leave the layers out"
+        )
+    return chosen
+
+
+def codebooks() -> Path:
+    """Where this machine keeps the codebooks that were fitted here."""
+    return settings().models.expanduser() / "codebooks"
+
+
+def native() -> Path:
+    """Where this machine keeps what it compiled for itself."""
+    return settings().models.expanduser() / "native"
+
+
+def cache() -> Path:
+    """Where this machine keeps vectors and memories of training and evaluation texts."""
+    return settings().models.expanduser().parent / "evaluation"
+
+
+def _fingerprint(folder: str) -> str:
+    return fingerprint(folder, settings().models.expanduser() / "fingerprints.json")
+
+
+def codec_of(bank: Bank) -> Codec:
+    """What a bank's memories are decoded with. Raises ProfileError when they cannot be read here.
+
+    Codec, selection and context may be others than this process's: a blob says how it is packed.
+    """
+    _require(bank, READING)
+    return _codec_named(str(bank.spec["codec"]))
+
+
+@lru_cache(maxsize=8)
+def _codec_named(name: str) -> Codec:
+    return codec_named(name, codec(), codebooks())
+
+
+def require_splitting(bank: Bank) -> None:
+    """Raises ProfileError when a bank's documents are split otherwise than by this process."""
+    _require(bank, SPLITTING)
+
+
+def _require(bank: Bank, fields: Sequence[str]) -> None:
+    strange = profile().strange(bank.spec, fields)
+    if not strange:
+        return
+    told = f"bank {bank.name!r} is encoded under profile {bank.profile}"
+    if bank.switched_at:
+        told += f" since {bank.switched_at:%Y-%m-%d %H:%M:%S%z}"
+    if bank.next_profile:
+        told += f" and is being encoded anew under {bank.next_profile}"
+    names = " and ".join(dict.fromkeys(SETTINGS.get(field, field) for field in strange))
+    raise ProfileError(
+        f"{told}; this process has {profile().id} (model {settings().model}), with another"
+        f" {', '.join(strange)}: set {names} as the bank's profile has it, let the bank be encoded"
+        " anew (membank bank reencode), or make a new bank and ingest again"
+    )
+
+
+@lru_cache(maxsize=1)
+def prompt() -> Prompt:
+    """The configured model's prompt, without its weights."""
+    return Prompt.of(tokenizer())
+
+
+def count_tokens(text: str) -> int:
+    """Tokens that a chunk takes, the blank line that follows it included."""
+    return len(prompt().chunk(text))

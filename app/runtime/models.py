@@ -1,0 +1,114 @@
+"""The models of this process, loaded once, as the settings name them."""
+
+import threading
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal
+
+from app.memory.codec.pack import Codec
+from app.memory.model.packaged import embedder_folder, language_model_folder
+from app.memory.model.prompt import Prompt
+from app.memory.profile import Profile
+from app.runtime.identity import codec, native, profile, prompt, tokenizer
+from app.settings import settings
+
+if TYPE_CHECKING:
+    from app.memory.decode.generate import Generator
+    from app.memory.embed.embedder import Embedder
+    from app.memory.encode import Encoder
+    from app.memory.model.adapter import Adapter
+    from app.memory.model.load import LanguageModel
+
+Mode = Literal["memory", "rag", "closed"]
+
+
+@dataclass(frozen=True)
+class Models:
+    """A language model with its encoder and prompt, the embedder, the codec, and their profile."""
+
+    lm: "LanguageModel"
+    encoder: "Encoder"
+    prompt: Prompt
+    embedder: "Embedder"
+    codec: Codec
+    profile: Profile
+
+    @property
+    def window(self) -> int:
+        """Tokens that a question and its answer may have."""
+        return int(self.lm.model.config.get_text_config().max_position_embeddings)
+
+
+@lru_cache(maxsize=1)
+def models() -> Models:
+    """Load everything. Takes some seconds, once per process."""
+    import torch
+
+    from app.memory.embed.embedder import Embedder
+    from app.memory.encode import Encoder
+    from app.memory.model.load import load
+
+    chosen = settings()
+    if chosen.threads:
+        torch.set_num_threads(chosen.threads)
+    lm = load(
+        language_model_folder(chosen.model, chosen.models),
+        device=chosen.device,
+        dtype=chosen.dtype,
+        tokenizer=tokenizer(),
+    )
+    words = prompt()
+    embedder = Embedder(embedder_folder(chosen.embedder), str(lm.device), lm.dtype)
+    return Models(lm, Encoder(lm, words.prefix), words, embedder, codec(), profile())
+
+
+def loaded() -> bool:
+    """Whether the models are."""
+    return models.cache_info().currsize > 0
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a mode's answers are read with: the model, changed by an adapter if there is one."""
+
+    lm: "LanguageModel"
+    adapter: "Adapter | None"
+
+
+_loading = threading.RLock()
+"""Held while something is loaded, so that threads that want the same wait for it."""
+
+
+def reading(mode: Mode, choice: str | None = None) -> Reading:
+    """The model that reads in a mode. `choice`: an adapter, default what the settings name.
+
+    Raises AdapterError for one that is damaged or does not fit.
+    """
+    with _loading:
+        return _reading(mode, settings().adapter if choice is None else choice)
+
+
+@lru_cache(maxsize=4)
+def _reading(mode: Mode, choice: str) -> Reading:
+    from app.memory.model.adapter import chosen
+
+    m = models()
+    found = None
+    if mode != "closed":
+        found = chosen(choice, m.profile.model, m.profile.prefix, mode)
+    return Reading(m.lm if found is None else found.merged(m.lm), found)
+
+
+def generator(mode: Mode = "closed", choice: str | None = None) -> "Generator":
+    """What answers in a mode with an adapter, as in `reading`. Its weights are packed first."""
+    chosen = settings().adapter if choice is None else choice
+    with _loading:
+        adapted = reading(mode, chosen).adapter is not None
+        return _generator(mode, chosen) if adapted else _generator("closed", "none")
+
+
+@lru_cache(maxsize=4)
+def _generator(mode: Mode, choice: str) -> "Generator":
+    from app.memory.decode.generate import Generator
+
+    return Generator(reading(mode, choice).lm, settings().weights, native())

@@ -1,0 +1,124 @@
+"""The bytes of memories: which ones may be read, and where they are fetched from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import text
+
+from app.db.session import Asker, driver_of, transaction
+from app.store import objects
+from app.vault.keyring import KeyName
+from app.vault.seal import Place, unseal
+
+
+@dataclass(frozen=True)
+class Held:
+    """What the database says of a memory's bytes, without them.
+
+    version: another one after every change of the row; sha256: of the bytes as they are stored;
+    key: what they are sealed with, if they are; location: the object that holds them, None where
+    the row does.
+    """
+
+    tenant: int
+    chunk: int
+    profile: str
+    version: str
+    sha256: str
+    key: KeyName | None
+    location: str | None
+
+    def open(self, stored: bytes) -> bytes:
+        """The packed memory. Raises VaultError where it is sealed and does not open."""
+        if self.key is None:
+            return stored
+        return unseal(self.key, Place(self.chunk, self.profile), stored)
+
+
+# One look-up for each chunk: LIMIT keeps the planner from going through all keys of a tenant, which
+# it believes to be few.
+_READABLE = text(
+    """
+    SELECT b.chunk_id, b.version, b.sha256, b.key_version, t.id AS key_id, b.location
+    FROM unnest(cast(:chunks AS bigint[])) c (id)
+    CROSS JOIN LATERAL (SELECT bank_id, document_id FROM memory_key
+        WHERE tenant_id = :tenant AND chunk_id = c.id AND profile_id = :profile LIMIT 1) k
+    CROSS JOIN LATERAL (SELECT FROM document
+        WHERE tenant_id = :tenant AND bank_id = k.bank_id AND id = k.document_id
+            AND revision = split_revision AND text_hash = content_hash LIMIT 1) d
+    CROSS JOIN LATERAL (SELECT chunk_id, xmin::text AS version, sha256, key_version, location
+        FROM memory_blob
+        WHERE tenant_id = :tenant AND chunk_id = c.id AND profile_id = :profile LIMIT 1) b
+    LEFT JOIN tenant_key t ON t.tenant_id = :tenant AND t.version = b.key_version
+    """
+)
+
+
+def readable(asker: Asker, profile: str, chunks: Sequence[int]) -> dict[int, Held]:
+    """Those memories, by chunk id, that a search could still bring `asker`: neither forbidden
+    meanwhile, nor forgotten, nor of a text that has changed."""
+    tenant = asker.tenant or 0
+    values = {"tenant": tenant, "profile": profile, "chunks": list(chunks)}
+    with transaction(asker) as connection:
+        rows = connection.execute(_READABLE, values).all()
+    return {
+        r.chunk_id: Held(
+            tenant,
+            r.chunk_id,
+            profile,
+            r.version,
+            r.sha256,
+            None if r.key_version is None else KeyName(tenant, r.key_version, r.key_id),
+            r.location,
+        )
+        for r in rows
+    }
+
+
+_PAYLOADS = (
+    "SELECT chunk_id, xmin::text, payload FROM memory_blob"
+    " WHERE tenant_id = %s AND profile_id = %s AND chunk_id = ANY(%s) AND payload IS NOT NULL"
+)
+
+
+def fetch(asker: Asker, profile: str, wanted: Sequence[Held]) -> dict[int, bytes]:
+    """Stored bytes by chunk id, of those whose row is as `wanted` has it and may still be read.
+
+    Raises UnavailableError, BlobError for an object that is damaged.
+    """
+    found: dict[int, bytes] = {}
+    here = {held.chunk: held.version for held in wanted if held.location is None}
+    if here:
+        # Results as text would be hex, five times slower to receive.
+        with transaction(asker) as connection, driver_of(connection).cursor(binary=True) as cursor:
+            rows = cursor.execute(_PAYLOADS, (asker.tenant, profile, list(here))).fetchall()
+        found = {chunk: payload for chunk, version, payload in rows if version == here[chunk]}
+    there = {held.chunk: held.location for held in wanted if held.location is not None}
+    if there:
+        stored = objects.reading().get(list(there.values()))
+        found |= {chunk: stored[name] for chunk, name in there.items() if name in stored}
+    return found
+
+
+def load_blobs(asker: Asker, profile: str, chunks: Sequence[int]) -> dict[int, bytes]:
+    """Packed memories by chunk id, of those that `asker` may read: without any cache.
+
+    Raises VaultError for one that is sealed and does not open, BlobError for an object that is
+    damaged.
+    """
+    held = readable(asker, profile, chunks)
+    stored = fetch(asker, profile, list(held.values()))
+    return {chunk: held[chunk].open(payload) for chunk, payload in stored.items()}
+
+
+_ALIVE = text(
+    "SELECT chunk_id, profile_id, xmin::text, sha256 FROM memory_blob"
+    " WHERE tenant_id = :tenant AND chunk_id = ANY(:chunks)"
+)
+
+
+def alive(tenant: int, chunks: Sequence[int]) -> set[tuple[int, str, str, str]]:
+    """Chunk, profile, version and sha256 of what a tenant still has, whoever may read it."""
+    with transaction(Asker("worker", tenant)) as connection:
+        rows = connection.execute(_ALIVE, {"tenant": tenant, "chunks": list(chunks)})
+        return {(row[0], row[1], row[2], row[3]) for row in rows}

@@ -1,0 +1,79 @@
+"""Keys of tenants, for operators: how far encryption is, a new data key, a new master key."""
+
+from typing import Any
+
+from sqlalchemy import text
+
+from app.access import audit
+from app.access.tenants import tenant_id
+from app.db.session import Asker, transaction
+from app.errors import ConflictError, UsageError
+from app.vault import keyring
+from app.vault.keyring import KeyName
+from app.vault.masters import masters
+from app.vault.seal import add_key, last_version
+
+_STATUS = text(
+    """
+    SELECT t.name AS tenant, t.id AS tenant_id, k.version, k.id, k.created_at, k.destroyed_at,
+           (SELECT count(*) FROM memory_blob b WHERE b.tenant_id = t.id
+                AND b.key_version = k.version) AS blobs,
+           (SELECT count(*) FROM memory_blob b WHERE b.tenant_id = t.id
+                AND b.key_version IS NULL) AS plain
+    FROM tenant t LEFT JOIN tenant_key k ON k.tenant_id = t.id ORDER BY t.name, k.version
+    """
+)
+
+
+def status() -> dict[str, Any]:
+    """Masters by id, and for each tenant its plain blobs and the versions of its key.
+
+    Of a version: blobs, created, destroyed, and whether the keyring has its file.
+    """
+    tenants: dict[str, dict[str, Any]] = {}
+    with transaction(Asker("admin")) as connection:
+        for row in connection.execute(_STATUS):
+            tenant = tenants.setdefault(
+                row.tenant, {"tenant": row.tenant, "plain_blobs": row.plain, "keys": []}
+            )
+            if row.version is not None:
+                tenant["keys"].append(
+                    {
+                        "version": row.version,
+                        "blobs": row.blobs,
+                        "created": row.created_at,
+                        "destroyed": row.destroyed_at,
+                        "in_keyring": keyring.exists(KeyName(row.tenant_id, row.version, row.id)),
+                    }
+                )
+    return {
+        "masters": [master.id for master in masters()],
+        "keyring": str(keyring.folder()),
+        "tenants": list(tenants.values()),
+    }
+
+
+def rotate(name: str) -> int:
+    """Make a tenant's next data key; its version. The relay seals all memories again under it.
+
+    Raises NotFoundError, UsageError without a master key, ConflictError.
+    """
+    tenant = tenant_id(name)
+    if not masters():
+        raise UsageError("no master key is set: MEMBANK_MASTER_KEY_FILE or MEMBANK_MASTER_KEY")
+    with transaction(Asker("admin", tenant)) as connection:
+        key = add_key(connection, tenant, last_version(connection, tenant) + 1)
+        if key is None:
+            raise ConflictError(f"tenant {name!r} has just got a new key: membank vault status")
+        audit.note(connection, tenant, "vault", detail={"key_made": key.version})
+    return key.version
+
+
+def rewrap() -> int:
+    """Wrap every data key by the present master key; how many were not. Raises VaultError."""
+    count = 0
+    for key in keyring.rewrap():
+        count += 1
+        with transaction(Asker("admin", key.tenant)) as connection:
+            audit.note(connection, key.tenant, "vault", detail={"key_rewrapped": key.version})
+    return count

@@ -1,0 +1,137 @@
+"""Seal under the present key what is plain or under an older one, then destroy the older keys.
+
+A page is a transaction of its own, and what is done is seen in the rows: it can end at any point.
+"""
+
+import threading
+from dataclasses import dataclass, field
+
+from sqlalchemy import Connection, text
+
+from app.access import audit
+from app.db.session import Asker, driver_of, transaction
+from app.db.tenants import next_tenant
+from app.errors import BlobError, VaultError
+from app.store import objects
+from app.vault import keyring
+from app.vault.keyring import KeyName
+from app.vault.masters import masters
+from app.vault.seal import Place, current_key, seal, unseal
+
+_PAGE = 50
+"""Blobs of a transaction, some 4 MB."""
+
+
+@dataclass
+class Resealed:
+    """What was done, in blobs and keys, and what could not be done."""
+
+    blobs: int = 0
+    keys_destroyed: int = 0
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def any(self) -> bool:
+        return bool(self.blobs or self.keys_destroyed or self.faults)
+
+
+def reseal(stop: threading.Event | None = None, page: int = _PAGE) -> Resealed:
+    """Go once through all tenants, as a worker; ends early when `stop` is set.
+
+    One tenant's fault holds no other up. Without a master key nothing is done.
+    Raises UnavailableError.
+    """
+    done = Resealed()
+    tenant = next_tenant(0) if masters() else None
+    while tenant is not None and not (stop and stop.is_set()):
+        try:
+            reseal_tenant(tenant, done, stop, page)
+        except (BlobError, VaultError) as error:
+            done.faults.append(str(error))
+        tenant = next_tenant(tenant)
+    return done
+
+
+def reseal_tenant(
+    tenant: int, done: Resealed, stop: threading.Event | None = None, page: int = _PAGE
+) -> None:
+    """The same for one tenant, added to `done`. Raises VaultError, BlobError for a lost object."""
+    rows = page
+    while rows == page and not (stop and stop.is_set()):
+        with transaction(Asker("worker", tenant)) as connection:
+            rows = _page(connection, tenant, page)
+        done.blobs += rows
+    if rows < page:
+        with transaction(Asker("worker", tenant)) as connection:
+            done.keys_destroyed += _destroy(connection, tenant)
+
+
+# Versions only rise, so the index finds what is left.
+_LEFT = (
+    "SELECT b.chunk_id, b.profile_id, b.payload, b.location, b.key_version, t.id"
+    " FROM memory_blob b LEFT JOIN tenant_key t"
+    " ON t.tenant_id = b.tenant_id AND t.version = b.key_version"
+    " WHERE b.tenant_id = %s AND (b.key_version IS NULL OR b.key_version < %s)"
+    " LIMIT %s FOR UPDATE OF b SKIP LOCKED"
+)
+
+
+def _page(connection: Connection, tenant: int, page: int) -> int:
+    if not _anything(connection, tenant):
+        return 0
+    key = current_key(connection, tenant)
+    if key is None:
+        return 0
+    with driver_of(connection).cursor(binary=True) as cursor:
+        rows = cursor.execute(_LEFT, (tenant, key.version, page)).fetchall()
+        sealed = []
+        for chunk, profile, payload, location, version, id in rows:
+            place = Place(chunk, profile)
+            if location is not None:
+                payload = objects.reading().one(location)
+            if version is not None:
+                payload = unseal(KeyName(tenant, version, id), place, payload)
+            sealed.append((profile, seal(key, place, payload)))
+        stored = objects.place(connection, tenant, sealed, objects.writing())
+        changed = [
+            (new.payload, new.sha256, new.location, new.size, key.version, tenant, *row[:2])
+            for row, new in zip(rows, stored, strict=True)
+        ]
+        cursor.executemany(
+            "UPDATE memory_blob SET payload = %s, sha256 = %s, location = %s, size = %s,"
+            " key_version = %s WHERE tenant_id = %s AND chunk_id = %s AND profile_id = %s",
+            changed,
+        )
+    return len(changed)
+
+
+def _anything(connection: Connection, tenant: int) -> bool:
+    """Whether there is a blob at all: a tenant without one needs no key."""
+    return bool(
+        connection.execute(
+            text("SELECT EXISTS (SELECT FROM memory_blob WHERE tenant_id = :tenant)"),
+            {"tenant": tenant},
+        ).scalar()
+    )
+
+
+# Waits for whoever seals with one of them now; the look for what they sealed comes after that.
+_OLDER = text(
+    "SELECT version, id FROM tenant_key k WHERE tenant_id = :tenant AND destroyed_at IS NULL"
+    " AND version < (SELECT max(version) FROM tenant_key WHERE tenant_id = :tenant)"
+    " ORDER BY version FOR UPDATE"
+)
+_UNUSED = text(
+    "UPDATE tenant_key SET destroyed_at = now() WHERE tenant_id = :tenant AND version = :version"
+    " AND NOT EXISTS (SELECT FROM memory_blob WHERE tenant_id = :tenant AND key_version = :version)"
+)
+
+
+def _destroy(connection: Connection, tenant: int) -> int:
+    gone = 0
+    for row in connection.execute(_OLDER, {"tenant": tenant}).all():
+        if connection.execute(_UNUSED, {"tenant": tenant, "version": row.version}).rowcount:
+            keyring.destroy(KeyName(tenant, row.version, row.id))
+            audit.note(connection, tenant, "vault", detail={"key_destroyed": row.version})
+            gone += 1
+    return gone
