@@ -43,10 +43,6 @@ class ConflictError(MembankError):
     """Something of that name exists already."""
 
 
-class RepeatError(MembankError):
-    """A key that names one request was given with another."""
-
-
 class QuotaError(MembankError):
     """A tenant holds, or has asked today, as much as its quota lets it."""
 

@@ -7,7 +7,6 @@ from dataclasses import asdict
 import structlog
 
 from app.access import audit
-from app.bank import idempotency
 from app.db.tenants import next_tenant
 from app.errors import UsageError
 from app.search.indexes import keep
@@ -74,7 +73,6 @@ def _expire(stop: threading.Event) -> None:
     while tenant is not None and not stop.is_set():
         if days:
             audit.expire(tenant, days)
-        idempotency.expire(tenant)
         tenant = next_tenant(tenant)
 
 

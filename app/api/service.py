@@ -55,7 +55,6 @@ def create(generates: Generates) -> FastAPI:
     app.include_router(metrics.router)
     if settings().api_admin:
         app.include_router(admin.router)
-        app.include_router(admin.ending)
     mcp.prepare(app)
     return app
 

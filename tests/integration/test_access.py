@@ -15,7 +15,7 @@ from sqlalchemy.exc import ProgrammingError
 from app.access.keys import issue
 from app.access.principals import find_principal
 from app.access.quota import Quota, set_quota
-from app.bank import attachments, idempotency, roles, uploads
+from app.bank import attachments, roles, uploads
 from app.bank.members import grant
 from app.db import schema
 from app.db.addresses import Role
@@ -128,7 +128,12 @@ def pair(new_company: Callable[[str], Company]) -> Pair:
         company.reader("hana", "hr")
         issue(company.name, "alice")
         hana = company.reader("hana")
-        idempotency.begin(hana, "request", b"what is asked", 60.0)
+        administer(
+            "INSERT INTO idempotency_key (tenant_id, principal_id, key, request_hash, created_at)"
+            " VALUES (:tenant, :principal, 'request', sha256('request'), now())",
+            tenant=company.tenant,
+            principal=hana.principal,
+        )
         file = uploads.add(hana, "notes.md", "assistants", b"notes")
         grant(company.bank, "principal:hana", roles.Role.WRITER)
         attachments.attach(hana, company.bank.id, [(file.id, {})])

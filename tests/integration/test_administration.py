@@ -154,13 +154,6 @@ def test_a_revoked_key_counts_no_more(admin: Admin, client: TestClient) -> None:
     assert [k["state"] for k in data(admin("GET", "keys")) if k["id"] == number] == ["revoked"]
 
 
-def test_a_key_is_issued_once_for_one_idempotency_key(admin: Admin) -> None:
-    body = {"principal": "root"}
-    first, again = (admin("POST", "keys", body, **{"Idempotency-Key": "one"}) for _ in range(2))
-    assert first.json() == again.json()
-    assert len(data(admin("GET", "keys"))) == 2
-
-
 def test_a_change_of_rights_counts_at_once(admin: Admin, company: Company) -> None:
     company.store("a", "one")
     work_off()

@@ -2,12 +2,10 @@
 
 import asyncio
 import json
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
-import psycopg
 import pytest
 from fastapi import APIRouter, FastAPI
 from fastapi.testclient import TestClient
@@ -16,19 +14,14 @@ from pydantic import BaseModel
 from app.access.keys import issue
 from app.access.quota import Quota, set_quota
 from app.api.http import limits
-from app.api.http.caller import Administering, Reading, Writing
+from app.api.http.caller import Reading, Writing
 from app.api.http.errors import handle_errors
 from app.api.http.limits import Rates, hold
-from app.api.once import OnceRoute
 from app.api.openai import models
-from app.bank import idempotency
-from app.errors import ConflictError
 from app.settings import settings
 from tests.conftest import Company, begin_request
 
-router = APIRouter(route_class=OnceRoute)
-done: list[str] = []
-entered, may_end = threading.Event(), threading.Event()
+router = APIRouter()
 
 
 class Thing(BaseModel):
@@ -37,19 +30,7 @@ class Thing(BaseModel):
 
 @router.post("/things")
 def make(thing: Thing, who: Writing) -> dict[str, Any]:
-    if thing.name == "none":
-        raise ConflictError("there is no such thing")
-    if thing.name == "slow":
-        entered.set()
-        assert may_end.wait(30)
-    done.append(thing.name)
-    return {"id": len(done), "by": who.principal, "secret": "s3cret"}
-
-
-@router.post("/admin/things")
-def make_as_admin(thing: Thing, who: Administering) -> dict[str, Any]:
-    done.append(thing.name)
-    return {"id": len(done)}
+    return {"name": thing.name, "by": who.principal}
 
 
 @router.post("/questions")
@@ -76,9 +57,6 @@ def client(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClien
     hold(app)
     app.include_router(router)
     app.include_router(models.router)
-    done.clear()
-    entered.clear()
-    may_end.clear()
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client
 
@@ -96,106 +74,6 @@ def poster(client: TestClient, token: str) -> Callable[..., httpx.Response]:
         return client.post(path, json=body, headers={"Authorization": f"Bearer {token}", **named})
 
     return post
-
-
-class TestOnce:
-    def test_the_same_request_is_done_once_and_answered_twice(
-        self, alice: Callable[..., httpx.Response]
-    ) -> None:
-        first = alice("/things", {"name": "a"}, Idempotency_Key="k")
-        again = alice("/things", {"name": "a"}, Idempotency_Key="k")
-        assert first.status_code == again.status_code == 200
-        assert first.json() == again.json()
-        assert again.headers["content-type"] == "application/json"
-        assert (done, again.headers.get("idempotent-replayed")) == (["a"], "true")
-        assert "idempotent-replayed" not in first.headers
-        assert alice("/things", {"name": "a"}).json()["id"] == 2
-
-    def test_another_request_under_the_same_key_is_refused(
-        self, alice: Callable[..., httpx.Response]
-    ) -> None:
-        alice("/things", {"name": "a"}, Idempotency_Key="k")
-        refused = alice("/things", {"name": "b"}, Idempotency_Key="k")
-        assert refused.status_code == 422
-        assert refused.json()["error"]["code"] == "idempotency_key_reused"
-        assert done == ["a"]
-
-    def test_a_failure_frees_the_key(self, alice: Callable[..., httpx.Response]) -> None:
-        for name, status in (("none", 409), (7, 400), ("a", 200), ("a", 200)):
-            assert alice("/things", {"name": name}, Idempotency_Key="k").status_code == status
-        assert done == ["a"]
-
-    def test_while_it_is_being_done_the_same_waits_and_another_is_refused(
-        self, alice: Callable[..., httpx.Response]
-    ) -> None:
-        first: list[httpx.Response] = []
-        thread = threading.Thread(
-            target=lambda: first.append(alice("/things", {"name": "slow"}, Idempotency_Key="k"))
-        )
-        thread.start()
-        assert entered.wait(30)
-        assert alice("/things", {"name": "slow"}, Idempotency_Key="k").status_code == 409
-        assert alice("/things", {"name": "b"}, Idempotency_Key="k").status_code == 422
-        may_end.set()
-        thread.join()
-        assert alice("/things", {"name": "slow"}, Idempotency_Key="k").json() == first[0].json()
-        assert done == ["slow"]
-
-    def test_what_was_lost_on_the_way_is_done_when_its_time_is_up(
-        self, company: Company, alice: Callable[..., httpx.Response], superuser: psycopg.Connection
-    ) -> None:
-        asker = company.reader("alice")
-        lost = idempotency.begin(asker, "k", b"request", 60)
-        with pytest.raises(ConflictError):
-            idempotency.begin(asker, "k", b"request", 60)
-        superuser.execute("UPDATE idempotency_key SET created_at = now() - interval '61 s'")
-        taken = idempotency.begin(asker, "k", b"request", 60)
-        assert isinstance(lost, idempotency.Once)
-        assert isinstance(taken, idempotency.Once)
-        lost.keep(idempotency.Kept(200, b"of the lost"))
-        taken.keep(idempotency.Kept(201, b"of the second"))
-        kept = idempotency.begin(asker, "k", b"request", 60)
-        assert kept == idempotency.Kept(201, b"of the second")
-
-    def test_a_key_is_of_its_principal_and_of_what_it_may_do(
-        self, company: Company, client: TestClient, alice: Callable[..., httpx.Response]
-    ) -> None:
-        company.reader("hana")
-        hana = poster(client, issue(company.name, "hana", ["write"]).token)
-        powerful = poster(client, issue(company.name, "alice", ["write", "admin"]).token)
-        assert powerful("/admin/things", {"name": "a"}, Idempotency_Key="k").status_code == 200
-        assert alice("/admin/things", {"name": "a"}, Idempotency_Key="k").status_code == 422
-        assert alice("/admin/things", {"name": "a"}, Idempotency_Key="l").status_code == 403
-        assert hana("/things", {"name": "a"}, Idempotency_Key="k").json()["by"] == "hana"
-
-    def test_the_database_has_nothing_of_what_was_answered(
-        self, alice: Callable[..., httpx.Response], superuser: psycopg.Connection
-    ) -> None:
-        assert "s3cret" in alice("/things", {"name": "a"}, Idempotency_Key="k").text
-        (body,) = superuser.execute("SELECT body FROM idempotency_key").fetchone() or ()
-        assert b"s3cret" not in body
-        superuser.execute("UPDATE idempotency_key SET body = set_byte(body, 20, 1)")
-        assert alice("/things", {"name": "a"}, Idempotency_Key="k").status_code == 409
-
-    def test_a_key_counts_for_a_day_and_is_then_deleted(
-        self, company: Company, alice: Callable[..., httpx.Response], superuser: psycopg.Connection
-    ) -> None:
-        for key in ("old", "older", "new"):
-            alice("/things", {"name": "a"}, Idempotency_Key=key)
-        superuser.execute(
-            "UPDATE idempotency_key SET created_at = now() - interval '25 hours' WHERE key ~ 'old'"
-        )
-        assert alice("/things", {"name": "b"}, Idempotency_Key="old").json()["id"] == 4
-        assert idempotency.expire(company.tenant) == 1
-        kept = superuser.execute("SELECT key FROM idempotency_key ORDER BY 1").fetchall()
-        assert kept == [("new",), ("old",)]
-
-    @pytest.mark.parametrize("key", ["", "x" * 256, "\x07"])
-    def test_a_key_that_is_none_is_refused(
-        self, key: str, alice: Callable[..., httpx.Response]
-    ) -> None:
-        assert alice("/things", {"name": "a"}, Idempotency_Key=key).status_code == 400
-        assert done == []
 
 
 class TestRate:

@@ -11,13 +11,12 @@ from app.api.http.caller import Reading, Writing
 from app.api.http.errors import responses
 from app.api.http.fields import Attributes, Chunking, FileId, check_chunking
 from app.api.http.paging import Item, Page
-from app.api.once import OnceRoute
 from app.api.openai.files import sight
 from app.api.openai.store_files import FileOptions, StoreFile, StoreFilePaging
 from app.api.openai.vector_stores import FileCounts, bank_of, known
 from app.bank import attachments, entries, uploads
 
-router = APIRouter(prefix="/v1/vector_stores", tags=["vector stores"], route_class=OnceRoute)
+router = APIRouter(prefix="/v1/vector_stores", tags=["vector stores"])
 
 
 class Batch(Item):

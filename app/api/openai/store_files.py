@@ -18,14 +18,13 @@ from app.api.http.fields import (
     check_chunking,
 )
 from app.api.http.paging import Item, Page, Paging
-from app.api.once import OnceRoute
 from app.api.openai.files import sight
 from app.api.openai.vector_stores import bank_of, known
 from app.bank import attachments, entries, uploads
 from app.bank.entries import Entry
 from app.bank.find import Bank
 
-router = APIRouter(prefix="/v1/vector_stores", tags=["vector stores"], route_class=OnceRoute)
+router = APIRouter(prefix="/v1/vector_stores", tags=["vector stores"])
 
 Status = Literal["in_progress", "completed", "failed", "cancelled"]
 

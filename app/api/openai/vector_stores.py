@@ -19,7 +19,6 @@ from app.api.http.fields import (
     check_expiry,
 )
 from app.api.http.paging import Item, Page, Paging
-from app.api.once import OnceRoute
 from app.api.openai.files import sight
 from app.bank import attachments, banks, entries, uploads
 from app.bank.banks import Known
@@ -29,7 +28,7 @@ from app.errors import NotFoundError
 from app.queue import status
 from app.runtime.identity import profile
 
-router = APIRouter(prefix="/v1/vector_stores", tags=["vector stores"], route_class=OnceRoute)
+router = APIRouter(prefix="/v1/vector_stores", tags=["vector stores"])
 _NUMBER = re.compile(r"vs_([0-9]{1,18})")
 
 

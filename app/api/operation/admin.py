@@ -18,7 +18,6 @@ from app.access.lists import checked_access
 from app.api.http.caller import Administering
 from app.api.http.errors import responses
 from app.api.http.fields import Name, Printable
-from app.api.once import OnceRoute
 from app.bank import documents, members
 from app.bank.find import find_bank
 from app.bank.roles import Role
@@ -27,9 +26,7 @@ from app.queue import jobs, status
 from app.upkeep import erase
 
 PREFIX = "/v1/membank"
-router = APIRouter(prefix=PREFIX, tags=["administration"], route_class=OnceRoute)
-# Nothing can be kept for a tenant that is gone.
-ending = APIRouter(prefix=PREFIX, tags=["administration"])
+router = APIRouter(prefix=PREFIX, tags=["administration"])
 
 T = TypeVar("T")
 
@@ -406,7 +403,7 @@ def list_events(
     return Events(data=shown, last_id=last, has_more=len(rows) > limit)
 
 
-@ending.post("/erasure", responses=responses(404))
+@router.post("/erasure", responses=responses(404))
 def erase_tenant(body: Erasure, who: Administering) -> Receipt:
     """Its keys are destroyed and all its rows deleted. It cannot be undone."""
     if body.tenant != who.tenant:

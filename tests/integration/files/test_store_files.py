@@ -253,13 +253,6 @@ class TestStoreFiles:
             store_document(company.tenant, bank, draft, [], asker.principal)
         assert documents(store, asker) == []
 
-    def test_what_is_sent_twice_under_one_key_is_done_once(
-        self, alice: OpenAI, store: VectorStore
-    ) -> None:
-        again = {"extra_headers": {"Idempotency-Key": "once"}}
-        one, two = (alice.vector_stores.create(**again) for _ in range(2))
-        assert one.id == two.id
-
     def test_documents_of_other_ways_are_listed_too(
         self, alice: OpenAI, company: Company, client: Client
     ) -> None:
