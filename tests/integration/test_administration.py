@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from app.access import keys, tenants
+from app.access import keys, principals
 from app.access.keys import issue
 from app.access.principals import add_principal
 from app.api.service import create
@@ -303,7 +303,7 @@ def test_who_is_removed_meanwhile_is_a_conflict(
     body: Any,
 ) -> None:
     gone = Asker("app", company.tenant, 10**9)
-    for module in (tenants, keys):
+    for module in (principals, keys):
         monkeypatch.setattr(module, "find_principal", lambda *_: gone)
     said = admin(method, path, body)
     assert (said.status_code, said.json()["error"]["code"]) == (409, "conflict")
