@@ -165,7 +165,7 @@ def _add_tools(server: MCPServer, app: FastAPI) -> None:
 
         bridge: Bridge = app.state.bridge
         with _told():
-            return await bridge.embed(who.tenant, work)
+            return await bridge.search(who.tenant, work)
 
     @server.tool(annotations=ToolAnnotations(read_only_hint=True))
     async def ask(

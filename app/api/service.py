@@ -13,7 +13,6 @@ from app.api.http.limits import hold
 from app.api.http.watch import Watch
 from app.api.openai import (
     chat,
-    embeddings,
     file_batches,
     files,
     models,
@@ -43,7 +42,6 @@ def create(generates: Generates) -> FastAPI:
     app.add_middleware(Watch)
     health.prepare(app)
     app.include_router(chat.router)
-    app.include_router(embeddings.router)
     app.include_router(models.router)
     app.include_router(files.router)
     app.include_router(files.files(settings().max_upload_bytes))

@@ -334,8 +334,7 @@ class TestRefusal:
 
     @pytest.mark.parametrize("body", [b"", b"{", b"[" * 100_000, b"1" * 5000, b'{"a": \xff}'])
     def test_of_what_is_no_json(self, post: Callable[..., httpx.Response], body: bytes) -> None:
-        for path in ("/v1/chat/completions", "/v1/embeddings"):
-            assert post(path, body).status_code == 400
+        assert post("/v1/chat/completions", body).status_code == 400
 
     def test_not_of_fields_that_openai_has_and_we_ignore(self, hana: openai.OpenAI) -> None:
         ignored: dict[str, Any] = {"presence_penalty": 1.0, "user": "me", "logprobs": True}
@@ -442,41 +441,6 @@ class TestEnd:
                 app.state.bridge._searches.release()
             assert wait_until(lambda: not app.state.bridge._held, 30)
         assert not waits.begun.is_set()
-
-
-class TestEmbeddings:
-    def test_are_those_that_the_bank_is_searched_with(self, hana: openai.OpenAI) -> None:
-        texts = [LEAVE, FACTS["leave"], FACTS["dogs"]]
-        as_bytes = hana.embeddings.create(model="handbook", input=texts)
-        as_numbers = hana.embeddings.create(
-            model="handbook", input=texts, encoding_format="float", dimensions=384
-        )
-        question, leave, dogs = [one.embedding for one in as_numbers.data]
-        for one, vector in zip(as_bytes.data, (question, leave, dogs), strict=True):
-            assert one.embedding == pytest.approx(vector)
-        assert sum(map(float.__mul__, question, question)) == pytest.approx(1)
-        near = sum(map(float.__mul__, question, leave))
-        assert near > sum(map(float.__mul__, question, dogs))
-        assert as_bytes.usage.prompt_tokens == as_bytes.usage.total_tokens > 20
-        one = hana.embeddings.create(model="handbook", input=LEAVE, encoding_format="float")
-        assert one.data[0].embedding == pytest.approx(question, abs=1e-5)
-
-    @pytest.mark.parametrize(
-        ("how", "status"),
-        [
-            ({"input": []}, 400),
-            ({"input": ""}, 400),
-            ({"input": ["a", "  "]}, 400),
-            ({"input": [1, 2]}, 400),
-            ({"dimensions": 3}, 400),
-            ({"model": "closed"}, 404),
-        ],
-    )
-    def test_of_nothing_are_refused(
-        self, post: Callable[..., httpx.Response], how: dict[str, Any], status: int
-    ) -> None:
-        refused = post("/v1/embeddings", {"model": "handbook", "input": "a"} | how)
-        assert refused.status_code == status, refused.text
 
 
 def test_the_models_are_the_banks(hana: openai.OpenAI) -> None:

@@ -42,8 +42,8 @@ class Bridge:
         self._submit(tenant, running.work)
         return running
 
-    async def embed(self, tenant: str, work: Callable[[], T]) -> T:
-        """What `work` gives, which embeds as a search does. Raises BusyError likewise."""
+    async def search(self, tenant: str, work: Callable[[], T]) -> T:
+        """The result of `work`, which searches. Raises BusyError as `begin` does."""
 
         def alone() -> T:
             with self._searches:

@@ -51,10 +51,6 @@ class Embedder:
     def dimensions(self) -> int:
         return int(self._model.config.hidden_size)
 
-    def count_tokens(self, texts: Sequence[str]) -> int:
-        """Tokens of the texts that are read, what is cut not counted."""
-        return sum(map(len, self._tokens(texts)))
-
     @torch.no_grad()
     def embed(self, texts: Sequence[str]) -> Tensor:
         """(len(texts), dimensions), float32, each row of length 1. Longer texts are cut."""

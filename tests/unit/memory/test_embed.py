@@ -112,10 +112,6 @@ def test_no_texts_give_no_keys(embedder: Embedder) -> None:
     assert embedder.embed([]).shape == (0, embedder.dimensions)
 
 
-def test_tokens_are_counted_as_far_as_they_are_read(embedder: Embedder) -> None:
-    assert embedder.count_tokens(["one two", TEXTS[-1]]) == 4 + 512
-
-
 def test_a_folder_without_a_model_is_named(tmp_path: object) -> None:
     with pytest.raises(ModelError, match=f"embedder {tmp_path} cannot be loaded"):
         Embedder(str(tmp_path))
