@@ -11,8 +11,6 @@ from app.errors import UsageError
 
 LEAST_AUDIT = 30
 """Days that the database keeps events of the audit log at least."""
-LEAST_REFRESH = 8
-"""Tokens: a shorter piece of an answer says too little to search again for."""
 
 
 class Settings(BaseSettings):
@@ -167,12 +165,6 @@ class Settings(BaseSettings):
         le=1,
         description="Cosine below which a memory does not count as an answer's source.",
     )
-    refresh_every: int = Field(
-        0,
-        ge=0,
-        description="Tokens of an answer from memory after which memories are searched for again,"
-        " 8 or more; 0: never.",
-    )
     max_document_bytes: int = Field(
         20_000_000, ge=1, description="Documents with more UTF-8 bytes of text are refused."
     )
@@ -253,13 +245,6 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="Least severe log line that worker, relay and HTTP service write."
     )
-
-    @field_validator("refresh_every")
-    @classmethod
-    def _never_or_seldom(cls, every: int) -> int:
-        if 0 < every < LEAST_REFRESH:
-            raise ValueError(f"give 0 (never) or at least {LEAST_REFRESH}")
-        return every
 
     @field_validator("audit_days")
     @classmethod

@@ -6,10 +6,9 @@ its adapter and its way of choosing tokens, and gets what it would get alone (me
 
 import queue
 import threading
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 import structlog
@@ -87,12 +86,9 @@ class Engine:
         self.loaded: Future[None] = Future()
         self._waiting: dict[int, deque[Job]] = {}
         self._running: list[Job] = []
-        self._searching = 0
-        self._searched: list[tuple[Job, bool]] = []
         self._changed = threading.Condition()
         self._closed = False
         self._tokens = self._steps = 0
-        self._searches = ThreadPoolExecutor(2, "refresh")
         self._thread = threading.Thread(
             target=self._start, args=(load,), name="engine", daemon=True
         )
@@ -112,9 +108,8 @@ class Engine:
         """Answers in the batch and waiting for it; tokens and steps since the start."""
         with self._changed:
             waiting = sum(map(len, self._waiting.values()))
-        running = len(self._running) + self._searching
         return {
-            "running": running,
+            "running": len(self._running),
             "waiting": waiting,
             "tokens": self._tokens,
             "steps": self._steps,
@@ -126,9 +121,6 @@ class Engine:
             self._closed = True
             self._changed.notify()
         self._thread.join()
-        self._searches.shutdown()
-        for job, _ in self._searched:
-            job.end(_closed())
 
     def _start(self, load: Callable[[], object]) -> None:
         # Each thread has its own number of threads to compute with.
@@ -145,7 +137,7 @@ class Engine:
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not (self._closed or self._running or self._searched or self._waiting):
+                while not (self._closed or self._running or self._waiting):
                     self._changed.wait()
                 if self._closed:
                     break
@@ -166,15 +158,7 @@ class Engine:
         """Who joins now: each time the tenant that has the fewest answers in the batch."""
         new, tokens = list[Job](), 0
         busy = Counter(job.tenant for job in self._running)
-        room = self._most - len(self._running) - self._searching
-        while self._searched:
-            job, changed = self._searched.pop()
-            self._searching -= 1
-            if changed:
-                new.append(job)
-                tokens += job.size
-            elif not job.cancelled:
-                self._running.append(job)
+        room = self._most - len(self._running)
         while self._waiting and room > 0 and (not new or tokens < _PASS_TOKENS):
             tenant = min(self._waiting, key=lambda one: busy[one])
             job = self._waiting[tenant].popleft()
@@ -221,27 +205,9 @@ class Engine:
                 continue
             if token is not None:
                 going.append((job, token))
-        # Whoever searches again in mid-answer holds up nobody else.
-        due = [job for job, _ in going if job.is_due]
         for decoder, some in _by_model(going):
             decoder.feed([job.reading for job, _ in some], [token for _, token in some])
-        self._running = [job for job, _ in going if not job.is_due]
-        self._searching += len(due)
-        for job in due:
-            self._searches.submit(self._search, job)
-
-    def _search(self, job: Job) -> None:
-        before = time.perf_counter()
-        try:
-            found = job, job.search_again()
-        except Exception as error:
-            job.cancelled = True
-            job.end(error)
-            found = job, False
-        job.refreshing += time.perf_counter() - before
-        with self._changed:
-            self._searched.append(found)
-            self._changed.notify()
+        self._running = [job for job, _ in going]
 
 
 def _by_model(some: Sequence[tuple[Job, T]]) -> Iterator[tuple[Decoder, list[tuple[Job, T]]]]:

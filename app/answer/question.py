@@ -8,7 +8,7 @@ from app.errors import UsageError
 from app.memory.decode.generate import GREEDY, Sampling
 from app.memory.model.prompt import Turn
 from app.runtime.models import Mode
-from app.settings import LEAST_REFRESH, settings
+from app.settings import settings
 
 
 @dataclass(frozen=True)
@@ -16,9 +16,8 @@ class Question:
     """One question with the dialogue before it. What is None is as the settings say.
 
     k: memories that are read; least: cosine below which a memory does not count; where: what the
-    metadata of the documents must be that it is answered from; refresh: tokens of the answer after
-    which memories are searched for again, 0 for never; stop: texts before the first of which the
-    answer ends; adapter: what the model reads with, as MEMBANK_ADAPTER.
+    metadata of the documents must be that it is answered from; stop: texts before the first of
+    which the answer ends; adapter: what the model reads with, as MEMBANK_ADAPTER.
     """
 
     text: str
@@ -27,7 +26,6 @@ class Question:
     mode: Mode = "memory"
     max_tokens: int = 64
     least: float | None = None
-    refresh: int | None = None
     where: Filter | None = None
     sampling: Sampling = GREEDY
     stop: tuple[str, ...] = ()
@@ -39,21 +37,6 @@ class Question:
         object.__setattr__(self, "text", checked(self.text))
         if self.max_tokens < 1:
             raise UsageError(f"the longest answer is {self.max_tokens} tokens: give at least 1")
-        every = self.refresh
-        if every and every < LEAST_REFRESH:
-            raise UsageError(f"a refresh every {every} tokens: give 0 or at least {LEAST_REFRESH}")
-        if every and self.mode != "memory":
-            raise UsageError(
-                f"a refresh every {every} tokens in mode {self.mode}: only memories can be swapped"
-                " in the middle of an answer; leave it out, or choose the mode memory"
-            )
-
-    @property
-    def every(self) -> int:
-        """Tokens between two searches, 0 for none."""
-        if self.refresh is None:
-            return settings().refresh_every if self.mode == "memory" else 0
-        return self.refresh
 
     @property
     def threshold(self) -> float:

@@ -8,26 +8,20 @@ from typing import Any, Protocol
 from app.access.audit import note
 from app.access.quota import count_tokens
 from app.answer.question import Question
-from app.answer.recall import Recall, Source
+from app.answer.recall import Source, recall
 from app.answer.retrieval import Found, Reader, Request, found_for, ms
 from app.db.session import transaction
 from app.errors import UsageError
-from app.memory.compose import Memories, compose
-from app.memory.decode.generate import Finish, Read, Refresh, Telling, Wanted
+from app.memory.compose import Memories
+from app.memory.decode.generate import Finish, Telling, Unencoded, Wanted
 from app.memory.decode.pieces import Stops
 from app.memory.model.prompt import closed_book
 from app.process import metrics
-from app.process.tracing import carried, past
+from app.process.tracing import past
 from app.runtime.models import Mode, Models, generator, models, reading
 
 NOTHING = "The bank holds nothing for this question that you may read."
-_NO_TIME = dict.fromkeys(
-    (
-        *("search", "load", "queue", "prefill", "first_token", "total"),
-        *("refresh", "refresh_search", "refresh_load"),
-    ),
-    0.0,
-)
+_NO_TIME = dict.fromkeys(("search", "load", "queue", "prefill", "first_token", "total"), 0.0)
 
 
 @dataclass(frozen=True)
@@ -35,9 +29,6 @@ class Answer:
     """Times are in milliseconds from the question on, first_token and total whole; queue: until
     the model took it up.
 
-    refreshes: how often memories were searched for again, in `refresh` milliseconds of the total,
-    of which refresh_search and refresh_load; the rest read the live tokens again. swaps: how often
-    that brought other memories. memory_tokens are those of the memories that were read last.
     finished: why it ended, None for one that was cut off.
     """
 
@@ -46,8 +37,6 @@ class Answer:
     memories: list[Source]
     timings_ms: dict[str, float]
     usage: dict[str, int]
-    refreshes: int = 0
-    swaps: int = 0
     finished: Finish = "stop"
 
     def json(self) -> dict[str, Any]:
@@ -92,7 +81,7 @@ class Answering:
         self._handed = self._started
         self._text, self._stops = "", Stops(question.stop)
         self._load_ms, self._found = 0.0, Found([], {})
-        self._recall: Recall | None = None
+        self._memories: Memories | None = None
         self._request = reader.begin()
         self._stream = self._begin()
 
@@ -122,9 +111,11 @@ class Answering:
     @property
     def sources(self) -> list[Source]:
         """What is being read, the shares of attention as far as they are known."""
-        if self._recall is not None:
-            return self._recall.sources()
-        return [Source.of(passage) for passage in self._found.passages]
+        passages, memories = self._found.passages, self._memories
+        if memories is None:
+            return [Source.of(passage) for passage in passages]
+        shares = memories.shares(0, len(passages))
+        return [Source.of(*one) for one in zip(passages, shares, strict=True)]
 
     def answer(self) -> Answer:
         """What was said so far."""
@@ -135,24 +126,17 @@ class Answering:
         if self._stream is None:
             timings["first_token"] = timings["total"]
             return Answer(NOTHING, self._question.mode, [], timings, _usage(0, 0, 0))
-        said, swaps = self._stream.generation(), 0
+        said = self._stream.generation()
         timings["queue"] = max(0.0, ms(self._handed, said.started))
         timings["prefill"] = ms(said.started, said.first_token)
         timings["first_token"] = ms(self._started, said.first_token)
-        timings["refresh"] = ms(0.0, said.refreshing)
-        entries = 0
-        if self._recall is not None:
-            entries, swaps = said.memory_entries, self._recall.swaps
-            timings["refresh_search"] = self._recall.search_ms
-            timings["refresh_load"] = self._recall.load_ms
+        entries = 0 if self._memories is None else said.memory_entries
         return Answer(
             self._text,
             self._question.mode,
             self.sources,
             timings,
             _usage(self._prompt_tokens, len(said.tokens), entries),
-            said.refreshes,
-            swaps,
             "stop" if self._stops.met else said.finished,
         )
 
@@ -180,12 +164,9 @@ class Answering:
 
     def _from_memory(self, tail: list[int]) -> Telling:
         asked, before = self._question, time.perf_counter()
-        how = (asked.k, asked.threshold, asked.where)
-        self._recall = Recall(self._request, asked.text, *how, asked.adapter)
-        memories = self._recall.read(self._found.passages)
+        self._memories = recall(self._request, self._found.passages, asked.adapter)
         self._load_ms = ms(before, time.perf_counter())
-        refresh = Refresh(asked.every, carried(self._recall.again)) if asked.every else None
-        return self._generate(tail, memories, refresh)
+        return self._generate(tail, self._memories)
 
     def _from_text(self, tail: list[int]) -> Telling:
         asked, m = self._question, models()
@@ -194,23 +175,17 @@ class Answering:
         _require_room(m, len(ids) + asked.max_tokens)
         if reading("rag", asked.adapter).adapter is None:
             return self._generate(ids, None)
-
-        def read() -> Memories:
-            # The adapter acts on the question alone: text is read by the model that encodes.
-            text = m.encoder.encode([[i for chunk in chunks for i in chunk]])
-            return compose([text], m.lm.rotary, m.encoder.prefix)
-
-        stream = self._generate(tail, read)
+        # The adapter acts on the question alone: text is read by the model that encodes.
+        text = Unencoded([token for chunk in chunks for token in chunk], m.encoder)
+        stream = self._generate(tail, text)
         self._prompt_tokens = len(ids)
         return stream
 
-    def _generate(
-        self, prompt: list[int], memories: Read, refresh: Refresh | None = None
-    ) -> Telling:
+    def _generate(self, prompt: list[int], memories: Memories | Unencoded | None) -> Telling:
         self._prompt_tokens = len(prompt)
         asked, tenant = self._question, self._request.asker.tenant or 0
         self._handed = time.perf_counter()
-        wanted = Wanted(prompt, asked.max_tokens, memories, asked.sampling, refresh)
+        wanted = Wanted(prompt, asked.max_tokens, memories, asked.sampling)
         return self._generates(asked, wanted, tenant)
 
     def _pieces(self) -> Iterator[str]:

@@ -73,24 +73,6 @@ def bench_decode(
     decode.run(n, k, llama_python, as_json)
 
 
-@commands.command("refresh")
-def bench_refresh(
-    n: Annotated[int, typer.Option("-n", help="Questions of two parts, 1 to 42.")] = 42,
-    k: Annotated[
-        str, typer.Option("-k", help="Memories at a time: one number or several.")
-    ] = "1,2",
-    every: Annotated[
-        str, typer.Option(help="Tokens between two searches; never is always there.")
-    ] = "16,32,64",
-    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 128,
-    as_json: Json = False,
-) -> None:
-    """Searching again during an answer: what it costs, and how many answers it finds."""
-    from benchmarks import refresh
-
-    refresh.run(n, numbers("-k", k), numbers("--every", every), max_tokens, as_json)
-
-
 @commands.command("frontier")
 def bench_frontier(
     squad: Annotated[

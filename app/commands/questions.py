@@ -60,13 +60,6 @@ def ask(
     min_score: Annotated[
         float | None, typer.Option(help="Least cosine of a source; default MEMBANK_MIN_SCORE.")
     ] = None,
-    refresh_every: Annotated[
-        int | None,
-        typer.Option(
-            help="Search again after every so many tokens of the answer, with what it says so far;"
-            " 0: never; default MEMBANK_REFRESH_EVERY. Only with --mode memory."
-        ),
-    ] = None,
     where: Where = None,
     as_json: Json = False,
 ) -> None:
@@ -86,7 +79,6 @@ def ask(
         mode=chosen,
         max_tokens=max_tokens,
         least=min_score,
-        refresh=refresh_every,
         where=condition,
     )
     if as_json:

@@ -300,7 +300,6 @@ class TestRefusal:
             ({"membank": {"kk": 1}}, 400, "membank.kk"),
             ({"membank": {"k": 0}}, 400, "membank.k"),
             ({"membank": {"mode": "x"}}, 400, "membank.mode"),
-            ({"membank": {"refresh_every": 3}}, 400, "at least 8"),
             ({"membank": {"threshold": 1e999}}, 400, "threshold"),
             ({"membank": {"filters": {"type": "eq", "key": "nope", "value": 1}}}, 422, "nope"),
             ({"membank": {"filters": {"type": "no"}}}, 422, "type"),

@@ -46,7 +46,6 @@ class Options(BaseModel):
     k: Annotated[int, Field(ge=1, le=100)] | None = None
     mode: Mode = "memory"
     filters: Filters | None = None
-    refresh_every: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
     threshold: Annotated[float, Field(ge=-1, le=1)] | None = None
     explain: bool = False
 
@@ -90,7 +89,6 @@ class ChatRequest(BaseModel):
             self.membank.mode,
             longest,
             self.membank.threshold,
-            self.membank.refresh_every,
             None if self.membank.filters is None else parse(self.membank.filters),
             Sampling(self.temperature or 0.0, self.top_p or 1.0, self.seed),
             tuple([self.stop] if isinstance(self.stop, str) else self.stop or ()),
@@ -167,8 +165,6 @@ class Explanation(BaseModel):
 
     mode: Mode
     timings_ms: dict[str, float]
-    refreshes: int
-    swaps: int
 
 
 class Said(BaseModel):

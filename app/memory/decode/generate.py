@@ -6,7 +6,7 @@ The loop is our own because transformers' `generate` asks for the last logits in
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from app.errors import UsageError
-from app.memory.compose import Memories
+from app.memory.compose import Memories, compose
 from app.memory.decode.decoder import Weights, decoder_of
 from app.memory.decode.flat import Start
 from app.memory.decode.pieces import Pieces
+from app.memory.encode import Encoder
 from app.memory.model.load import LanguageModel
 
 
@@ -46,27 +47,22 @@ GREEDY = Sampling()
 Finish = Literal["stop", "length"] | None
 """Why an answer ended: the model's end token, or as many tokens as were wanted; None: it has not,
 or was cut off."""
-Read = Memories | Callable[[], Memories] | None
-"""What is read: memories, what makes them when their turn comes, or nothing."""
 
 
 @dataclass(frozen=True)
-class Refresh:
-    """Other memories in the middle of an answer (Memory3 asks for them every 64 tokens).
+class Unencoded:
+    """Text that is read as one memory, encoded by whoever computes the answer, when its turn comes.
 
-    After every `every` tokens `ask` is given the text so far and gives the memories to go on with,
-    or None for those that are being read. None costs nothing else: the cache stays. Other memories
-    cost one pass over prompt and answer, after which the answer is what it would be had it been
-    started over behind them, with what is written already.
+    tokens: of the text, at least one; encoder: of the model without an adapter.
     """
 
-    every: int
-    ask: Callable[[str], Memories | None]
+    tokens: list[int]
+    encoder: Encoder
 
-    def __post_init__(self) -> None:
-        """Raises UsageError for an interval that is none."""
-        if self.every < 1:
-            raise UsageError(f"a refresh every {self.every} tokens: give at least 1")
+    def encoded(self) -> Memories:
+        """The memory behind the encoder's prefix."""
+        stored = self.encoder.encode([self.tokens])
+        return compose([stored], self.encoder.lm.rotary, self.encoder.prefix)
 
 
 @dataclass(frozen=True)
@@ -78,17 +74,15 @@ class Wanted:
 
     prompt: list[int]
     max_tokens: int
-    memories: Read = None
+    memories: Memories | Unencoded | None = None
     sampling: Sampling = GREEDY
-    refresh: Refresh | None = None
 
 
 @dataclass(frozen=True)
 class Generation:
     """An answer's tokens. Times are of time.perf_counter, in seconds.
 
-    memory_entries: those of the memories that were read last; refreshes: how often others were
-    asked for; refreshing: seconds that this took, reading again included.
+    memory_entries: of the memories that were read, the encoder's prefix included.
     """
 
     text: str
@@ -97,8 +91,6 @@ class Generation:
     memory_entries: int
     started: float
     first_token: float
-    refreshes: int
-    refreshing: float
     finished: Finish = None
 
 
@@ -116,12 +108,11 @@ class Generator:
         self,
         prompt: list[int],
         max_tokens: int,
-        memories: Read = None,
+        memories: Memories | Unencoded | None = None,
         sampling: Sampling = GREEDY,
-        refresh: Refresh | None = None,
     ) -> Generation:
         """The whole answer at once; the arguments are the fields of Wanted."""
-        stream = self.stream(Wanted(prompt, max_tokens, memories, sampling, refresh))
+        stream = self.stream(Wanted(prompt, max_tokens, memories, sampling))
         for _ in stream:
             pass
         return stream.generation()
@@ -141,11 +132,10 @@ class Telling(ABC):
     def __init__(self, generator: Generator, wanted: Wanted) -> None:
         self.generator, self.wanted = generator, wanted
         self.cancelled = False
-        self.refreshing = 0.0
-        self._made, self._choose = wanted.memories, Choice(wanted.sampling)
+        self._choose = Choice(wanted.sampling)
         self._memories: Memories | None = None
         self._finished: Finish = None
-        self._text, self._tokens, self._refreshes = "", list[int](), 0
+        self._text, self._tokens = "", list[int]()
         self._started = self._first = 0.0
 
     def __iter__(self) -> Iterator[str]:
@@ -168,8 +158,8 @@ class Telling(ABC):
         now = time.perf_counter()
         started, first = self._started or now, self._first or now
         return Generation(
-            *(self._text, list(self._tokens), len(self.wanted.prompt), entries, started, first),
-            *(self._refreshes, self.refreshing, self._finished),
+            *(self._text, list(self._tokens), len(self.wanted.prompt), entries),
+            *(started, first, self._finished),
         )
 
     def cancel(self) -> None:
@@ -177,12 +167,11 @@ class Telling(ABC):
         self.cancelled = True
 
     def start(self) -> Start:
-        """What is to be read first, or anew after other memories came: prompt and answer so far,
-        with room for the rest."""
-        self._started = self._started or time.perf_counter()
-        self._memories = self._made = self._made() if callable(self._made) else self._made
-        left = self.wanted.max_tokens - len(self._tokens)
-        return Start([*self.wanted.prompt, *self._tokens], left, self._memories)
+        """What is read first: the prompt and its memories, with room for the answer."""
+        self._started, wanted = time.perf_counter(), self.wanted
+        read = wanted.memories
+        self._memories = read.encoded() if isinstance(read, Unencoded) else read
+        return Start(wanted.prompt, wanted.max_tokens, self._memories)
 
     def take(self, logits: Tensor) -> int | None:
         """Choose the next token, None when the answer has ended with it."""
@@ -196,26 +185,9 @@ class Telling(ABC):
             self._finished = "length"
         return None if self._finished else token
 
-    @property
-    def is_due(self) -> bool:
-        """Whether memories are to be searched for again before the next token is read."""
-        refresh = self.wanted.refresh
-        return refresh is not None and len(self._tokens) % refresh.every == 0
-
-    def search_again(self) -> bool:
-        """Whether other memories came; they are read with the next start."""
-        pieces = Pieces(self.generator.lm.tokenizer)
-        said = "".join(map(pieces.push, self._tokens))
-        refresh = self.wanted.refresh
-        memories = None if refresh is None else refresh.ask(said)
-        if memories is not None:
-            self._made = memories
-        self._refreshes += 1
-        return memories is not None
-
 
 class Stream(Telling):
-    """One that the thread computes which iterates."""
+    """An answer computed in the thread that iterates over it."""
 
     @torch.inference_mode()
     def _arriving(self) -> Iterator[int]:
@@ -226,12 +198,7 @@ class Stream(Telling):
             yield self._tokens[-1]
             if token is None:
                 return
-            before, due = time.perf_counter(), self.is_due
-            if due and self.search_again():
-                [reading] = decoder.read([self.start()])
-            else:
-                decoder.feed([reading], [token])
-            self.refreshing += time.perf_counter() - before if due else 0.0
+            decoder.feed([reading], [token])
 
 
 class Choice:

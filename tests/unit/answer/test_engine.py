@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from app.answer.engine import Engine, Job
 from app.answer.question import Question
 from app.errors import UnavailableError
 from app.memory.compose import Memories, compose
-from app.memory.decode.generate import GREEDY, Choice, Generator, Refresh, Sampling, Wanted
+from app.memory.decode.generate import GREEDY, Choice, Generator, Sampling, Unencoded, Wanted
 from app.memory.encode import Encoder
+from app.memory.kv import KV
 from app.memory.model.load import LanguageModel
 from tests.unit.answer.test_generate import Letters
 from tests.unit.memory.families import CHUNKS, PREFIX, tiny
@@ -38,13 +40,11 @@ class Case:
         self,
         prompt: list[int],
         most: int = 12,
-        memories: "Memories | Callable[[], Memories] | None" = None,
+        memories: "Memories | Unencoded | None" = None,
         sampling: Sampling = GREEDY,
-        refresh: Refresh | None = None,
         tenant: int = 1,
     ) -> Job:
-        wanted = Wanted(prompt, most, memories, sampling, refresh)
-        return self.engine(Question("?"), wanted, tenant)
+        return self.engine(Question("?"), Wanted(prompt, most, memories, sampling), tenant)
 
     def endless(self) -> "Case":
         self.lm.__dict__["end_tokens"] = frozenset()
@@ -81,15 +81,12 @@ def test_answers_of_a_busy_engine_are_those_given_alone(
     case = open_case(family, "auto" if family != "llama" else weights)
 
     def asked(i: int) -> dict[str, object]:
-        def other(_: str) -> Memories | None:
-            return case.memories(i % 2) if i % 4 == 3 else None
-
+        unread = Unencoded(CHUNKS[i % 2], case.encoder) if i % 5 == 4 else None
         return {
             "prompt": [40 + (i + j) % 50 for j in range(1 + i % 9)],
             "max_tokens": 4 + i % 13,
-            "memories": None if i % 3 == 0 else case.memories(*range(1 + i % 2)),
+            "memories": unread if i % 3 == 0 else case.memories(*range(1 + i % 2)),
             "sampling": GREEDY if i % 2 else Sampling(1.2, 0.9, seed=i),
-            "refresh": Refresh(3, other) if i % 5 == 4 else None,
         }
 
     def through_engine(i: int) -> tuple[str, list[int], int]:
@@ -99,19 +96,18 @@ def test_answers_of_a_busy_engine_are_those_given_alone(
             how["max_tokens"],  # type: ignore[arg-type]
             how["memories"],  # type: ignore[arg-type]
             how["sampling"],  # type: ignore[arg-type]
-            how["refresh"],  # type: ignore[arg-type]
             tenant=i % 3,
         )
         text = text_of(job)
         said = job.generation()
         assert said.text == text
-        return text, said.tokens, said.refreshes
+        return text, said.tokens, said.memory_entries
 
     with torch.inference_mode():
         alone = [case.generator.generate(**asked(i)) for i in range(24)]  # type: ignore[arg-type]
     with ThreadPoolExecutor(24) as threads:
         together = list(threads.map(through_engine, range(24)))
-    assert together == [(one.text, one.tokens, one.refreshes) for one in alone]
+    assert together == [(one.text, one.tokens, one.memory_entries) for one in alone]
     assert case.engine.stats()["running"] == case.engine.stats()["waiting"] == 0
 
 
@@ -145,15 +141,10 @@ def test_who_goes_away_is_computed_no_further(open_case: Callable[..., Case]) ->
 def test_a_request_that_fails_takes_nobody_with_it(open_case: Callable[..., Case]) -> None:
     case = open_case().endless()
 
-    def broken() -> Memories:
-        raise ValueError("damaged")
-
     good = case.begin([40, 41], 30)
-    bad = case.begin([40, 41], 30, broken)
-    refused = case.begin([40, 41], 30, refresh=Refresh(8, lambda _: broken()))
-    for job in (bad, refused):
-        with pytest.raises(ValueError, match="damaged"):
-            text_of(job)
+    bad = case.begin([40, 41], 30, Unencoded([], case.encoder))
+    with pytest.raises(ValueError, match="without tokens"):
+        text_of(bad)
     assert text_of(good) == case.generator.generate([40, 41], 30).text
 
 
@@ -176,28 +167,17 @@ def test_a_token_that_cannot_be_chosen_is_the_fault_of_one(
     assert case.engine.stats()["running"] == 0
 
 
-def test_a_search_in_mid_answer_holds_up_nobody(open_case: Callable[..., Case]) -> None:
-    case, others_done = open_case().endless(), threading.Event()
-
-    def ask(_: str) -> None:
-        assert others_done.wait(60)
-
-    searching = case.begin([40, 41], 20, refresh=Refresh(8, ask))
-    assert text_of(case.begin([42], 40)) == case.generator.generate([42], 40).text
-    others_done.set()
-    assert text_of(searching) == case.generator.generate([40, 41], 20).text
-
-
 def test_tenants_take_turns(open_case: Callable[..., Case]) -> None:
     """One that asks thirty times does not keep another waiting for all of them."""
     case = open_case().endless()
     gate = threading.Event()
 
-    def held() -> Memories:
-        assert gate.wait(60)
-        return case.memories(0)
+    class Held(Encoder):
+        def encode(self, *chunks: Any, **how: Any) -> list[KV]:
+            assert gate.wait(60)
+            return super().encode(*chunks, **how)
 
-    case.begin([40], 1, held)
+    case.begin([40], 1, Unencoded(CHUNKS[0], Held(case.lm, [])))
     many = [case.begin([40], 5, tenant=1) for _ in range(30)]
     one = case.begin([41], 5, tenant=2)
     gate.set()

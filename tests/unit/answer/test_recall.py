@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from app.answer import recall
-from app.answer.recall import Recall
+from app.answer import recall as recalling
+from app.answer.recall import recall
 from app.answer.retrieval import Request
 from app.db.session import Asker
 from app.memory.codec.pack import SIMPLE
@@ -25,10 +25,10 @@ def encoder(monkeypatch: pytest.MonkeyPatch) -> Encoder:
     lm = LanguageModel(tiny("llama"), tokenizer=None)
     encoder = Encoder(lm, [3, 4, 5])
     adapter = Adapter("m", "p", "memory", 1.0, 4.0, "int8", {})
-    monkeypatch.setattr(recall, "models", lambda: SimpleNamespace(lm=lm, encoder=encoder))
-    monkeypatch.setattr(recall, "reading", lambda *_: SimpleNamespace(adapter=adapter))
+    monkeypatch.setattr(recalling, "models", lambda: SimpleNamespace(lm=lm, encoder=encoder))
+    monkeypatch.setattr(recalling, "reading", lambda *_: SimpleNamespace(adapter=adapter))
     kvs = dict(enumerate(encoder.encode([[7, 8], [9, 10, 11], [12]])))
-    monkeypatch.setattr(recall, "load", lambda _, passages, __: [kvs[p.id] for p in passages])
+    monkeypatch.setattr(recalling, "load", lambda _, passages, __: [kvs[p.id] for p in passages])
     return encoder
 
 
@@ -46,7 +46,7 @@ def bias_of(reading: Any, memory: int) -> float:
 
 def test_a_memory_is_preferred_by_its_relevance_and_not_by_its_cosine(encoder: Encoder) -> None:
     found = [passage(0, 0.5, 1.0), passage(1, 0.9, 0.9), passage(2, 0.4, 0.4)]
-    reading = Recall(REQUEST, "question", 3, -1.0).read(found)
+    reading = recall(REQUEST, found, None)
     assert [bias_of(reading, i) for i in range(3)] == pytest.approx([0.0, -0.4, -2.4], abs=1e-6)
     prefix = reading.owner[0] < 0
     assert prefix.sum() == 3
@@ -55,4 +55,4 @@ def test_a_memory_is_preferred_by_its_relevance_and_not_by_its_cosine(encoder: E
 
 
 def test_a_memory_alone_is_read_as_it_is(encoder: Encoder) -> None:
-    assert Recall(REQUEST, "question", 1, -1.0).read([passage(1, 0.9, 0.2)]).bias is None
+    assert recall(REQUEST, [passage(1, 0.9, 0.2)], None).bias is None
