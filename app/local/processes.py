@@ -1,4 +1,4 @@
-"""The processes of one machine's stack: started apart from the terminal, found again, ended."""
+"""Starts the stack's processes detached from the terminal, finds them again, and ends them."""
 
 import json
 import os
@@ -26,8 +26,11 @@ _TAIL_BYTES = 65_536
 
 @dataclass(frozen=True)
 class Process:
-    """A process that was started under a name; `created` tells it from a later one of its pid:
-    seconds from the machine's start to its own, which no correction of the clock changes."""
+    """A process that was started under a name.
+
+    `created` is the number of seconds between the machine's start and the process's own, which no
+    clock correction changes. It distinguishes the process from a later one with the same pid.
+    """
 
     name: str
     pid: int
@@ -46,9 +49,10 @@ class Processes:
     def start(
         self, name: str, command: Sequence[str], env: Mapping[str, str] | None = None
     ) -> Process:
-        """Start the command in a session of its own, or return the live process of that name.
+        """Start the command in its own session, or return the live process with that name.
 
-        It gets this process's environment, `env`, and MEMBANK_STACK with the path of the home.
+        The command inherits this process's environment, updated with `env` and with MEMBANK_STACK
+        set to the path of the home.
 
         Raises UnavailableError when the command cannot be run.
         """
@@ -64,21 +68,21 @@ class Processes:
             return process
 
     def get(self, name: str) -> Process | None:
-        """The process of that name, if it is alive."""
+        """Return the process with that name if it is alive, otherwise None."""
         process = self._read(self._record(name))
         return process if process is not None and _find(process) is not None else None
 
     def all(self) -> list[Process]:
-        """The processes that are alive, by name."""
+        """Return the live processes in order of name."""
         names = sorted(path.stem for path in self._run.glob("*.json"))
         return [process for name in names if (process := self.get(name)) is not None]
 
     def stop(
         self, name: str, stop_signal: signal.Signals = signal.SIGTERM, timeout: float = 10.0
     ) -> bool:
-        """Ask the process to end, and kill what is left of it and its children after `timeout`.
+        """Ask the process to end; after `timeout` seconds, kill it and any remaining children.
 
-        Returns whether it was alive. Raises UnavailableError when it cannot be ended.
+        Returns whether the process was alive. Raises UnavailableError when it cannot be ended.
         """
         process = self._read(self._record(name))
         found = _find(process) if process is not None else None
@@ -90,17 +94,17 @@ class Processes:
         return found is not None
 
     def strays(self) -> list[psutil.Process]:
-        """Every process of this home by its environment, recorded or not.
+        """Return every process whose environment names this home, recorded or not.
 
-        Without this process and those above it, and without those that this user cannot read.
+        Leaves out this process, its ancestors, and processes that this user cannot inspect.
         """
         own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
         return [p for p in psutil.process_iter() if p.pid not in own and self._is_marked(p)]
 
     def end_strays(self, timeout: float = 10.0) -> int:
-        """End every stray, by SIGTERM and after `timeout` by SIGKILL; how many there were.
+        """End all strays with SIGTERM, and after `timeout` seconds with SIGKILL.
 
-        Raises UnavailableError when one cannot be ended.
+        Returns how many strays were found. Raises UnavailableError when one cannot be ended.
         """
         strays = self.strays()
         _end(strays, signal.SIGTERM, timeout)
@@ -109,10 +113,10 @@ class Processes:
         return len(strays)
 
     def end_orphans(self, program: str, folder: Path, stop_signal: signal.Signals) -> None:
-        """End the processes of that program whose working directory is the folder.
+        """End all processes running `program` whose working directory is `folder`.
 
-        Servers write their titles over their environment, so what a killed one leaves behind
-        may carry no marker; it does keep its place in the data folder.
+        Servers overwrite their environment with a process title, so the children of a killed
+        server may carry no marker, but their working directory is still the data folder.
 
         Raises UnavailableError when one cannot be ended.
         """
@@ -121,7 +125,7 @@ class Processes:
         )
 
     def tail(self, name: str, lines: int = 5) -> str:
-        """The last lines of the process's log that are not blank; "" where there are none."""
+        """Return the last lines of the process's log that are not blank, "" if there are none."""
         try:
             with self._log(name).open("rb") as log:
                 log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
@@ -144,11 +148,12 @@ class Processes:
             )
         except OSError as error:
             raise UnavailableError(
-                f"{name} cannot be started, since {command[0]} cannot be run: {error.strerror}"
+                f"{name} cannot be started because {command[0]} cannot be run: {error.strerror}"
             ) from None
         finally:
             os.close(handle)
-        # It is meant to outlive us: without this, Popen warns of a child nobody waited for.
+        # The child is meant to outlive this process; without this line, Popen would warn that
+        # nobody waited for it.
         child.returncode = 0
         return Process(name, child.pid, _created(psutil.Process(child.pid)), log)
 
@@ -174,7 +179,7 @@ class Processes:
 
 
 def wait_until(condition: Callable[[], bool], timeout: float, every: float = _POLL_SECONDS) -> bool:
-    """Ask until the condition holds or `timeout` seconds are over; whether it came to hold."""
+    """Poll `condition` until it holds or `timeout` seconds have passed; return whether it holds."""
     deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:
@@ -193,7 +198,7 @@ def _find(process: Process) -> psutil.Process | None:
 
 
 def _created(process: psutil.Process) -> float:
-    # psutil adds the boot time, which the system corrects with the clock, in whole seconds.
+    # psutil adds the boot time in whole seconds, which the system adjusts along with the clock.
     return process.create_time() - psutil.boot_time()
 
 
@@ -205,8 +210,8 @@ def _is_alive(process: psutil.Process) -> bool:
             return True
     except psutil.NoSuchProcess:
         return False
-    # A zombie of ours goes once we ask for it, unless it is only the first of threads that still
-    # end, and hold the data and the port meanwhile. Those of others are for their parents.
+    # Waiting for a zombie child of this process removes it, unless other threads of it are still
+    # ending and hold the data and the port meanwhile. Other zombies are their parents' to collect.
     try:
         collected, _ = os.waitpid(process.pid, os.WNOHANG)
     except ChildProcessError:
@@ -243,8 +248,8 @@ def _send(processes: Iterable[psutil.Process], number: signal.Signals) -> None:
 
 
 def _wait(processes: list[psutil.Process], timeout: float) -> list[psutil.Process]:
-    """Those that are still alive when all have ended or `timeout` seconds are over."""
-    # Not psutil.wait_procs: it counts a zombie that nobody collects as alive.
+    """Wait at most `timeout` seconds for the processes to end; return those still alive."""
+    # psutil.wait_procs will not do: it counts a zombie that nobody collects as alive.
     wait_until(lambda: not any(map(_is_alive, processes)), timeout)
     return [process for process in processes if _is_alive(process)]
 
@@ -261,4 +266,4 @@ def _kill(processes: list[psutil.Process]) -> None:
     left = _wait(processes, _KILL_SECONDS)
     if left:
         pids = ", ".join(str(process.pid) for process in left)
-        raise UnavailableError(f"SIGKILL does not end process {pids}: restart the machine")
+        raise UnavailableError(f"SIGKILL did not end process {pids}: restart the machine")

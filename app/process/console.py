@@ -1,4 +1,4 @@
-"""What people see: tables, progress, and errors as one plain line."""
+"""What users see in the terminal: tables, progress bars, and errors as one plain line."""
 
 import json
 import os
@@ -9,35 +9,35 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-# In a file or a pipe no table is cut for want of room.
+# Wide enough that no table is truncated in a file or a pipe.
 _width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 500
 out = Console(highlight=False, soft_wrap=True, width=_width)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def quiet() -> None:
-    """No progress bars, hub calls or warnings of libraries in a command's output."""
+    """Keep library warnings out of a command's output."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 def say(text: str) -> None:
-    """A line on stdout, as it is: text of documents is never markup."""
+    """Print a line on stdout verbatim: document text is never read as markup."""
     out.print(text, markup=False)
 
 
 def complain(text: str) -> None:
-    """One line on stderr."""
+    """Print one line on stderr."""
     err.print(" ".join(text.split()), markup=False)
 
 
 def print_json(value: Any) -> None:
-    """One JSON object on stdout and nothing else."""
+    """Print one JSON object on stdout and nothing else."""
     print(json.dumps(value, ensure_ascii=False, default=str))
 
 
 def table(title: str, head: list[str], rows: list[list[object]]) -> None:
-    """Numbers stand to the right."""
+    """Print a table on stdout; columns of numbers are right-aligned."""
     shown = Table(title=title, title_justify="left")
     for index, name in enumerate(head):
         numeric = all(isinstance(row[index], int | float) for row in rows)
@@ -48,7 +48,7 @@ def table(title: str, head: list[str], rows: list[list[object]]) -> None:
 
 
 def progress() -> Progress:
-    """A bar on stderr with count and time left."""
+    """A progress bar on stderr, with a count and the time left."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

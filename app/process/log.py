@@ -1,6 +1,7 @@
-"""Log lines of worker, relay and HTTP service: one line each, no text, no secrets.
+"""Logging for the worker, the relay and the HTTP service: one line an event, with no document text
+and no secrets.
 
-What a request leaves is in app/api/http/watch.py.
+app/api/http/watch.py says what is logged about a request.
 """
 
 import logging
@@ -10,7 +11,7 @@ import structlog
 
 
 def configure(level: str) -> None:
-    """Write to stderr, from `level` on."""
+    """Log to stderr, from `level` upwards."""
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
@@ -23,6 +24,6 @@ def configure(level: str) -> None:
     logging.basicConfig(
         level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
-    # The one repeats what tools were told, the other says the same at every look at the schema.
+    # mcp repeats what tools were asked; alembic logs the same lines at every schema check.
     for name in ("mcp", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)

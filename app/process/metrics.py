@@ -1,4 +1,4 @@
-"""What the process counts for Prometheus. Nothing is labelled by tenant: there may be thousands."""
+"""Prometheus metrics of this process. None is labelled by tenant: there may be thousands."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,7 @@ requests = Counter(
 )
 request_seconds = Histogram(
     "membank_request_seconds",
-    "Time from a request to the end of its response, streams whole.",
+    "Time from a request to the end of its response, including the whole of a stream.",
     ["route"],
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120),
 )
@@ -31,7 +31,7 @@ _parts = {
 
 
 def answered(mode: str, timings_ms: Mapping[str, float], usage: Mapping[str, int]) -> None:
-    """Count an answer. `timings_ms` and `usage` as those of app.answer.service.Answer."""
+    """Count an answer. `timings_ms` and `usage` are those of app.answer.service.Answer."""
     _answers.labels(mode).inc()
     for name, histogram in _parts.items():
         histogram.labels(mode).observe(timings_ms[name] / 1000)

@@ -1,4 +1,4 @@
-"""Files of this machine's state: whole or absent, and readable only by their owner."""
+"""Local state files: always complete or absent, and readable only by their owner."""
 
 import os
 import threading
@@ -8,7 +8,7 @@ from app.errors import UnavailableError
 
 
 def private_folder(path: Path) -> Path:
-    """The folder, created with mode 0700 when it is not there; an existing one stays as it is.
+    """Create the folder with mode 0700 unless it exists, and return it.
 
     Raises UnavailableError when this user cannot write there.
     """
@@ -16,21 +16,21 @@ def private_folder(path: Path) -> Path:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise UnavailableError(
-            f"{path} cannot be created ({error.strerror}): set MEMBANK_HOME to a folder of yours"
+            f"{path} cannot be created ({error.strerror}): set MEMBANK_HOME to a folder you own"
         ) from None
     if not os.access(path, os.W_OK | os.X_OK):
         raise UnavailableError(
             f"{path} cannot be written to: run membank as the user who owns it,"
-            " or set MEMBANK_HOME to a folder of yours"
+            " or set MEMBANK_HOME to a folder you own"
         )
     return path
 
 
 def write_private(path: Path, content: str | bytes, lasting: bool = True) -> None:
-    """Replace the file by `content` in one step, with mode 0600.
+    """Replace the file's content atomically, with mode 0600.
 
-    lasting: whether it is on the disk when this returns, and not only seen by every process.
-    Raises OSError; then the file is as it was.
+    With `lasting`, the content is on the disk when this returns; without it, other processes see
+    it but a power cut may lose it. Raises OSError, leaving the file as it was.
     """
     draft = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     draft.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Traces, sent where OpenTelemetry's own variables say. Without an endpoint nothing is imported."""
+"""Traces, exported as OpenTelemetry's variables say. Without an endpoint nothing is imported."""
 
 import contextlib
 import contextvars
@@ -17,10 +17,11 @@ _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT
 
 @contextlib.contextmanager
 def span(name: str, headers: Mapping[str, str] | None = None, **attributes: Any) -> Iterator[Any]:
-    """A part of the trace of what calls it; usable as a decorator too. Gives the span, or None.
+    """Record a span of the current trace, as a context manager or a decorator.
 
-    headers: those of a request, whose `traceparent` names the trace that it belongs to. An error
-    is noted by its type alone, since messages can hold what somebody asked.
+    Yields the span, or None when tracing is off. `headers` are those of a request, whose
+    `traceparent` names the trace to join. An error is recorded by its type alone, because its
+    message may contain what a user asked.
     """
     tracer = _tracer()
     if tracer is None:
@@ -45,7 +46,7 @@ def span(name: str, headers: Mapping[str, str] | None = None, **attributes: Any)
 
 
 def past(name: str, started: float, **attributes: Any) -> None:
-    """The same for what began at `started` (time.perf_counter) and ends now."""
+    """Record a span that began at `started` (a time.perf_counter value) and ends now."""
     tracer = _tracer()
     if tracer is not None:
         now = time.time_ns()
@@ -54,9 +55,9 @@ def past(name: str, started: float, **attributes: Any) -> None:
 
 
 def carried(function: Callable[P, T]) -> Callable[P, T]:
-    """The function, as a part of the present trace in whatever thread it is called.
+    """Wrap a function so that it belongs to the current trace in whichever thread calls it.
 
-    Not for two threads at the same time.
+    Two threads must not call it at the same time.
     """
     if _tracer() is None:
         return function
@@ -69,7 +70,7 @@ def carried(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def watch(engine: Engine) -> None:
-    """A span for each statement: its text with the places of its parameters, never their values."""
+    """Record a span for each SQL statement: its text with placeholders, never their values."""
     if _tracer() is None:
         return
 
@@ -90,7 +91,7 @@ def watch(engine: Engine) -> None:
 
 
 def enabled() -> bool:
-    """As OpenTelemetry specifies its variables; its empty ones count as unset."""
+    """Whether OpenTelemetry's variables turn tracing on; empty ones count as unset."""
     if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return False
     if os.environ.get("OTEL_TRACES_EXPORTER", "").strip() == "none":
@@ -110,7 +111,7 @@ def _tracer() -> Any:
     named = os.environ.get("OTEL_SERVICE_NAME") or "service.name=" in os.environ.get(
         "OTEL_RESOURCE_ATTRIBUTES", ""
     )
-    # It ends with the process, what is left being sent first.
+    # The provider shuts down with the process and first sends whatever is left.
     provider = TracerProvider(
         resource=Resource.create({} if named else {"service.name": "membank"})
     )

@@ -372,7 +372,7 @@ def test_damaged_state_file_is_named(stack: Stack) -> None:
 def test_foreign_data_folder_is_refused_and_kept(stack: Stack) -> None:
     stack.postgres.folder.mkdir(parents=True)
     (stack.postgres.folder / "thesis.txt").write_text("mine")
-    with pytest.raises(UnavailableError, match="is not a data folder of Postgres"):
+    with pytest.raises(UnavailableError, match="is not a Postgres data folder"):
         stack.postgres.start()
     assert (stack.postgres.folder / "thesis.txt").read_text() == "mine"
 
@@ -391,7 +391,7 @@ def test_server_that_ends_at_once_is_reported_with_its_log(stack: Stack) -> None
     stack.postgres.stop()
     with (stack.postgres.folder / "postgresql.conf").open("a") as configuration:
         configuration.write("no_such_setting = 1\n")
-    with pytest.raises(UnavailableError, match=r"Postgres ended at once.*no_such_setting"):
+    with pytest.raises(UnavailableError, match=r"Postgres exited immediately.*no_such_setting"):
         stack.postgres.start()
     assert stack.processes.strays() == []
 
