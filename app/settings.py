@@ -78,7 +78,7 @@ class Settings(BaseSettings):
     master_kms: str | None = Field(
         None,
         description="Instead of a master key, MODULE:FUNCTION that makes a client of a key"
-        " management service (app.bank.masters.Master).",
+        " management service (app.vault.masters.Master).",
     )
     old_master_key_file: Path | None = Field(
         None, description="Key that was the master before, until `membank vault rewrap` has run."

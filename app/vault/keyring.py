@@ -1,6 +1,7 @@
-"""The keyring: one file for each data key, wrapped by a master. In no table and no backup of one.
+"""The keyring: a folder with one file per data key, each wrapped by a master key.
 
-Whoever deletes a key's file makes unreadable all that it sealed, wherever a copy of that is.
+Data keys are in no table, and so in no database backup. Deleting a key's file makes everything
+sealed with it unreadable, wherever copies may be.
 """
 
 import base64
@@ -22,7 +23,7 @@ from app.vault.masters import KEY_BYTES, Master, masters
 
 @dataclass(frozen=True)
 class KeyName:
-    """Which data key: a version of a tenant's, as tenant_key has it."""
+    """Identifies a data key: one version of a tenant's key, as in the table tenant_key."""
 
     tenant: int
     version: int
@@ -33,8 +34,8 @@ class KeyName:
         return folder() / f"{self.id}.json"
 
     @property
-    def context(self) -> bytes:
-        """What a wrapped key is bound to."""
+    def binding(self) -> bytes:
+        """What the wrapped key is bound to, so that it opens under no other name."""
         return f"membank key {self.id} {self.tenant} {self.version}".encode()
 
 
@@ -43,14 +44,14 @@ def folder() -> Path:
 
 
 def make(name: KeyName) -> None:
-    """A new key. Raises UsageError without a master, UnavailableError without a folder."""
+    """Make a new key. Raises UsageError without a master key, UnavailableError without a folder."""
     _write(name, secrets.token_bytes(KEY_BYTES))
 
 
 def cipher(name: KeyName) -> AESGCM:
-    """A key, ready for use; read and unwrapped once in a process.
+    """The cipher of a key, which is read and unwrapped once per process.
 
-    Raises VaultError when it is not there or does not open.
+    Raises VaultError when the key is missing or does not open.
     """
     return _cipher(name, folder(), masters())
 
@@ -60,7 +61,10 @@ def exists(name: KeyName) -> bool:
 
 
 def destroy(name: KeyName) -> bool:
-    """Delete a key for good; whether it was there. Other processes forget it when they end."""
+    """Delete a key for good and return whether it existed.
+
+    Other processes that have read the key keep it in memory until they end.
+    """
     found = exists(name)
     name.file.unlink(missing_ok=True)
     _cipher.cache_clear()
@@ -68,9 +72,9 @@ def destroy(name: KeyName) -> bool:
 
 
 def rewrap() -> Iterator[KeyName]:
-    """Wrap every key by the present master, one after the other; those that were not, as done.
+    """Wrap every key with the current master key, yielding each key that was not, once it is done.
 
-    It can be interrupted at any point, and run again. Raises VaultError, UsageError.
+    This can be interrupted at any point and run again. Raises VaultError, UsageError.
     """
     if not masters():
         raise UsageError("set the new master key first: MEMBANK_MASTER_KEY_FILE")
@@ -91,20 +95,20 @@ def _unwrapped(name: KeyName, given: tuple[Master, ...]) -> bytes:
     what = f"data key {name.id} (tenant {name.tenant}, version {name.version})"
     if not given:
         raise VaultError(
-            f"{what} is wrapped by a master key and none is set: set MEMBANK_MASTER_KEY_FILE or"
+            f"{what} is wrapped by a master key, but none is set: set MEMBANK_MASTER_KEY_FILE or"
             " MEMBANK_MASTER_KEY"
         )
     kept = _read(name.file)
     for master in given:
         if master.id == kept["master"]:
             try:
-                return master.unwrap(base64.b64decode(kept["wrapped"]), name.context)
+                return master.unwrap(base64.b64decode(kept["wrapped"]), name.binding)
             except VaultError as error:
                 raise VaultError(f"{what}: {error}") from None
     raise VaultError(
-        f"{what} is wrapped by master key {kept['master']}, and MEMBANK_MASTER_KEY_FILE or"
-        f" MEMBANK_MASTER_KEY gives {given[0].id}: set the one it was wrapped by, or name it in"
-        " MEMBANK_OLD_MASTER_KEY_FILE and run membank vault rewrap"
+        f"{what} is wrapped by master key {kept['master']}, but MEMBANK_MASTER_KEY_FILE or"
+        f" MEMBANK_MASTER_KEY gives {given[0].id}: set the one that wrapped it, or name that one in"
+        " MEMBANK_OLD_MASTER_KEY_FILE and run `membank vault rewrap`"
     )
 
 
@@ -114,8 +118,8 @@ def _read(file: Path) -> dict[str, str]:
         return {part: str(kept[part]) for part in ("tenant", "version", "master", "wrapped")}
     except FileNotFoundError:
         raise VaultError(
-            f"there is no data key {file.stem} in {file.parent}: set MEMBANK_KEYRING to the folder"
-            " that has it. If it was destroyed, what it sealed must be encoded again"
+            f"data key {file.stem} is not in {file.parent}: set MEMBANK_KEYRING to the folder that"
+            " holds it. If it was destroyed, encode again what it sealed"
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise VaultError(f"data key {file} cannot be read: {error}") from None
@@ -123,13 +127,13 @@ def _read(file: Path) -> dict[str, str]:
 
 def _write(name: KeyName, key: bytes) -> None:
     if not masters():
-        raise UsageError("no master key is set: MEMBANK_MASTER_KEY_FILE or MEMBANK_MASTER_KEY")
+        raise UsageError("no master key is set: set MEMBANK_MASTER_KEY_FILE or MEMBANK_MASTER_KEY")
     master = masters()[0]
     kept = {
         "tenant": name.tenant,
         "version": name.version,
         "master": master.id,
-        "wrapped": base64.b64encode(master.wrap(key, name.context)).decode(),
+        "wrapped": base64.b64encode(master.wrap(key, name.binding)).decode(),
     }
     private_folder(folder())
     write_private(name.file, json.dumps(kept) + "\n")

@@ -1,6 +1,6 @@
-"""Master keys: what the data keys of tenants are wrapped with, and where one comes from.
+"""Master keys, which wrap the tenants' data keys, and the settings they come from.
 
-Nothing but 32-byte data keys is ever given to a master.
+A master is only ever given 32-byte data keys.
 """
 
 import base64
@@ -24,61 +24,65 @@ KEY_BYTES, NONCE_BYTES = 32, 12
 
 
 class Master(Protocol):
-    """Wraps data keys. MEMBANK_MASTER_KMS names a function without arguments that makes one.
+    """Wraps data keys. MEMBANK_MASTER_KMS names a function without arguments that returns one.
 
-    A client of a key management service fits: `context` is its encryption context, and must be the
-    same for both calls. It is called once for each data key in the life of a process.
+    Suits a client of a key management service, for which `binding` is the encryption context. A
+    process unwraps each data key once.
     """
 
     @property
     def id(self) -> str:
-        """Which master it is, no secret: kept beside what it wrapped."""
+        """Identifies this master; not secret, and stored beside each key that it wrapped."""
 
-    def wrap(self, key: bytes, context: bytes) -> bytes:
-        """The data key as only this master can read it."""
+    def wrap(self, key: bytes, binding: bytes) -> bytes:
+        """Encrypt a data key so that only this master, given the same binding, can decrypt it."""
 
-    def unwrap(self, wrapped: bytes, context: bytes) -> bytes:
-        """The data key again. Raises VaultError where it was another's, or another context."""
+    def unwrap(self, wrapped: bytes, binding: bytes) -> bytes:
+        """Decrypt a data key.
+
+        Raises VaultError when another master wrapped it, or when its binding was another.
+        """
 
 
 @dataclass(frozen=True)
 class Local:
-    """A master key that this process holds: AES-256-GCM. `id` is the beginning of its sha256."""
+    """A master key held by this process, for AES-256-GCM. `id` is the start of its SHA-256."""
 
     id: str
     _cipher: AESGCM = field(repr=False, compare=False)
 
     @classmethod
     def of(cls, text: str, setting: str) -> "Local":
-        """From base64. Raises UsageError that names the setting and repeats nothing of the text."""
+        """Parse a key in base64. Raises UsageError, which names the setting but never the text."""
         try:
             key = base64.b64decode(text.strip(), validate=True)
         except (binascii.Error, ValueError):
             key = b""
         if len(key) != KEY_BYTES:
             raise UsageError(
-                f"{setting} is not {KEY_BYTES} bytes in base64: make it with openssl rand -base64"
-                f" {KEY_BYTES}"
+                f"{setting} is not {KEY_BYTES} bytes in base64: make a key with"
+                f" `openssl rand -base64 {KEY_BYTES}`"
             )
         return cls(hashlib.sha256(b"membank master " + key).hexdigest()[:16], AESGCM(key))
 
-    def wrap(self, key: bytes, context: bytes) -> bytes:
+    def wrap(self, key: bytes, binding: bytes) -> bytes:
         nonce = secrets.token_bytes(NONCE_BYTES)
-        return nonce + self._cipher.encrypt(nonce, key, context)
+        return nonce + self._cipher.encrypt(nonce, key, binding)
 
-    def unwrap(self, wrapped: bytes, context: bytes) -> bytes:
+    def unwrap(self, wrapped: bytes, binding: bytes) -> bytes:
         try:
-            return self._cipher.decrypt(wrapped[:NONCE_BYTES], wrapped[NONCE_BYTES:], context)
+            return self._cipher.decrypt(wrapped[:NONCE_BYTES], wrapped[NONCE_BYTES:], binding)
         except (InvalidTag, ValueError):
             raise VaultError(
-                f"master key {self.id} does not open it: the file was changed or is another's"
+                f"master key {self.id} does not open it: the file was changed,"
+                " or belongs to another key"
             ) from None
 
 
 def masters() -> tuple[Master, ...]:
-    """The master that wraps, then the one from before it if there is one; () without encryption.
+    """The current master key, then the old one if it is set; () without encryption.
 
-    Raises UsageError for a setting that gives no key.
+    Raises UsageError when a setting does not yield a key.
     """
     s = settings()
     key = None if s.master_key is None else s.master_key.get_secret_value()
@@ -98,7 +102,7 @@ def _masters(
         given.append(_of_kms(kms))
     if len(given) > 1:
         raise UsageError(
-            "more than one master key is set: keep one of MEMBANK_MASTER_KEY,"
+            "more than one master key is set: keep only one of MEMBANK_MASTER_KEY,"
             " MEMBANK_MASTER_KEY_FILE and MEMBANK_MASTER_KMS"
         )
     if given and old is not None:
@@ -113,7 +117,7 @@ def _of_file(file: Path, setting: str) -> Master:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{setting}={str(file)!r} cannot be read: {error}") from None
     if stat.S_IMODE(mode) & 0o077:
-        raise UsageError(f"{setting}={str(file)!r} is open to others: chmod 600 {file}")
+        raise UsageError(f"{setting}={str(file)!r} is open to other users: run chmod 600 {file}")
     return Local.of(text, setting)
 
 
@@ -122,5 +126,7 @@ def _of_kms(name: str) -> Master:
     try:
         made: Master = getattr(importlib.import_module(module), function)()
     except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(f"MEMBANK_MASTER_KMS={name!r}, MODULE:FUNCTION: {error}") from None
+        raise UsageError(
+            f"MEMBANK_MASTER_KMS={name!r} does not load as MODULE:FUNCTION: {error}"
+        ) from None
     return made

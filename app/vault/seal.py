@@ -1,7 +1,7 @@
-"""Blobs are sealed: AES-256-GCM under their tenant's data key, bound to the row that they stand in.
+"""Seals blobs with AES-256-GCM under their tenant's data key, each bound to the row that holds it.
 
-A sealed blob is a nonce of 12 bytes, the ciphertext and a tag of 16. Tenant, chunk, profile and key
-version are authenticated with it, so what is moved to another row does not open.
+A sealed blob is a 12-byte nonce, the ciphertext and a 16-byte tag. The tenant, chunk, profile and
+key version are authenticated too, so a blob that is moved to another row does not open.
 """
 
 import secrets
@@ -19,7 +19,7 @@ from app.vault.masters import NONCE_BYTES, masters
 
 @dataclass(frozen=True)
 class Place:
-    """The row that a blob stands in."""
+    """The row that holds a blob."""
 
     chunk: int
     profile: str
@@ -29,13 +29,16 @@ class Place:
 
 
 def seal(key: KeyName, place: Place, payload: bytes) -> bytes:
-    """The payload as it is stored. Raises VaultError when the key cannot be had."""
+    """Encrypt a payload for storage. Raises VaultError when the key is missing or does not open."""
     nonce = secrets.token_bytes(NONCE_BYTES)
     return nonce + keyring.cipher(key).encrypt(nonce, payload, place.within(key))
 
 
 def unseal(key: KeyName, place: Place, stored: bytes) -> bytes:
-    """The payload again. Raises VaultError when the key cannot be had or it does not open."""
+    """Decrypt a stored payload.
+
+    Raises VaultError when the key is missing, or when key or payload does not open.
+    """
     view = memoryview(stored)
     try:
         return keyring.cipher(key).decrypt(
@@ -44,38 +47,39 @@ def unseal(key: KeyName, place: Place, stored: bytes) -> bytes:
     except (InvalidTag, ValueError):
         raise VaultError(
             f"memory {place.chunk} does not open with version {key.version} of its tenant's key:"
-            " it was changed, or stood in another row. Delete it, and it is encoded again"
+            " it was changed, or comes from another row. Delete it, and it is encoded again"
         ) from None
 
 
 def current_key(connection: Connection, tenant: int) -> KeyName | None:
-    """What new memories of a tenant are sealed with, held until the transaction ends.
+    """The key that seals a tenant's new memories, locked until the transaction ends.
 
-    None where nothing is encrypted: no master key is set. With the first memory after one is set
-    the tenant's first key is made. Raises VaultError where it has keys and no master is set.
+    None when no master key is set, and so nothing is encrypted. The tenant's first key is made on
+    the first call after a master key is set. Raises VaultError when the tenant has keys but no
+    master key is set.
     """
-    last = last_version(connection, tenant)  # first: a key that another makes meanwhile is found
-    held = _held(connection, tenant)
-    if held is None and masters():
+    last = last_version(connection, tenant)  # read first, to find a key made by others meanwhile
+    newest = _newest_locked(connection, tenant)
+    if newest is None and masters():
         add_key(connection, tenant, last + 1)
-        held = _held(connection, tenant)
-    if held is not None and not masters():
+        newest = _newest_locked(connection, tenant)
+    if newest is not None and not masters():
         raise VaultError(
-            f"memories of tenant {tenant} are encrypted, and no master key is set:"
+            f"memories of tenant {tenant} are encrypted, but no master key is set:"
             " set MEMBANK_MASTER_KEY_FILE or MEMBANK_MASTER_KEY"
         )
-    return held
+    return newest
 
 
 def require_key(connection: Connection, tenant: int) -> None:
-    """Raises VaultError where memories of a tenant could not be sealed in this process."""
+    """Raises VaultError when this process could not seal a tenant's memories."""
     key = current_key(connection, tenant)
     if key is not None:
         keyring.cipher(key)
 
 
 def last_version(connection: Connection, tenant: int) -> int:
-    """The highest version of a tenant's key, 0 before the first."""
+    """The highest version of a tenant's keys; 0 before the first."""
     return int(
         connection.execute(
             text("SELECT coalesce(max(version), 0) FROM tenant_key WHERE tenant_id = :tenant"),
@@ -85,7 +89,7 @@ def last_version(connection: Connection, tenant: int) -> int:
 
 
 def add_key(connection: Connection, tenant: int, version: int) -> KeyName | None:
-    """Make a version of a tenant's key; None when there is one, or another makes it right now."""
+    """Make a version of a tenant's key; None if it exists, or if another process is making it."""
     key = KeyName(tenant, version, uuid.uuid4())
     keyring.make(key)  # before it has a row: a row without a key would be worse
     try:
@@ -104,15 +108,16 @@ def add_key(connection: Connection, tenant: int, version: int) -> KeyName | None
     return None
 
 
-# Locked, so that a key is not destroyed between this look and the writing of what it seals. A wait
-# for that ends with a row that is destroyed: the next look finds the newer one.
+# The lock keeps the key from being destroyed between this query and the writing of what it seals.
+# After waiting for a transaction that destroyed the key, no row is left; asking again finds the
+# newer key.
 _CURRENT = text(
     "SELECT version, id FROM tenant_key WHERE tenant_id = :tenant AND destroyed_at IS NULL"
     " ORDER BY version DESC LIMIT 1 FOR KEY SHARE"
 )
 
 
-def _held(connection: Connection, tenant: int) -> KeyName | None:
+def _newest_locked(connection: Connection, tenant: int) -> KeyName | None:
     for _ in range(2):
         row = connection.execute(_CURRENT, {"tenant": tenant}).one_or_none()
         if row is not None:

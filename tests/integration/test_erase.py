@@ -87,7 +87,7 @@ def test_nothing_is_left_and_an_old_copy_does_not_open(
     assert (action, detail) == ("erase", receipt)
     words = ["staff of harbor", "badge of harbor"]
     assert list(_traces(superuser, words, tmp_path)) == []
-    with pytest.raises(VaultError, match="there is no data key"):
+    with pytest.raises(VaultError, match=r"data key .* is not in"):
         unseal(key, Place(chunk, PROFILE), payload)
     assert len(list(keyring.folder().glob("*"))) == 1
 
@@ -113,7 +113,7 @@ def test_an_erasure_that_fails_midway_has_destroyed_the_keys_and_can_be_done_aga
     finally:
         superuser.execute("DROP TRIGGER no ON tenant; DROP FUNCTION no()")
     assert traces(superuser, ours.tenant)["memory_blob"] == 2
-    with pytest.raises(VaultError, match="there is no data key"):
+    with pytest.raises(VaultError, match=r"data key .* is not in"):
         load_blobs(
             ours.reader("alice"),
             PROFILE,

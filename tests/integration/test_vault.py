@@ -284,7 +284,7 @@ class TestWhatDoesNotOpen:
 
     def test_without_the_keys_file(self, sealed: Company, tmp_path: Path) -> None:
         keyring.destroy(KeyName(*_key(sealed)))
-        with pytest.raises(VaultError, match=r"there is no data key .* set MEMBANK_KEYRING"):
+        with pytest.raises(VaultError, match=r"data key .* is not in .* set MEMBANK_KEYRING"):
             read(sealed)
 
     def test_a_key_whose_file_is_anothers(
@@ -296,7 +296,7 @@ class TestWhatDoesNotOpen:
         ours, theirs = KeyName(*_key(sealed)), KeyName(*_key(other))
         theirs.file.write_text(ours.file.read_text())
         keyring._cipher.cache_clear()
-        with pytest.raises(VaultError, match="changed or is another's"):
+        with pytest.raises(VaultError, match="changed, or belongs to another key"):
             read(other)
 
     @pytest.mark.parametrize("content", ["", "{}", "[]", "not json", '{"tenant": 1}'])
@@ -347,14 +347,14 @@ class TestMasters:
     ) -> None:
         class Service:
             id = "service/1"
-            contexts: list[bytes] = []  # noqa: RUF012
+            bindings: list[bytes] = []  # noqa: RUF012
 
-            def wrap(self, key: bytes, context: bytes) -> bytes:
-                self.contexts.append(context)
+            def wrap(self, key: bytes, binding: bytes) -> bytes:
+                self.bindings.append(binding)
                 return key[::-1]
 
-            def unwrap(self, wrapped: bytes, context: bytes) -> bytes:
-                assert context in self.contexts
+            def unwrap(self, wrapped: bytes, binding: bytes) -> bytes:
+                assert binding in self.bindings
                 return wrapped[::-1]
 
         module = types.ModuleType("a_service")
@@ -364,7 +364,7 @@ class TestMasters:
         company.store("a", BODY)
         work_off()
         assert read(company) == MEMORIES
-        assert len(Service.contexts) == 1
+        assert len(Service.bindings) == 1
 
     @pytest.mark.parametrize("name", ["no_such_module:x", "json:nothing", "json"])
     def test_a_service_that_is_not_there_is_named(
@@ -445,7 +445,7 @@ class TestNewKeys:
         assert files() == {str(_key(sealed, 2)[2])}
         for payload, digest in superuser.execute("SELECT payload, sha256 FROM memory_blob"):
             assert hashlib.sha256(payload).hexdigest() == digest
-        with pytest.raises(VaultError, match="there is no data key"):
+        with pytest.raises(VaultError, match=r"data key .* is not in"):
             unseal(old, Place(backup[0][0], PROFILE), backup[0][1])
 
     def test_a_key_is_not_destroyed_while_a_worker_seals_with_it(
