@@ -2,10 +2,9 @@
 
 import json
 import math
+import ssl
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,8 +12,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 import jwt
-from jwt import PyJWK
+from jwt import PyJWK, PyJWKClient, PyJWKClientError, PyJWKSet
+from jwt.exceptions import PyJWKSetError
 
 from app.errors import UnauthorizedError, UnavailableError, UsageError
 from app.settings import settings
@@ -24,7 +25,7 @@ ALGORITHMS = ("RS256", "ES256", "EdDSA")
 
 _SCOPE = "membank:"
 _LEEWAY = 30.0
-_FRESH, _USABLE, _PAUSE = 3600.0, 86_400.0, 60.0
+_FRESH, _USABLE, _PAUSE = 300.0, 86_400.0, 60.0
 _TIMEOUT, _MOST_BYTES = 5.0, 1_000_000
 
 
@@ -51,7 +52,7 @@ def verify(token: str) -> Claims:
         raise UsageError("MEMBANK_OIDC_ISSUER is set: set MEMBANK_OIDC_AUDIENCE too")
     try:
         kid = jwt.get_unverified_header(token).get("kid")
-        key = key_set(issuer, chosen.oidc_keys).find(kid)
+        key = issuer_keys(issuer, chosen.oidc_keys).find(kid)
         if key is None:
             raise UnauthorizedError("the token is signed with a key that its issuer does not name")
         claims = jwt.decode(
@@ -66,7 +67,7 @@ def verify(token: str) -> Claims:
     except jwt.ExpiredSignatureError:
         raise UnauthorizedError("the token has expired: get a new one from its issuer") from None
     except jwt.ImmatureSignatureError:
-        raise UnauthorizedError("the token does not count yet: compare the clocks") from None
+        raise UnauthorizedError("the token is not valid yet: compare the clocks") from None
     except (jwt.InvalidAudienceError, jwt.InvalidIssuerError, jwt.MissingRequiredClaimError) as e:
         raise UnauthorizedError(f"the token is not for this service: {_reason(e)}") from None
     except jwt.PyJWTError:
@@ -78,58 +79,60 @@ def verify(token: str) -> Claims:
     )
 
 
-class KeySet:
-    """An issuer's public keys, fetched when they are old or a token names one that is not known.
+class IssuerKeys(PyJWKClient):
+    """An issuer's public keys, fetched when they are 5 minutes old or a token names an unknown one.
 
-    However many tokens name unknown keys, `fetch` is called at most once a minute. While it fails,
-    the keys that are there are used for a day.
+    However many tokens name unknown keys, and whether or not the issuer answers, it is asked at
+    most once a minute. While it cannot be reached, the keys that are there count for a day.
     """
 
-    def __init__(
-        self, fetch: Callable[[], list[PyJWK]], clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._fetch, self._clock = fetch, clock
-        self._lock = threading.Lock()
-        self._keys: list[PyJWK] = []
-        self._fetched = self._tried = -math.inf
+    def __init__(self, fetch: Callable[[], PyJWKSet]) -> None:
+        """`fetch`, in place of PyJWKClient's own way to an address: raises UnavailableError where
+        the issuer cannot be reached, and PyJWKSetError where it names no key that counts here."""
+        super().__init__("https:", lifespan=_FRESH, cooldown_duration=0)
+        self._fetch, self._fetching = fetch, threading.Lock()
+        self._kept: PyJWKSet | None = None
+        self._kept_at = self._tried = -math.inf
 
-    def find(self, kid: object) -> PyJWK | None:
+    def find(self, kid: str | None) -> PyJWK | None:
         """The key of that id; without an id the only key there is.
 
         Raises UnavailableError where no key could be fetched, now or within a day.
         """
-        now = self._clock()
-        found = self._known(kid)
-        if (found is None or now - self._fetched > _FRESH) and now - self._tried > _PAUSE:
-            self._renew(now)
-            found = self._known(kid)
-        if self._clock() - self._fetched > _USABLE:
-            raise UnavailableError("the issuer's keys cannot be had: see MEMBANK_OIDC_KEYS")
-        return found
+        try:
+            if kid is None:
+                keys = self.get_jwk_set().keys
+                return keys[0] if len(keys) == 1 else None
+            # A token of a known key does not wait while a stranger's has the keys fetched.
+            known = self.jwk_set_cache and self.jwk_set_cache.get()
+            return (known and self.match_kid(known.keys, kid)) or self.get_signing_key(kid)
+        except PyJWKClientError:
+            return None
 
-    def _known(self, kid: object) -> PyJWK | None:
-        if kid is None:
-            return self._keys[0] if len(self._keys) == 1 else None
-        return next((key for key in self._keys if key.key_id == kid), None)
-
-    def _renew(self, now: float) -> None:
-        with self._lock:
-            if now - self._tried <= _PAUSE:  # another thread was quicker
-                return
-            try:
-                self._keys = self._fetch()
-                self._fetched = self._clock()
-            except UnavailableError:
-                if self._clock() - self._fetched > _USABLE:
-                    raise
-            finally:
-                self._tried = self._clock()
+    def fetch_data(self) -> PyJWKSet:
+        """The keys as the issuer names them now, or did within a day."""
+        with self._fetching:
+            now = time.monotonic()
+            if now - self._tried > _PAUSE:
+                self._tried = now
+                try:
+                    self._kept, self._kept_at = self._fetch(), now
+                except PyJWKSetError:
+                    self._kept, self._kept_at = None, now
+                except UnavailableError:
+                    if now - self._kept_at > _USABLE:
+                        raise
+        if now - self._kept_at > _USABLE:
+            raise UnavailableError("the issuer's keys are not available: see MEMBANK_OIDC_KEYS")
+        if self._kept is None:
+            raise PyJWKClientError("the issuer names no key that counts here")
+        return self._kept
 
 
 @lru_cache(maxsize=4)
-def key_set(issuer: str, source: str | None) -> KeySet:
+def issuer_keys(issuer: str, source: str | None) -> IssuerKeys:
     """The keys of an issuer, from a file, an address, or what its discovery document names."""
-    return KeySet(lambda: _public_keys(_document(source or _discovered(issuer))))
+    return IssuerKeys(lambda: _public_keys(_document(source or _discovered(issuer))))
 
 
 def _discovered(issuer: str) -> str:
@@ -143,36 +146,48 @@ def _discovered(issuer: str) -> str:
     return str(found["jwks_uri"])
 
 
-def _public_keys(document: dict[str, Any]) -> list[PyJWK]:
-    """Those keys of a JWK set that tokens may be signed with here; others are left out."""
-    found, listed = [], document.get("keys")
-    for each in listed if isinstance(listed, list) else ():
-        try:
-            key = PyJWK(each)
-        except (jwt.PyJWTError, AttributeError):
-            continue
-        private = "d" in each
-        if key.algorithm_name in ALGORITHMS and key.public_key_use in (None, "sig") and not private:
-            found.append(key)
+def _public_keys(document: dict[str, Any]) -> PyJWKSet:
+    """The keys of a JWK set that tokens may be signed with here; others are left out."""
+    found = PyJWKSet(document.get("keys", []))
+    found.keys = [
+        key
+        for key in found.keys
+        if key.algorithm_name in ALGORITHMS
+        and key.public_key_use in (None, "sig")
+        and not hasattr(key.key, "private_bytes")
+    ]
+    if not found.keys:
+        raise PyJWKSetError("none of the keys counts here")
     return found
 
 
 def _document(source: str) -> dict[str, Any]:
     """A JSON object from a file or an address. Raises UnavailableError that names the place."""
     try:
-        if "://" not in source:
-            text = Path(source).expanduser().read_bytes()
-        else:
-            _require_private(source)
-            with _OPENER.open(source, timeout=_TIMEOUT) as answer:
-                text = answer.read(_MOST_BYTES)
+        text = _downloaded(source) if "://" in source else Path(source).expanduser().read_bytes()
         found = json.loads(text)
-    except (OSError, ValueError) as error:  # OSError: also all that urllib raises
+    except (OSError, ValueError, httpx.HTTPError, httpx.InvalidURL) as error:
         raise UnavailableError(
             f"keys of tokens cannot be read from {source}: {error}; see MEMBANK_OIDC_KEYS"
         ) from None
     if not isinstance(found, dict):
         raise UnavailableError(f"{source} holds no JSON object: see MEMBANK_OIDC_KEYS")
+    return found
+
+
+def _downloaded(address: str) -> bytes:
+    """What is at an https address, bounded in bytes and seconds. Redirects are not followed."""
+    _require_private(address)
+    found, until = b"", time.monotonic() + _TIMEOUT
+    trusted = ssl.create_default_context()  # this machine's authorities: issuers are often in-house
+    plain = {"Accept-Encoding": "identity"}  # so that the bound on bytes is one on memory
+    with httpx.stream("GET", address, headers=plain, timeout=_TIMEOUT, verify=trusted) as answer:
+        if answer.status_code != httpx.codes.OK:
+            raise ValueError(f"it answers with status {answer.status_code}")
+        for piece in answer.iter_raw():
+            found += piece
+            if len(found) > _MOST_BYTES or time.monotonic() > until:
+                raise ValueError(f"more than {_MOST_BYTES:,} bytes or {_TIMEOUT:g} seconds")
     return found
 
 
@@ -182,14 +197,6 @@ def _require_private(address: str) -> None:
     here = parts.hostname in ("localhost", "127.0.0.1", "::1")
     if parts.scheme != "https" and not (parts.scheme == "http" and here):
         raise ValueError("only https is trusted")
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_: Any) -> None:
-        """An answer that leads elsewhere is an error, as any other that is not the document."""
-
-
-_OPENER = urllib.request.build_opener(_NoRedirect)
 
 
 def _name(claims: dict[str, Any], claim: str) -> str:

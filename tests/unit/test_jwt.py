@@ -1,6 +1,7 @@
 """Tokens: signed by the issuer, for this service, now. Nothing else, and no flood of fetches."""
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import json
@@ -17,11 +18,11 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from jwt import PyJWK
+from jwt import PyJWKSet
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
 from app.access import tokens
-from app.access.tokens import KeySet, key_set, verify
+from app.access.tokens import IssuerKeys, issuer_keys, verify
 from app.errors import UnauthorizedError, UnavailableError, UsageError
 from app.settings import settings
 
@@ -50,6 +51,7 @@ class Issuer:
     url: str = ""
     documents: dict[str, Any] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
+    pause: float = 0.0
 
     def publish(self, *keys: dict[str, Any]) -> None:
         self.documents["/keys"] = {"keys": list(keys)}
@@ -75,7 +77,14 @@ def issuer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Issuer]:
                 return
             self.send_response(404 if document is None else 200)
             self.end_headers()
-            self.wfile.write(json.dumps(document).encode())
+            body = json.dumps(document).encode()
+            if not found.pause:
+                self.wfile.write(body)
+                return
+            with contextlib.suppress(OSError):  # the other side gives up
+                for byte in body:
+                    self.wfile.write(bytes([byte]))
+                    time.sleep(found.pause)
 
         def log_message(self, *_: object) -> None:
             pass
@@ -93,13 +102,13 @@ def issuer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Issuer]:
     monkeypatch.setenv("MEMBANK_OIDC_ISSUER", found.url)
     monkeypatch.setenv("MEMBANK_OIDC_AUDIENCE", "membank")
     settings.cache_clear()
-    key_set.cache_clear()
+    issuer_keys.cache_clear()
     yield found
     server.shutdown()
     server.server_close()
     thread.join()
     settings.cache_clear()
-    key_set.cache_clear()
+    issuer_keys.cache_clear()
 
 
 def setting(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
@@ -179,7 +188,7 @@ class TestRefused:
         ("claim", "value", "told"),
         [
             ("exp", 1_000_000_000, "expired"),
-            ("nbf", 9_999_999_999, "not count yet"),
+            ("nbf", 9_999_999_999, "not valid yet"),
             ("iss", "https://else.example", "another issuer"),
             ("aud", "another", "another audience"),
             ("tenant", "", "tenant"),
@@ -219,7 +228,8 @@ class TestRefused:
     )
     def test_signed_in_another_way(self, issuer: Issuer, alg: str, more: dict[str, Any]) -> None:
         issuer.publish(public(RSA, "rsa", **more))
-        refused(sign(issuer.claims(), RSA, alg, "rsa"))
+        for kid in ("rsa", None):
+            refused(sign(issuer.claims(), RSA, alg, kid))
 
     def test_signed_with_a_key_that_the_issuer_gave_away(self, issuer: Issuer) -> None:
         issuer.publish(json.loads(RSAAlgorithm.to_jwk(RSA)) | {"kid": "rsa"})
@@ -293,6 +303,21 @@ class TestKeys:
             verify(sign(issuer.claims()))
         assert issuer.asked == ["/elsewhere"]
 
+    def test_that_have_no_end_are_given_up(
+        self, issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        issuer.documents["/keys"] = {"keys": [], "more": "x" * 1_000_000}
+        with pytest.raises(UnavailableError, match="1,000,000 bytes"):
+            verify(sign(issuer.claims()))
+        issuer.publish(public(ED, "ed"))
+        issuer_keys.cache_clear()
+        monkeypatch.setattr(tokens, "_TIMEOUT", 0.2)
+        issuer.pause = 0.05  # each piece comes in time, the whole does not
+        began = time.monotonic()
+        with pytest.raises(UnavailableError, match="seconds"):
+            verify(sign(issuer.claims()))
+        assert time.monotonic() - began < 5
+
     @pytest.mark.parametrize("document", [None, [], {"keys": 3}, {"keys": [3, {}, {"kty": "x"}]}])
     def test_that_cannot_be_read_are_no_keys(self, issuer: Issuer, document: Any) -> None:
         issuer.documents["/keys"] = document
@@ -310,33 +335,49 @@ class TestRotation:
         fetches: int = 0
         now: float = 0.0
 
-        def fetch(self) -> list[PyJWK]:
+        def monotonic(self) -> float:
+            return self.now
+
+        def fetch(self) -> PyJWKSet:
             self.fetches += 1
             if self.fails:
                 raise UnavailableError("the issuer is away")
-            return [PyJWK(public(ED, kid)) for kid in self.kids]
+            return PyJWKSet([public(ED, kid) for kid in self.kids])
 
     @pytest.fixture
-    def source(self) -> Source:
-        return self.Source()
+    def source(self, monkeypatch: pytest.MonkeyPatch) -> Source:
+        source = self.Source()
+        for module in (tokens, jwt.jwks_client, jwt.jwk_set_cache, jwt.api_jwk):
+            monkeypatch.setattr(module, "time", source)
+        return source
 
     @pytest.fixture
-    def keys(self, source: Source) -> KeySet:
-        return KeySet(source.fetch, lambda: source.now)
+    def keys(self, source: Source) -> IssuerKeys:
+        return IssuerKeys(source.fetch)
 
-    def test_a_new_key_is_found_and_an_old_one_gone(self, source: Source, keys: KeySet) -> None:
+    def test_a_new_key_is_found_and_an_old_one_gone(self, source: Source, keys: IssuerKeys) -> None:
         assert keys.find("first") is not None
         source.kids, source.now = ("second",), 61.0
         assert keys.find("second") is not None
         assert keys.find("first") is None
         assert source.fetches == 2
 
-    def test_a_withdrawn_key_is_gone_within_the_hour(self, source: Source, keys: KeySet) -> None:
+    def test_a_withdrawn_key_is_gone_within_five_minutes(
+        self, source: Source, keys: IssuerKeys
+    ) -> None:
         keys.find("first")
-        source.kids, source.now = (), 3601.0
+        source.kids, source.now = ("second",), 301.0
         assert keys.find("first") is None
 
-    def test_strangers_cause_one_fetch_a_minute(self, source: Source, keys: KeySet) -> None:
+    def test_when_all_are_withdrawn_none_counts(self, source: Source, keys: IssuerKeys) -> None:
+        keys.find("first")
+        source.kids, source.now = (), 301.0
+        for second in range(50):
+            source.now = 301.0 + second
+            assert keys.find("first") is None
+        assert source.fetches == 2
+
+    def test_strangers_cause_one_fetch_a_minute(self, source: Source, keys: IssuerKeys) -> None:
         for second in range(600):
             source.now = float(second)
             keys.find(f"unknown {second}")
@@ -345,11 +386,11 @@ class TestRotation:
     def test_strangers_at_the_same_time_cause_one_fetch(self, source: Source) -> None:
         begun, go = threading.Barrier(9), threading.Event()
 
-        def slow() -> list[PyJWK]:
+        def slow() -> PyJWKSet:
             assert go.wait(60)
             return source.fetch()
 
-        keys = KeySet(slow, lambda: source.now)
+        keys = IssuerKeys(slow)
 
         def look(number: int) -> object:
             begun.wait(60)
@@ -363,27 +404,50 @@ class TestRotation:
         assert source.fetches == 1
 
     def test_while_the_issuer_is_away_known_keys_count_for_a_day(
-        self, source: Source, keys: KeySet
+        self, source: Source, keys: IssuerKeys
     ) -> None:
         keys.find("first")
         source.fails = True
         for hours in (2, 12, 24):
             source.now = hours * 3600.0
             assert keys.find("first") is not None
-        source.now = 24 * 3600.0 + 61
+        source.now = 24 * 3600.0 + 301
         with pytest.raises(UnavailableError):
             keys.find("first")
         source.now, source.fails = source.now + 61, False
         assert keys.find("first") is not None
 
     def test_an_issuer_that_was_never_reached_is_asked_once_a_minute(
-        self, source: Source, keys: KeySet
+        self, source: Source, keys: IssuerKeys
     ) -> None:
         source.fails = True
-        for _ in range(5):
+        for second in range(600):
+            source.now = float(second)
             with pytest.raises(UnavailableError):
-                keys.find("first")
-        assert source.fetches == 1
+                keys.find("first" if second % 2 else None)
+        assert source.fetches == 10
+
+    def test_known_keys_do_not_wait_while_a_stranger_has_them_fetched(self, source: Source) -> None:
+        begun, go = threading.Event(), threading.Event()
+
+        def slow() -> PyJWKSet:
+            if source.fetches:
+                begun.set()
+                assert go.wait(60)
+            return source.fetch()
+
+        keys = IssuerKeys(slow)
+        keys.find("first")
+        source.now = 61.0
+        with ThreadPoolExecutor(2) as pool:
+            stranger = pool.submit(keys.find, "unknown")
+            assert begun.wait(60)
+            known = pool.submit(keys.find, "first")
+            try:
+                assert known.result(10) is not None
+            finally:
+                go.set()
+            assert stranger.result(60) is None
 
 
 def test_only_public_keys_verify() -> None:

@@ -91,7 +91,7 @@ def test_another_embedder_is_computed_by_transformers(
     def refused(*_: object) -> None:
         raise ModelError("of another shape")
 
-    monkeypatch.setattr("app.memory.embed.Bert", refused)
+    monkeypatch.setattr("app.memory.embed.embedder.Bert", refused)
     made = Embedder(folder, dtype=torch.bfloat16).embed(TEXTS)
     torch.testing.assert_close(made, plain(folder, TEXTS), rtol=0, atol=2e-6)
 
