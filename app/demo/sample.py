@@ -1,4 +1,4 @@
-"""The sample handbooks of two invented companies, and a stack of their own to try them in."""
+"""Sample handbooks of two fictional companies, and a temporary stack to try them in."""
 
 import contextlib
 import json
@@ -30,7 +30,7 @@ BANK = "handbook"
 
 @dataclass(frozen=True)
 class Question:
-    """One wording for both companies; `answers` holds each one's right answers."""
+    """A question put to both companies; `answers` holds each company's accepted answers."""
 
     question: str
     file: str
@@ -40,7 +40,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Update:
-    """A change of fact that an administrator makes by SQL."""
+    """A change of fact that an administrator makes with SQL."""
 
     tenant: str
     file: str
@@ -61,10 +61,10 @@ def update() -> Update:
 def temporary_stack(
     tell: Callable[[str], None], services: Collection[str] = ENCODING
 ) -> Iterator[Stack]:
-    """A stack in a temporary home, ended and deleted afterwards; `services` beside its servers.
+    """Run the embedded servers and `services` in a temporary home, which is deleted afterwards.
 
-    The environment and the settings of this process point to it meanwhile, so that servers which
-    the user's settings name are not touched.
+    Meanwhile this process's environment and settings point to that home, so that servers named in
+    the user's settings are not touched.
     """
     home = Path(tempfile.mkdtemp(prefix="membank-demo-"))
     overridden = [
@@ -109,7 +109,7 @@ def temporary_stack(
 
 
 def _end_on_sigterm() -> None:
-    """So that the servers do not outlive a run that `timeout` or a service manager ends."""
+    """Exit on SIGTERM, so that the servers do not outlive a run that is ended from outside."""
 
     def end(*_: object) -> None:
         sys.exit(128 + signal.SIGTERM)
@@ -119,9 +119,10 @@ def _end_on_sigterm() -> None:
 
 
 def fill() -> int:
-    """Make both tenants with their people and ingest their handbooks; the number of memories.
+    """Create both tenants and their users, and ingest their handbooks.
 
-    alice is in no group, hana is in `hr`. Raises MembankError when anything fails.
+    In each tenant, alice is in no group and hana is in `hr`. Returns the number of memories.
+    Raises MembankError when anything fails.
     """
     restricted = {q.file for q in questions() if q.group == "hr"}
     memories = 0

@@ -1,4 +1,4 @@
-"""A run's state on disk: one safetensors file, written whole or not at all."""
+"""The state of a training run on disk: one safetensors file, replaced atomically."""
 
 import errno
 import json
@@ -16,17 +16,17 @@ from app.errors import TrainingError
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Tensors by name, and what JSON holds: the step, the curve, what the run was started with.
+    """Tensors by name, and JSON values: the step, the curve, and how the run was started.
 
-    What a step draws follows from seed and step alone, so the step is all that random numbers and
-    the place in the data need.
+    Everything random in a step depends on the seed and the step alone, so no generator state and
+    no position in the data have to be saved.
     """
 
     tensors: dict[str, Tensor]
     state: dict[str, Any]
 
     def write(self, file: Path) -> None:
-        """Raises TrainingError when there is no room; what was there before is left as it was."""
+        """Raises TrainingError when the file cannot be written, leaving an existing one intact."""
         whole(file, save(self.tensors, {"state": json.dumps(self.state)}))
 
     @classmethod
@@ -38,14 +38,14 @@ class Checkpoint:
                 return cls({name: stored.get_tensor(name) for name in list(stored.keys())}, state)
         except FileNotFoundError:
             raise TrainingError(
-                f"{file} is not there: nothing to resume, leave --resume out"
+                f"{file} does not exist, so there is no run to resume: leave out --resume"
             ) from None
         except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise TrainingError(f"{file} is damaged ({error}): begin in another --out") from None
+            raise TrainingError(f"{file} is damaged ({error}): start in another --out") from None
 
 
 def whole(file: Path, payload: bytes) -> None:
-    """Write a file so that it is there as a whole or as it was before."""
+    """Write a file atomically. Raises TrainingError, leaving an existing file intact."""
     new = file.with_name(f"{file.name}.new")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -55,14 +55,14 @@ def whole(file: Path, payload: bytes) -> None:
         new.unlink(missing_ok=True)
         why = "the disk is full" if error.errno == errno.ENOSPC else f"{error}"
         raise TrainingError(
-            f"{file} cannot be written: {why}; what was there before is intact"
+            f"{file} cannot be written: {why}; what it held before is intact"
         ) from error
 
 
 def optimizer_tensors(
     parameters: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> dict[str, Tensor]:
-    """Parameters and the moments that Adam keeps of them, by name."""
+    """Return the parameters and Adam's moments for each, by name."""
     found = {f"value/{name}": p.detach().clone() for name, p in parameters.items()}
     for name, parameter in parameters.items():
         for key, moment in optimizer.state[parameter].items():
@@ -75,7 +75,7 @@ def restore(
     optimizer: torch.optim.Optimizer,
     tensors: dict[str, Tensor],
 ) -> None:
-    """Put back what `optimizer_tensors` gave. Raises TrainingError when it is of another run."""
+    """Load what `optimizer_tensors` returned. Raises TrainingError when it does not fit."""
     try:
         for name, parameter in parameters.items():
             parameter.data.copy_(tensors[f"value/{name}"])
@@ -85,4 +85,4 @@ def restore(
                 **{key: value.to(parameter, copy=True) for key, value in moments.items()},
             }
     except (KeyError, RuntimeError) as error:
-        raise TrainingError(f"the checkpoint is of another model or rank ({error})") from None
+        raise TrainingError(f"the checkpoint is for another model or rank ({error})") from None

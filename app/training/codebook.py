@@ -1,4 +1,4 @@
-"""Fit a codebook to the configured model and put it where the model finds it."""
+"""Fits a codebook to the configured model and saves it where the model looks for one."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ REPEAT = "Repeat the text."
 
 @dataclass(frozen=True)
 class Made:
-    """A codebook's file, the name of its codec, and how many times smaller than bfloat16."""
+    """A codebook's file, its codec's name, and how many times smaller than bfloat16 it packs."""
 
     file: Path
     codec: str
@@ -29,16 +29,17 @@ class Made:
 
 
 def make(paths: Sequence[Path], ratio: float, most: int, out: Path | None) -> Made:
-    """Fit on the text under `paths`. Raises UsageError for a file that cannot be read or is there.
+    """Fit a codebook on at most `most` chunks of the text under `paths`.
 
-    Raises ProfileError when there is too little text.
+    Raises UsageError when a text cannot be read or the codebook's file exists already, and
+    ProfileError when there is too little text.
     """
     m = models()
     file = out or codebooks() / f"{m.profile.model[:16]}.safetensors"
     if file.suffix != ".safetensors":
-        raise UsageError(f"{file}: a codebook's name ends in .safetensors")
+        raise UsageError(f"{file}: the name of a codebook must end in .safetensors")
     if file.exists():
-        raise UsageError(f"{file} exists, and banks may need it: move it away, or give --out")
+        raise UsageError(f"{file} exists and banks may need it: move it away, or give --out")
     texts = chunks(paths, count_tokens, most, settings().max_document_bytes)
     tokens = [m.prompt.chunk(text) for text in texts]
     with console.progress() as bar:
@@ -61,9 +62,9 @@ def make(paths: Sequence[Path], ratio: float, most: int, out: Path | None) -> Ma
 def chunks(
     paths: Sequence[Path], count: Callable[[str], int], most: int, max_bytes: int
 ) -> list[str]:
-    """At most `most` chunks of the documents under `paths`, drawn from all of them.
+    """Draw at most `most` chunks at random from the documents under `paths`.
 
-    Raises UsageError that names the first file that cannot be read.
+    Raises UsageError naming the first file that cannot be read.
     """
     found: list[str] = []
     for document in read(paths, max_bytes):

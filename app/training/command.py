@@ -1,4 +1,4 @@
-"""`membank train`: files in, an adapter and a record of how it came to be out."""
+"""`membank train`: turns question files into an adapter and a record of how it was trained."""
 
 import json
 import signal
@@ -30,7 +30,7 @@ _LONGEST_QUESTION = 256
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run left behind."""
+    """What a training run produced."""
 
     adapter: Path
     record: Path
@@ -55,7 +55,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Sheets:
-    """Examples -> what the reader reads, for one way of reading."""
+    """Turns examples into the tensors that the reader is trained on, for one mode of reading."""
 
     models: Models
     store: MemoryStore
@@ -80,7 +80,7 @@ class Sheets:
         return [[self.store.load(text) for text in one.texts] for one in some]
 
     def text(self, some: Sequence[Example]) -> list[list[KV]]:
-        """Each example's texts as one dense memory, which is the same as text in the prompt."""
+        """Encode each example's texts as one dense memory, equivalent to text in the prompt."""
         m = self.models
         rows = [[i for text in one.texts for i in m.prompt.chunk(text)] for one in some]
         encoded = iter(m.encoder.encode([row for row in rows if row]))
@@ -99,13 +99,13 @@ def run(
 ) -> Trained:
     """Train a reader adapter for the configured model and profile.
 
-    `begin`: an adapter's file to go on from, of either mode.
-    Raises TrainingError, EvaluationError or ModelError with a line that says what is wrong.
+    `begin` is the file of an adapter to start from, of either mode.
+    Raises TrainingError, EvaluationError or ModelError with a one-line reason.
     """
     started = time.perf_counter()
     m = models()
     if not resume and (out / "checkpoint.safetensors").exists():
-        raise TrainingError(f"{out} holds a run already: add --resume, or give another --out")
+        raise TrainingError(f"{out} already holds a run: add --resume, or give another --out")
     found = data.read(files, _count(m), _LONGEST_QUESTION, plan.seed)
     for line in found.warnings:
         console.complain(f"membank: {line}")
@@ -133,7 +133,7 @@ def run(
 
     def validated(point: Point, best: bool) -> None:
         console.complain(
-            f"step {point.step}: loss {point.train_loss:.3f}, of validation {point.valid_loss:.3f}"
+            f"step {point.step}: loss {point.train_loss:.3f}, validation {point.valid_loss:.3f}"
         )
         if not best:
             return
@@ -142,16 +142,16 @@ def run(
 
     this = Run(reader, loss, plan, out, identity, validated)
     if resume:
-        console.complain(f"going on from step {this.resume()}")
+        console.complain(f"resuming from step {this.resume()}")
     record = out / f"{mode}.json"
     try:
         with _ending_at_a_step(), _bar() as tell:
             outcome = this.train(examples, valid, tell)
     except KeyboardInterrupt:
         raise TrainingError(
-            f"interrupted; {this.checkpoint} is intact, go on with --resume"
+            f"interrupted; {this.checkpoint} is intact: continue with --resume"
             if this.checkpoint.exists()
-            else "interrupted before the first checkpoint: nothing is kept"
+            else "interrupted before the first checkpoint: nothing was saved"
         ) from None
     seconds = time.perf_counter() - started
     about = {
@@ -210,7 +210,7 @@ def _bar() -> Iterator[Callable[[Progress], None]]:
 
 @contextmanager
 def _ending_at_a_step() -> Iterator[None]:
-    """SIGTERM ends a run as Ctrl-C does."""
+    """Make SIGTERM interrupt the run as Ctrl-C does."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""Question files -> rows to train on: read line by line, checked, split into train and valid."""
+"""Reads question files line by line into checked rows, split into training and validation."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ CountTokens = Callable[[str], int]
 
 @dataclass(frozen=True)
 class Row:
-    """A question; `answers` are none where no passage answers it, `gold` the passages that do."""
+    """A question. `gold` names the passages that answer it; without any, `answers` is empty."""
 
     id: str
     question: str
@@ -28,7 +28,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Data:
-    """Rows and passages of all files. `digest`: sha256 of the files' bytes, hex."""
+    """Rows and passages of all files. `digest` is the SHA-256 of the files' bytes, in hex."""
 
     train: list[Row]
     valid: list[Row]
@@ -38,13 +38,14 @@ class Data:
 
 
 def read(files: Sequence[Path], count: CountTokens, longest_question: int, seed: int) -> Data:
-    """The rows of question files. `count`: tokens of a text.
+    """Read the rows of question files. `count` returns the number of tokens in a text.
 
-    A row that cannot be trained on is left out with a warning that names file and line: no JSON, an
-    empty question or answer, an answer without a passage, a question of more than
-    `longest_question` tokens or an answer of more than 64. Rows go to where their `split` says; of
-    a file without any, a share of 5 % drawn by id and `seed` is kept for validation.
-    Raises EvaluationError for a file that cannot be read, TrainingError for fewer than 8 rows.
+    A row that cannot be trained on is left out, with a warning that names file and line: invalid
+    JSON, an empty question or answer, an answer without a passage, a question of more than
+    `longest_question` tokens, or an answer of more than 64. Rows are split as their `split` says;
+    in a file with no row marked `valid`, 5 % of the rows, drawn by id and `seed`, are kept for
+    validation. Raises EvaluationError for a file that cannot be read, TrainingError for fewer
+    than 8 rows to train on or none to validate with.
     """
     warnings = _Warnings()
     train: list[Row] = []
@@ -62,7 +63,9 @@ def read(files: Sequence[Path], count: CountTokens, longest_question: int, seed:
             rows.append((Row(found.id, found.question, answers, found.gold), found.split))
             passages.update((p.id, p) for p in found.passages if p.text.strip())
         if not any(split == "valid" for _, split in rows):
-            warnings.say(f"{file} has no rows with split valid: {VALID_SHARE:.0%} are drawn for it")
+            warnings.say(
+                f"{file} has no rows with split `valid`: {VALID_SHARE:.0%} are drawn for validation"
+            )
             rows = [(row, _drawn(row, seed)) for row, _ in rows]
         valid += [row for row, split in rows if split == "valid"]
         train += [row for row, split in rows if split != "valid"]
@@ -87,7 +90,7 @@ def _unfit(
     if found.answerable and not any(answers):
         return "the answer is empty, and the row does not say `answerable: false`"
     if found.answerable and not found.gold:
-        return "no passage is said to hold the answer (`gold`)"
+        return "no passage is marked as holding the answer (`gold`)"
     if count(found.question) > longest_question:
         return f"the question has more than {longest_question} tokens"
     if answers and count(next(filter(None, answers), "")) > _LONGEST_ANSWER:
@@ -107,7 +110,7 @@ def _blocks(file: Path) -> Iterator[bytes]:
 
 
 class _Warnings:
-    """The first few of each run in full, the rest as a number."""
+    """Collects warnings; the first few rows left out are listed, the rest are counted."""
 
     def __init__(self) -> None:
         self._said: list[str] = []

@@ -1,9 +1,9 @@
-"""A row -> what the reader is shown: memories as a search would bring them, and what to say.
+"""Turns rows into training examples: memories as a search would return them, and what to answer.
 
 Distractors are the best wrong pieces of a real search over all training passages, and memories
-stand in the order of their relevance, as they do when a question is asked. Some places are taken by
-plain text beside memories that have nothing to do with it. All is drawn by seed and place alone, so
-that a run that is resumed draws the same.
+stand in order of relevance, as they do when a question is asked. Some examples are plain text
+beside unrelated memories. Everything is drawn from the seed and the position alone, so that a
+resumed run draws the same examples.
 """
 
 import random
@@ -20,21 +20,21 @@ from app.training.data import Row
 
 KS = (1, 2, 3, 4, 5, 6, 7, 8)
 WEIGHTS = (25, 15, 15, 10, 15, 5, 5, 10)
-"""How often a question comes with so many memories."""
+"""Relative frequency of each number of memories in KS."""
 UNANSWERED = 0.05
-"""Share of the questions whose right passages are taken away."""
+"""Share of questions shown without the passages that answer them."""
 PLAIN = 0.125
-"""Share of the places that hold plain text."""
+"""Share of examples that are plain text."""
 PLAIN_TOKENS = 32
 _SPREAD = 4
-"""Distractors are drawn from so many more of the best than are needed."""
+"""For half of the examples, distractors are drawn from a pool with this many more than needed."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """Texts of the memories, best first, the relevance of each to the question, and the answer.
+    """A question, the texts of its memories (best first), their relevances, and the answer.
 
-    Without a question, `answer` is plain text to go on with as if there were no memories.
+    Without a question, `answer` is plain text to continue as if there were no memories.
     """
 
     question: str | None
@@ -45,17 +45,17 @@ class Example:
 
 @dataclass(frozen=True)
 class _Candidates:
-    """A row's pieces, best first, with their relevance: those to read, and the best others."""
+    """A row's pieces with their relevance, best first: those with the answer, and the others."""
 
     gold: list[tuple[int, float]]
     others: list[tuple[int, float]]
 
 
 class Examples:
-    """Rows with what a search over the corpus brings for them."""
+    """Training examples made from rows and what a search over the corpus returns for each."""
 
     def __init__(self, corpus: Corpus, rows: Sequence[Row], questions: Tensor, seed: int) -> None:
-        """`questions`: a vector for each row, (rows, dimensions)."""
+        """`questions` holds the vector of each row's question, of shape (rows, dimensions)."""
         self._corpus, self._rows, self._seed = corpus, rows, seed
         self._questions, self._candidates = questions, dict[int, _Candidates]()
 
@@ -63,20 +63,20 @@ class Examples:
         return len(self._rows)
 
     def at(self, position: int) -> Example:
-        """The example at a place: the question there, or plain text instead of it."""
+        """The example at a position: a question or, for a share of PLAIN, plain text."""
         if self._chance("plain", position).random() < PLAIN:
             return self.plain(position)
         return self.asked(position)
 
     def asked(self, position: int) -> Example:
-        """The question at a place of the endless sequence of shuffled epochs."""
+        """The question at a position in the endless sequence of shuffled epochs."""
         epoch, place = divmod(position, len(self))
         order = list(range(len(self)))
         self._chance("epoch", epoch).shuffle(order)
         return self.of(order[place], epoch)
 
     def plain(self, place: int) -> Example:
-        """Plain text beside the pieces drawn for a place, which are of other passages."""
+        """Plain text beside pieces of other passages, drawn for this position."""
         chance, pieces = self._chance("text", place), self._corpus.pieces
         text, *others = chance.sample(range(len(pieces)), 1 + chance.choices(KS, WEIGHTS)[0])
         others = [one for one in others if pieces[one].passage != pieces[text].passage]
@@ -85,7 +85,7 @@ class Examples:
         return self._shown(None, some, pieces[text].text)
 
     def of(self, index: int, epoch: int, k: int | None = None) -> Example:
-        """A row with the memories drawn for it in an epoch; `k` of them, or as drawn."""
+        """A row with the memories drawn for it in an epoch: `k`, or a random number of them."""
         row, found = self._rows[index], self._found(index)
         chance = self._chance("row", epoch, index)
         drawn = chance.choices(KS, WEIGHTS)[0]
@@ -119,7 +119,7 @@ class Examples:
         return self._candidates[index]
 
     def _searched(self, row: Row, vector: Tensor) -> _Candidates:
-        """What a search brings, and the pieces to read also where it does not bring them."""
+        """What a search returns, plus the pieces with the answer even if it misses them."""
         corpus = self._corpus
         gold = corpus.gold(row.gold, row.answers, row.question) if row.answers else []
         hits = corpus.search(vector[None], POOL)

@@ -1,7 +1,8 @@
-"""The loop: AdamW over shuffled epochs, warm-up and cosine, validation, checkpoints, early stop.
+"""The training loop: AdamW over shuffled epochs, warm-up and cosine, validation, checkpoints and
+early stopping.
 
-Every step is a function of the seed and its number, so that a run that was killed and goes on from
-its last checkpoint ends with the same weights as one that was not.
+Every step is a function of the seed and its number, so a run that was killed and resumed from its
+last checkpoint ends with the same weights as one that was not.
 """
 
 import math
@@ -19,37 +20,37 @@ from app.training.examples import Example, Examples
 from app.training.reader import Loss, TrainedReader
 
 PREFERENCE_RATE = 40.0
-"""The learning rate of the one preference, in times that of the weights: it is of another size."""
+"""Learning rate of the preference as a multiple of the weights': it is on another scale."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run is to do. A run is resumed with the same plan only; `steps` may be more."""
+    """The hyperparameters of a run, which can only be resumed with the same plan."""
 
     steps: int = 600
     batch: int = 16
     micro: int = 8
-    """Examples of one forward pass; those of similar size share it."""
+    """Examples per forward pass, grouped by similar size."""
     rate: float = 5e-4
     warmup: float = 0.05
     clip: float = 1.0
     rank: int = 8
     seed: int = 0
     every: int = 50
-    """Steps between validations, and between checkpoints."""
+    """Steps between validations, each followed by a checkpoint."""
     patience: int = 6
-    """Validations in a row without a better loss before the run ends."""
+    """Consecutive validations without a better loss after which the run ends."""
     valid: int = 160
-    """Examples of a validation."""
+    """Examples per validation."""
 
     def __post_init__(self) -> None:
-        """Raises TrainingError for numbers that no run can have."""
+        """Raises TrainingError for a value below 1."""
         for name in ("steps", "batch", "micro", "rank", "every", "patience", "valid"):
             if getattr(self, name) < 1:
-                raise TrainingError(f"{name} is {getattr(self, name)}: give at least 1")
+                raise TrainingError(f"{name} is {getattr(self, name)}: it must be at least 1")
 
     def rate_at(self, step: int) -> float:
-        """Learning rate of a step, 0 .. steps - 1: linear warm-up, then half a cosine to 5 %."""
+        """Learning rate of step 0 to steps - 1: linear warm-up, then half a cosine down to 5 %."""
         warm = max(1, round(self.warmup * self.steps))
         if step < warm:
             return self.rate * (step + 1) / warm
@@ -59,7 +60,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Point:
-    """Where a run stands: mean losses a token in nats, the training one since the point before."""
+    """A point on a run's curve, with mean losses per token in nats.
+
+    `train_loss` is the mean since the previous point.
+    """
 
     step: int
     train_loss: float
@@ -70,7 +74,7 @@ class Point:
 
 @dataclass
 class Progress:
-    """What is told after every step."""
+    """What is reported after every step. `loss` is the step's mean per token in nats."""
 
     step: int
     steps: int
@@ -81,7 +85,7 @@ class Progress:
 
 @dataclass
 class Outcome:
-    """The curve, and where it was best."""
+    """The curve of a run, and its best point."""
 
     curve: list[Point] = field(default_factory=list)
     stopped_early: bool = False
@@ -95,7 +99,7 @@ LossOf = Callable[[Sequence[Example]], Loss]
 
 
 class Run:
-    """One training run in one folder."""
+    """A training run, with its checkpoint in a folder."""
 
     def __init__(
         self,
@@ -106,9 +110,9 @@ class Run:
         identity: dict[str, Any],
         validated: Callable[[Point, bool], None],
     ) -> None:
-        """`identity`: what resuming must have in common.
+        """`identity` must be equal when the run is resumed.
 
-        `validated` is called with each point of the curve, and whether it is the best so far.
+        `validated` is called with each point of the curve and with whether it is the best so far.
         """
         self._reader, self._loss, self._plan, self._folder = reader, loss, plan, folder
         self._identity = identity | asdict(plan)
@@ -127,17 +131,17 @@ class Run:
         return self._folder / "checkpoint.safetensors"
 
     def resume(self) -> int:
-        """Go on from the last checkpoint; returns its step.
+        """Continue from the last checkpoint and return its step.
 
-        Raises TrainingError when there is none, or it is of a run that differs.
+        Raises TrainingError when there is none, or when it belongs to a different run.
         """
         found = Checkpoint.read(self.checkpoint)
         then, now = found.state["identity"], self._identity
         if differs := sorted(k for k in now if then.get(k) != now[k]):
             name = differs[0]
             raise TrainingError(
-                f"{self.checkpoint} is of a run with {name} {then.get(name)}, this one has"
-                f" {now[name]}: resume it with the same, or begin in another --out"
+                f"{self.checkpoint} comes from a run with {name} {then.get(name)}, but this one has"
+                f" {now[name]}: resume with the same value, or start in another --out"
             )
         restore(self._parameters, self._optimizer, found.tensors)
         self._step, self._seconds = found.state["step"], found.state["seconds"]
@@ -147,7 +151,7 @@ class Run:
     def train(
         self, examples: Examples, valid: Sequence[Example], tell: Callable[[Progress], None]
     ) -> Outcome:
-        """Train from where the run stands to the plan's last step, or to an early stop."""
+        """Train from the run's current step to the plan's last, or until it stops early."""
         plan = self._plan
         started, done_before = time.perf_counter(), self._step
         total, tokens = 0.0, 0
@@ -169,7 +173,7 @@ class Run:
         return self.outcome
 
     def _one(self, examples: Examples) -> tuple[float, int, int]:
-        """A step; returns the sum of its loss, and the tokens said and read."""
+        """Take a step; return its summed loss, and the numbers of answer and live tokens."""
         plan = self._plan
         start = self._step * plan.batch
         batch = [examples.at(position) for position in range(start, start + plan.batch)]
@@ -183,8 +187,8 @@ class Run:
             said, read = said + loss.tokens, read + loss.read
         if not math.isfinite(losses):
             raise TrainingError(
-                f"the loss of step {self._step + 1} is {losses}: lower --rate; the checkpoint of an"
-                " earlier step is intact"
+                f"the loss of step {self._step + 1} is {losses}: lower --rate; the last checkpoint"
+                " is intact"
             )
         for parameter in self._parameters.values():
             if parameter.grad is not None:

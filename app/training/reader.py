@@ -1,7 +1,7 @@
-"""The model that learns: a copy with LoRA on its linear layers, and the loss of its answers.
+"""The model that is trained: a copy with LoRA on its linear layers, and the loss of its answers.
 
-Question and answer are the live tokens; memories and shared prefix are given, from the model as it
-was, so a step costs the question and the answer, whatever the memories hold.
+Question and answer are the live tokens. Memories and shared prefix were computed beforehand by the
+frozen model, so a step costs only the question and the answer, however much the memories hold.
 """
 
 import copy
@@ -22,15 +22,15 @@ from app.memory.model.load import LanguageModel
 from app.memory.model.prompt import Prompt
 
 PREFERENCE = 5.0
-"""Where the preference for well-ranked memories begins, in nats for a relevance of 1."""
+"""Initial preference for well-ranked memories, in nats per unit of relevance."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """One example as tensors go: memories, their relevance, token ids of question and answer.
+    """An example as the model sees it: memories with relevances, question and answer as token ids.
 
-    teacher: what the untrained model reads in the memories' place, whose expectations are then
-    what is to be learnt, instead of the answer's tokens.
+    `teacher` is what the untrained model reads in place of the memories. If it is given, the
+    untrained model's predictions are the target instead of the answer's tokens.
     """
 
     memories: Sequence[KV]
@@ -42,7 +42,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Loss:
-    """Sum over answer tokens in nats, how many they are, and the live tokens that were read."""
+    """Loss summed over answer tokens in nats, their number, and the number of live tokens read."""
 
     total: Tensor
     tokens: int
@@ -50,22 +50,22 @@ class Loss:
 
 
 class TrainedReader:
-    """A copy of `lm` with trainable low-rank changes. `lm` itself stays as it is."""
+    """A copy of `lm` with trainable low-rank changes. `lm` itself is not changed."""
 
     def __init__(self, lm: LanguageModel, rank: int, seed: int, prefix: KV | None) -> None:
-        """`rank` of the changes; `seed` of their beginning; `prefix`: the shared prefix's KV."""
+        """`rank` is that of the changes, `seed` initialises them, `prefix` is the shared prefix."""
         self.base, self._prefix = lm, prefix
         self._scale = 2.0
         torch.manual_seed(seed)
         config = LoraConfig(r=rank, lora_alpha=int(self._scale * rank), target_modules="all-linear")
         self.model = inject_adapter_in_model(config, copy.deepcopy(lm.model))
         for parameter in self.model.parameters():
-            if parameter.requires_grad:  # bfloat16 would round small steps away
+            if parameter.requires_grad:  # in bfloat16, small steps would be rounded away
                 parameter.data = parameter.data.float()
         self.preference = torch.nn.Parameter(torch.tensor(PREFERENCE))
 
     def begin_with(self, adapter: Adapter) -> None:
-        """Go on from what another run learnt. Raises TrainingError when its rank differs."""
+        """Start from what another run learnt. Raises TrainingError when its rank differs."""
         own = self.parameters()
         self.preference.data.fill_(adapter.preference)
         for name, (down, up) in adapter.weights.items():
@@ -73,28 +73,28 @@ class TrainedReader:
                 held = own.get(f"{name}.lora_{part}.default.weight")
                 if held is None or held.shape != value.shape:
                     raise TrainingError(
-                        f"the adapter to begin with has {name} of rank {down.shape[0]}, this run"
-                        " another: give the same --rank"
+                        f"the adapter to start from has {name} with rank {down.shape[0]}, which"
+                        " does not fit this run: give the same --rank"
                     )
                 held.data.copy_(value)
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
-        """All that is trained, by name."""
+        """All trained parameters, by name."""
         found = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         return {**found, "preference": self.preference}
 
     def loss(self, shown: Sequence[Shown]) -> Loss:
-        """Negative log-likelihood of the answers; of those with a teacher the divergence from it.
+        """Negative log-likelihood of the answers, or divergence from the teacher if there is one.
 
-        That is KL(untrained model on what the teacher reads || reader on memories), over the
-        answer's places.
+        That is KL(untrained model reading `teacher` || reader reading the memories), summed over
+        the answer's tokens.
         """
         width = max(len(one.tail) + len(one.answer) for one in shown)
         keep = max(len(one.answer) for one in shown)
         ids = torch.zeros(len(shown), width, dtype=torch.long)
         seen = torch.zeros_like(ids)
         wanted = torch.full((len(shown), keep), -100)
-        for row, one in enumerate(shown):  # padded in front, so that the answers end together
+        for row, one in enumerate(shown):  # padded on the left, so that all answers end together
             text = [*one.tail, *one.answer]
             ids[row, width - len(text) :] = torch.tensor(text)
             seen[row, width - len(text) :] = 1
@@ -125,7 +125,7 @@ class TrainedReader:
         seen: Tensor,
         keep: int,
     ) -> Tensor:
-        """What is expected at each of the last `keep` places, (batch, keep, vocabulary)."""
+        """Logits that predict each of the last `keep` tokens, (batch, keep, vocabulary)."""
         device = self.base.device
         memories = compose(read, self.base.rotary, self._prefix)
         if any(len(row) > 1 for row in read):
@@ -144,7 +144,7 @@ class TrainedReader:
         return logits.float()
 
     def adapter(self, model: str, prefix: str, mode: AdapterMode, codec: str) -> Adapter:
-        """What was learnt so far. Arguments as of `Adapter`, the prefix as text."""
+        """What was learnt so far. The arguments are those of `Adapter`, with the prefix as text."""
         state = {name: p.detach().float().cpu().clone() for name, p in self.parameters().items()}
         down = {n.split(".lora_A.")[0]: p for n, p in state.items() if ".lora_A." in n}
         up = {n.split(".lora_B.")[0]: p for n, p in state.items() if ".lora_B." in n}
@@ -154,7 +154,7 @@ class TrainedReader:
 
 
 def answer_ids(prompt: Prompt, lm: LanguageModel, answer: str) -> list[int]:
-    """Token ids of an answer and of the end that follows it."""
+    """Token ids of an answer, followed by an end token."""
     ends = lm.end_tokens
     own = getattr(prompt.tokenizer, "eos_token_id", None)
     end = own if own in ends else min(ends)

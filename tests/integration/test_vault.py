@@ -315,7 +315,7 @@ class TestMasters:
         file.write_text(new_master() + "\n")
         file.chmod(0o640)
         set_master(master_key_file=file)
-        with pytest.raises(UsageError, match="open to others: chmod 600"):
+        with pytest.raises(UsageError, match="open to other users: run chmod 600"):
             masters()
         file.chmod(0o600)
         assert len(masters()) == 1

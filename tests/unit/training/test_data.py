@@ -28,7 +28,7 @@ def test_without_a_valid_split_a_share_is_drawn_the_same_each_time(tmp_path: Pat
     assert first.valid == again.valid
     assert 5 <= len(first.valid) <= 40
     assert not {row.id for row in first.valid} & {row.id for row in first.train}
-    assert "no rows with split valid" in first.warnings[0]
+    assert "no rows with split `valid`" in first.warnings[0]
     assert read([file], words, 50, 4).valid != first.valid
 
 
@@ -39,7 +39,7 @@ def test_without_a_valid_split_a_share_is_drawn_the_same_each_time(tmp_path: Pat
         ({"answers": [" "]}, "the answer is empty"),
         ({"answers": []}, "`gold`|the answer is empty"),
         ({"question": " "}, "the question is empty"),
-        ({"gold": []}, "no passage is said to hold the answer"),
+        ({"gold": []}, "no passage is marked as holding the answer"),
         ({"question": "why " * 60}, "the question has more than 50 tokens"),
         ({"answers": ["so " * 70]}, "the answer has more than 64 tokens"),
         ({"passages": 3}, "`passages` is missing or no list"),

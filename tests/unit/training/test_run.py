@@ -85,7 +85,7 @@ def test_a_run_that_was_interrupted_ends_as_one_that_was_not(tmp_path: Path) -> 
     ("plan", "identity", "reason"),
     [
         (Plan(steps=12, batch=4, micro=2, rate=1e-3, rank=2, every=4, valid=8), None, "rate"),
-        (PLAN, {"data": "other"}, "data d, this one has other"),
+        (PLAN, {"data": "other"}, "data d, but this one has other"),
     ],
 )
 def test_a_run_is_not_resumed_as_another(
@@ -105,7 +105,7 @@ def test_without_gain_a_run_ends_early(tmp_path: Path) -> None:
 
 
 def test_nothing_to_resume_and_damage_are_said(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="nothing to resume"):
+    with pytest.raises(TrainingError, match="there is no run to resume"):
         made(tmp_path).resume()
     (tmp_path / "checkpoint.safetensors").write_bytes(b"\x08")
     with pytest.raises(TrainingError, match="is damaged"):
@@ -124,7 +124,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(TrainingError, match="the disk is full; what was there before is intact"):
+    with pytest.raises(TrainingError, match="the disk is full; what it held before is intact"):
         whole(file, b"more")
     assert Checkpoint.read(file).state == {"step": 1}
     assert [f.name for f in tmp_path.iterdir()] == ["checkpoint.safetensors"]
