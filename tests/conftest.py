@@ -1,24 +1,22 @@
-"""A real Postgres for the tests, an empty migrated database for each, and tenants to fill it.
+"""A real Postgres for the tests, a migrated database without rows for each, and tenants to fill it.
 
-`postgres` is the server, started once per run. `database` gives a test a migrated database without
-rows and points the program at it.
+`postgres` is the server, started once per process of a run. `database` gives a test a migrated
+database without rows and points the program at it.
 """
 
-import contextlib
 import hashlib
 import os
 import shutil
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from tempfile import TemporaryDirectory
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
-from sqlalchemy import make_url, text
+from sqlalchemy import text
 
 from app.access.principals import add_principal, find_principal
 from app.access.quota import count_request
@@ -27,18 +25,14 @@ from app.bank import documents
 from app.bank.banks import add_bank
 from app.bank.documents import Draft, Piece, Stored
 from app.bank.find import Bank
-from app.db.addresses import ROLES
-from app.db.schema import provision
-from app.db.session import Asker, dispose, transaction
+from app.db.session import Asker, transaction
 from app.local.postgres import EmbeddedPostgres
-from app.local.processes import Processes
 from app.queue import outbox
 from app.queue.outbox import Encoded, Work
-from app.settings import settings
+from tests.servers import TEMPLATE, copied, laid_out, lend, of_the_run, pointed_at, running
 from workers.uploads import store
 
 PROFILE = "profile-of-the-tests"
-CONTEXT_KEY = "context key of the tests, of no worth"
 NORTH = (1.0, 0.0, 0.0)
 
 # Read when torch is loaded, here and in every process that a test starts. Several threads gain
@@ -55,59 +49,27 @@ hypothesis_settings.load_profile("membank")
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
-    """The embedded server in a home of its own. Roles belong to it, not to a database of it."""
-    processes = Processes(tmp_path_factory.mktemp("postgres"))
-    server = EmbeddedPostgres(processes.home, processes)
-    server.start()
-    with psycopg.connect(server.url, autocommit=True) as connection:
-        # A machine that fails takes the tests with it, so no commit needs to wait for the disk.
-        connection.execute("ALTER SYSTEM SET synchronous_commit = off")
-        connection.execute("SELECT pg_reload_conf()")
-    yield server
-    server.stop()
-    processes.end_strays()
-    shutil.rmtree(processes.home)
-
-
-@contextlib.contextmanager
-def copied(server: EmbeddedPostgres, template: str) -> Iterator[str]:
-    """A copy of a database while the block runs: its administrator's URL."""
-    name = f"test_{uuid.uuid4().hex}"
-    here = make_url(server.url)
-    maintenance = here.set(database="postgres").render_as_string(False)
-    with psycopg.connect(maintenance, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
-        # Rights on a database are not copied with it.
-        connection.execute(f"REVOKE TEMPORARY ON DATABASE {name} FROM PUBLIC")
-        yield here.set(database=name).render_as_string(False)
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
-
-
-@contextlib.contextmanager
-def pointed_at(url: str) -> Iterator[None]:
-    """Let the program use the database at `url`; afterwards none of its connections is open."""
-    with pytest.MonkeyPatch.context() as patch, TemporaryDirectory() as cache:
-        patch.setenv("MEMBANK_CACHE_FOLDER", cache)
-        for role in ROLES:
-            patch.delenv(f"MEMBANK_{role.upper()}_DATABASE_URL", raising=False)
-        patch.setenv("MEMBANK_DATABASE_URL", url)
-        patch.setenv("MEMBANK_CONTEXT_KEY", CONTEXT_KEY)
-        settings.cache_clear()
-        try:
-            yield
-        finally:
-            dispose()
-    settings.cache_clear()
+def laid_out_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home to copy, see `servers.laid_out`."""
+    return laid_out(of_the_run(tmp_path_factory))
 
 
 @pytest.fixture(scope="session")
-def template(postgres: EmbeddedPostgres) -> Iterator[str]:
-    """Name of a provisioned database without rows, for `copied`."""
-    with copied(postgres, "template1") as url:
-        with pointed_at(url):
-            provision()
-        yield str(make_url(url).database)
+def postgres(
+    laid_out_home: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[EmbeddedPostgres]:
+    """A server with TEMPLATE in a home of its own. Roles belong to it, not to a database of it."""
+    home = tmp_path_factory.mktemp("postgres")
+    lend(laid_out_home, home)
+    with running(home) as server:
+        yield server
+    shutil.rmtree(home)
+
+
+@pytest.fixture(scope="session")
+def template(postgres: EmbeddedPostgres) -> str:
+    """Name of a migrated database without rows, for `copied`. The server has its roles."""
+    return TEMPLATE
 
 
 @pytest.fixture(scope="session")
@@ -130,7 +92,7 @@ def database(shared_database: str) -> Iterator[str]:
 
 @pytest.fixture
 def own_database(postgres: EmbeddedPostgres, template: str) -> Iterator[str]:
-    """A migrated database for this test alone, whose schema it may break (200 ms)."""
+    """A migrated database for this test alone, whose schema it may break."""
     with copied(postgres, template) as url, pointed_at(url):
         yield url
 

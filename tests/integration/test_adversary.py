@@ -22,7 +22,8 @@ from tests.adversary import (
     findings,
     url_of,
 )
-from tests.conftest import PROFILE, Company, copied, pointed_at
+from tests.conftest import PROFILE, Company
+from tests.servers import copied, pointed_at
 
 
 @pytest.fixture(scope="module")
