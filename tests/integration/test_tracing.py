@@ -25,7 +25,7 @@ TRACE = "0af7651916cd43dd8448eb211c80319c"
 # The database is what imports tracing; redis imports the SDK by itself, without using it.
 PROCESS = """
 import sys
-from app import tracing
+from app.process import tracing
 import app.db.session
 with tracing.span("told", key="value"):
     pass
