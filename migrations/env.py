@@ -1,30 +1,28 @@
-"""Alembic's entry: one connection as membank_owner, one transaction per migration, time limits.
+"""Alembic's entry: one connection as membank_owner, one transaction per revision, time limits.
 
-`alembic upgrade head` takes the owner's URL from the settings; `app.bank.schema.upgrade` and the
+`alembic upgrade head` takes the owner's URL from the settings; `app.db.schema.upgrade` and the
 tests hand over a connection.
 """
 
 from alembic import context
 from sqlalchemy import Connection, create_engine, pool, text
 
-from app.bank.tables import metadata
 from app.db.addresses import database_url
-from app.search.indexes import PREFIX
 
-# Waiting DDL blocks every later reader of its table, so it gives up soon; two upgrades at a time
-# would both find the old revision, so they take turns.
-_LIMITS = "SELECT pg_advisory_lock(727266); SET lock_timeout = '5s'"
+# DDL that waits holds up every later reader of its table, and DDL that works holds up all of them:
+# both end soon. A revision that may take longer says so itself, for itself (script.py.mako).
+_LIMITS = text("SET lock_timeout = '5s'; SET statement_timeout = '60s'")
 
 
 def run(connection: Connection) -> None:
-    connection.execute(text(_LIMITS))
+    # Two upgrades at a time would both find the old revision, so they take turns.
+    connection.execute(text("SELECT pg_advisory_lock(727266)"))
+    connection.execute(_LIMITS)
     connection.commit()
     context.configure(
         connection=connection,
         transaction_per_migration=True,
-        target_metadata=metadata,
-        include_name=lambda name, kind, _: not (name or "").startswith(PREFIX),
-        autogenerate_plugins=["alembic.autogenerate.*", "~alembic.autogenerate.comments"],
+        on_version_apply=lambda **_: connection.execute(_LIMITS),
     )
     with context.begin_transaction():
         context.run_migrations()

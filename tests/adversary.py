@@ -152,12 +152,6 @@ def _filled(company: Company, word: str) -> Company:
     company.reader(f"{word}-alice")
     issue(company.name, f"{word}-alice", name=f"{word} key")
     alice = company.reader(f"{word}-alice")
-    administer(
-        "INSERT INTO idempotency_key (tenant_id, principal_id, key, request_hash, created_at)"
-        " VALUES (:tenant, :principal, 'request', sha256('request'), now())",
-        tenant=company.tenant,
-        principal=alice.principal,
-    )
     file = uploads.add(alice, f"{word}.md", "assistants", f"{word} of a file".encode())
     grant(company.bank, f"principal:{word}-alice", roles.Role.WRITER)
     attachments.attach(alice, company.bank.id, [(file.id, {"of": word})], f"{word}-batch")

@@ -134,14 +134,24 @@ def _status(stack: Any) -> dict[str, Any]:
     }
 
 
+_Before = Annotated[
+    bool,
+    typer.Option("--before", help="Only what the version that serves now goes on with."),
+]
+
+
 @commands.command()
-def migrate() -> None:
+def migrate(before: _Before = False) -> None:
     """Make the roles and bring the database to this version's schema. `up` does it too."""
     from app.db import schema
 
-    schema.provision()
+    schema.provision(before)
     schema.require_safe()
-    console.say("the database is at this version's schema")
+    console.say(
+        "this version can be deployed: afterwards run membank migrate"
+        if before
+        else "the database is at this version's schema"
+    )
 
 
 @commands.command()

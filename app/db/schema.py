@@ -2,18 +2,15 @@
 
 import sys
 import threading
-from pathlib import Path
 from typing import Any
 
 from alembic import command
-from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from psycopg import sql
 from sqlalchemy import URL, Connection, text
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
-from app.db import context_keys
+from app.db import context_keys, revisions
 from app.db.addresses import ROLES, TENANT_GROUP, Role, database_url, provisioning_url, role_name
 from app.db.isolation import (
     Check,
@@ -31,59 +28,81 @@ from app.errors import MembankError, UnavailableError
 from app.settings import settings
 
 SERVING: tuple[Role, ...] = ("app", "worker")
-_ROOT = Path(__file__).parents[2]
 # Roles belong to the server, advisory locks to a database: whoever provisions another database
 # may alter or create the same role. "tuple concurrently updated", unique and duplicate names.
 _RACES = ("XX000", "23505", "42710")
+# What migrations/env.py allows, by the state that Postgres ends a statement with.
+_LIMITS = {
+    "55P03": "waited 5 seconds for a table that others use",
+    "57014": "worked on one statement for a minute",
+}
 
 
-def provision() -> None:
+def provision(before_deployment: bool = False) -> None:
     """Create the extension and the roles where they are missing, migrate, make known the key that
     this process signs with.
+
+    `before_deployment` leaves out the revisions that the version which serves now does not survive.
 
     Needs an administrator in MEMBANK_DATABASE_URL (or the embedded server). With the app's own
     URL there, everything must exist already and only the migrations run.
     Raises UnavailableError or MembankError that says what is missing.
     """
-    url = provisioning_url()
-    if url.username != role_name("app"):
-        with outside(url, "AUTOCOMMIT") as connection:
-            _require_versions(connection)
-            # Two stacks may be provisioned on one server at the same time.
-            connection.execute(text("SELECT pg_advisory_lock(727267)"))
-            for role in ROLES:
-                _ensure_role(connection, role_name(role), _login(role))
-            _ensure_role(connection, TENANT_GROUP, sql.SQL("NOLOGIN"))
-            _forbid_temporary_tables(connection)
-            _ensure_pgvector(connection)
-            connection.exec_driver_sql(
-                f"GRANT CREATE, USAGE ON SCHEMA public TO {role_name('owner')}"
-            )
-    upgrade(database_url("owner"))
+    prepare()
+    upgrade(database_url("owner"), before_deployment)
     context_keys.install()
 
 
-def upgrade(url: URL, revision: str = "head") -> None:
-    """Run the migrations as the owner."""
+def prepare() -> None:
+    """Make what an administrator makes before there is a schema: the roles and the extension."""
+    url = provisioning_url()
+    if url.username == role_name("app"):
+        return
+    with outside(url, "AUTOCOMMIT") as connection:
+        _require_versions(connection)
+        # Two stacks may be provisioned on one server at the same time.
+        connection.execute(text("SELECT pg_advisory_lock(727267)"))
+        for role in ROLES:
+            _ensure_role(connection, role_name(role), _login(role))
+        _ensure_role(connection, TENANT_GROUP, sql.SQL("NOLOGIN"))
+        _forbid_temporary_tables(connection)
+        _ensure_pgvector(connection)
+        connection.exec_driver_sql(f"GRANT CREATE, USAGE ON SCHEMA public TO {role_name('owner')}")
+
+
+def upgrade(url: URL, before_deployment: bool = False) -> None:
+    """Run the revisions that are missing, as the owner; or, `before_deployment`, those of them that
+    the version which serves now goes on with.
+
+    Raises MembankError where the database is of a version that this one does not work with, or a
+    revision met a limit of time; then that one was rolled back.
+    """
     with outside(url) as connection:
         _require_group(connection)
-        config = alembic_config()
+        current = MigrationContext.configure(connection).get_current_revision()
+        connection.rollback()
+        if current not in (None, *revisions.known()):
+            if revisions.fits(current):
+                return
+            raise MembankError(
+                f"the database is of a newer version ({current}): install that version here"
+            )
+        wanted = revisions.before_deployment if before_deployment else revisions.missing
+        to_do = wanted(current)
+        if not to_do:
+            return
+        config = revisions.alembic_config()
         config.attributes["connection"] = connection
         try:
-            command.upgrade(config, revision)
+            command.upgrade(config, to_do[-1])
         except OperationalError as error:
-            if getattr(error.orig, "sqlstate", None) != "55P03":
+            told = _LIMITS.get(getattr(error.orig, "sqlstate", ""))
+            if told is None:
                 raise
             raise MembankError(
-                "a migration waited 5 seconds for a table that others use, and gave up unchanged:"
-                " run membank migrate again, at a quieter time"
+                f"a migration {told}, and gave up unchanged: run membank migrate again, at a"
+                " quieter time"
             ) from error
-
-
-def alembic_config() -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(_ROOT / "migrations"))
-    return config
 
 
 def checks(role: Role = "app") -> list[Check]:
@@ -195,14 +214,18 @@ def _require_versions(connection: Connection) -> None:
 
 
 def _head(connection: Connection) -> Check:
-    head = ScriptDirectory.from_config(alembic_config()).get_current_head()
     try:
         with connection.begin_nested():
             current = MigrationContext.configure(connection).get_current_revision()
     except ProgrammingError:
         current = None
-    detail = f"{current or 'none'}" + ("" if current == head else f", need {head}: membank up")
-    return Check("migration", current == head, detail)
+    detail = current or "none"
+    left = revisions.missing(current)
+    if not revisions.fits(current):
+        detail += f", need {revisions.known()[-1]}: membank up or membank migrate"
+    elif left:
+        detail += f"; when no older version serves any more, {left[-1]}: membank migrate"
+    return Check("migration", revisions.fits(current), detail)
 
 
 def await_safe(log: Any, stop: threading.Event, role: Role) -> None:

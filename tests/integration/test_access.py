@@ -128,12 +128,6 @@ def pair(new_company: Callable[[str], Company]) -> Pair:
         company.reader("hana", "hr")
         issue(company.name, "alice")
         hana = company.reader("hana")
-        administer(
-            "INSERT INTO idempotency_key (tenant_id, principal_id, key, request_hash, created_at)"
-            " VALUES (:tenant, :principal, 'request', sha256('request'), now())",
-            tenant=company.tenant,
-            principal=hana.principal,
-        )
         file = uploads.add(hana, "notes.md", "assistants", b"notes")
         grant(company.bank, "principal:hana", roles.Role.WRITER)
         attachments.attach(hana, company.bank.id, [(file.id, {})])
@@ -256,7 +250,7 @@ class TestTenants:
                 others = f"{owner_column(relation)} <> {pair.ours.tenant}"
             assert visible(pair.hana, relation, others) == 0, relation
         seen = {t for t in tables(superuser) if visible(pair.hana, t)}
-        unseen = {"tenant_role", "api_key", "audit_event", "idempotency_key", "object_gone"}
+        unseen = {"tenant_role", "api_key", "audit_event", "object_gone"}
         assert seen == set(tables(superuser)) - unseen
 
     def test_a_principal_of_another_tenant_reads_nothing_here(self, pair: Pair) -> None:

@@ -1,70 +1,208 @@
-"""What must be true of every table, trigger, function and view, read from the live catalogue."""
+"""The files in migrations/schema and the revisions make the same database, to the last letter."""
+
+from collections.abc import Iterator
+from pathlib import Path
 
 import psycopg
 import pytest
+from alembic import command
 
-RULES = {
-    "a table without forced row-level security": """
-        SELECT relname FROM pg_class c WHERE relnamespace = 'public'::regnamespace
-        AND relkind IN ('r', 'p') AND relname <> 'alembic_version'
-        AND NOT (relrowsecurity AND relforcerowsecurity)""",
-    "a table without a policy": """
-        SELECT relname FROM pg_class c WHERE relnamespace = 'public'::regnamespace
-        AND relkind IN ('r', 'p') AND relname <> 'alembic_version'
-        AND NOT EXISTS (SELECT FROM pg_policy WHERE polrelid = c.oid)""",
-    "a table that the app or the worker reads without a restrictive floor": """
-        SELECT relname FROM pg_class c WHERE relnamespace = 'public'::regnamespace
-        AND relkind IN ('r', 'p') AND relname NOT IN ('alembic_version', 'outbox')
-        AND (has_table_privilege('membank_app', c.oid, 'SELECT')
-            OR has_table_privilege('membank_worker', c.oid, 'SELECT'))
-        AND NOT EXISTS (SELECT FROM pg_policy WHERE polrelid = c.oid AND NOT polpermissive)""",
-    # But for tables that are of no tenant, and for a login, which belongs to one tenant only.
-    "a key of a tenant's table that does not begin with the tenant": """
-        SELECT conrelid::regclass || '.' || conname FROM pg_constraint k
-        JOIN pg_class c ON c.oid = conrelid AND c.relnamespace = 'public'::regnamespace
-        JOIN pg_attribute a ON a.attrelid = conrelid AND a.attnum = conkey[1]
-        WHERE contype IN ('p', 'u', 'f')
-        AND relname NOT IN ('alembic_version', 'tenant', 'context_key')
-        AND attname <> 'tenant_id' AND conname <> 'tenant_role_role_key'""",
-    "a trigger that a replica or a restore would pass by": """
-        SELECT tgrelid::regclass || '.' || tgname FROM pg_trigger t
-        JOIN pg_class c ON c.oid = tgrelid AND c.relnamespace = 'public'::regnamespace
-        WHERE NOT tgisinternal AND tgenabled <> 'A' AND relkind <> 'v'""",
-    "a function whose search_path is the caller's": """
-        SELECT p.oid::regprocedure::text FROM pg_proc p
-        WHERE pronamespace = 'public'::regnamespace AND NOT EXISTS
-            (SELECT FROM pg_depend d WHERE d.objid = p.oid AND d.deptype = 'e')
-        AND NOT coalesce(proconfig::text LIKE '%search_path=%', false)""",
-    "a function with the owner's rights that everyone may call": """
-        SELECT p.oid::regprocedure::text FROM pg_proc p
-        WHERE pronamespace = 'public'::regnamespace AND prosecdef
-        AND EXISTS (SELECT FROM aclexplode(coalesce(proacl, acldefault('f', proowner)))
-            WHERE grantee = 0)""",
-    "a view with its owner's rights": """
-        SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace
-        AND relkind = 'v'
-        AND NOT coalesce(reloptions::text LIKE '%security_invoker=true%', false)""",
-    "a copy of rows that no policy guards": """
-        SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace
-        AND relkind IN ('m', 'f')""",
-    "a grant to everyone": """
-        SELECT relname FROM pg_class c, aclexplode(relacl) a
-        WHERE relnamespace = 'public'::regnamespace AND a.grantee = 0""",
-    "something of ours that another than the owner owns": """
-        SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace
-        AND relowner <> 'membank_owner'::regrole""",
-    "a right of the app to change anything but what it must": """
-        SELECT relname || ' ' || privilege FROM pg_class c,
-            unnest('{INSERT,UPDATE,DELETE,TRUNCATE,REFERENCES,TRIGGER}'::text[]) privilege
-        WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p', 'v')
-        AND has_table_privilege('membank_app', c.oid, privilege)""",
-    "a table or view that nobody has explained": """
-        SELECT relname FROM pg_class c WHERE relnamespace = 'public'::regnamespace
-        AND relkind IN ('r', 'p', 'v') AND relname <> 'alembic_version'
-        AND obj_description(c.oid, 'pg_class') IS NULL""",
-}
+from app.db import revisions, schema
+from app.local.postgres import EmbeddedPostgres
+from migrations.scripts import SCHEMA, create
+from tests.catalogue import catalogue, names
+from tests.conftest import copied, pointed_at
+from tests.migration.conftest import Migrations, alembic, move
+
+# One change of each kind that a catalogue can show: what it is of, and how it is made by hand.
+CHANGES = [
+    ("relation colour", "CREATE TABLE colour ()"),
+    ("relation job", "CREATE OR REPLACE VIEW job AS TABLE job"),
+    ("relation job", "ALTER VIEW job SET (security_invoker = false)"),
+    ("relation job", "COMMENT ON VIEW job IS 'Work.'"),
+    ("relation job", "GRANT SELECT ON job TO membank_app"),
+    ("relation document", "ALTER TABLE document DISABLE ROW LEVEL SECURITY"),
+    ("relation document", "ALTER TABLE document NO FORCE ROW LEVEL SECURITY"),
+    ("relation document", "ALTER TABLE document OWNER TO postgres"),
+    ("relation audit_event", "ALTER TABLE audit_event SET UNLOGGED"),
+    ("relation tenant_usage", "ALTER TABLE tenant_usage RESET (fillfactor)"),
+    ("relation chunk", "ALTER TABLE chunk REPLICA IDENTITY FULL"),
+    ("relation outbox", "REVOKE DELETE ON outbox FROM membank_worker"),
+    ("relation outbox_id_seq", "GRANT USAGE ON outbox_id_seq TO membank_app"),
+    ("column document.colour", "ALTER TABLE document ADD COLUMN colour text"),
+    ("column document.title", "ALTER TABLE document ALTER title DROP NOT NULL"),
+    ("column chunk.heading", "ALTER TABLE chunk ALTER heading TYPE varchar(9)"),
+    ("column chunk.heading", 'ALTER TABLE chunk ALTER heading TYPE text COLLATE "C"'),
+    ("column document.access", "ALTER TABLE document ALTER access SET DEFAULT '{}'"),
+    ("column document.text_hash", "ALTER TABLE document ALTER text_hash DROP EXPRESSION"),
+    ("column document.source", "ALTER TABLE document ALTER source SET STATISTICS 9"),
+    ("column document.access", "COMMENT ON COLUMN document.access IS 'A list.'"),
+    ("column document.access", "REVOKE UPDATE (access) ON document FROM membank_tenant"),
+    ("column outbox.id", "ALTER TABLE outbox ALTER id SET GENERATED BY DEFAULT"),
+    ("column memory_blob.payload", "ALTER TABLE memory_blob ALTER payload SET STORAGE EXTENDED"),
+    ("column memory_blob.payload", "ALTER TABLE memory_blob ALTER payload SET COMPRESSION pglz"),
+    ("column job.state", "COMMENT ON COLUMN job.state IS 'How far.'"),
+    (
+        "constraint outbox.outbox_what",
+        "ALTER TABLE outbox DROP CONSTRAINT outbox_what, ADD CONSTRAINT outbox_what CHECK (true)",
+    ),
+    (
+        "constraint outbox.outbox_what",
+        "ALTER TABLE outbox DROP CONSTRAINT outbox_what, ADD CONSTRAINT outbox_what"
+        " CHECK ((document_id IS NULL) <> (file_id IS NULL)"
+        " AND (file_id IS NULL OR chunk_id IS NULL)) NOT VALID",
+    ),
+    (
+        "references to bank",
+        "ALTER TABLE document DROP CONSTRAINT document_tenant_id_bank_id_fkey, ADD"
+        " FOREIGN KEY (tenant_id, bank_id) REFERENCES bank (tenant_id, id) ON DELETE CASCADE",
+    ),
+    ("index chunk_document", "DROP INDEX chunk_document"),
+    ("index chunk_document", "ALTER INDEX chunk_document SET (fillfactor = 50)"),
+    ("index chunk_document", "COMMENT ON INDEX chunk_document IS 'By place.'"),
+    ("sequence outbox_id_seq", "ALTER SEQUENCE outbox_id_seq INCREMENT 2"),
+    (
+        "function next_tenant(bigint)",
+        "CREATE OR REPLACE FUNCTION next_tenant(after bigint) RETURNS bigint LANGUAGE sql STABLE"
+        " SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS 'SELECT 1'",
+    ),
+    ("function next_tenant(bigint)", "ALTER FUNCTION next_tenant SECURITY INVOKER"),
+    ("function next_tenant(bigint)", "ALTER FUNCTION next_tenant RESET search_path"),
+    ("function next_tenant(bigint)", "ALTER FUNCTION next_tenant VOLATILE"),
+    ("function next_tenant(bigint)", "ALTER FUNCTION next_tenant COST 9"),
+    ("function next_tenant(bigint)", "ALTER FUNCTION next_tenant OWNER TO postgres"),
+    ("function next_tenant(bigint)", "GRANT EXECUTE ON FUNCTION next_tenant TO PUBLIC"),
+    ("function bank_fill(bigint,bigint)", "COMMENT ON FUNCTION bank_fill IS 'Fills.'"),
+    ("trigger chunk.chunk_queue", "ALTER TABLE chunk ENABLE TRIGGER chunk_queue"),
+    ("trigger chunk.chunk_queue", "DROP TRIGGER chunk_queue ON chunk"),
+    (
+        "trigger chunk.chunk_emptied",
+        "CREATE OR REPLACE TRIGGER chunk_emptied BEFORE TRUNCATE ON chunk"
+        " FOR EACH STATEMENT EXECUTE FUNCTION chunk_emptied();"
+        " ALTER TABLE chunk ENABLE ALWAYS TRIGGER chunk_emptied",
+    ),
+    ("policy file.reader", "ALTER POLICY reader ON file USING (true)"),
+    ("policy file.reader", "ALTER POLICY reader ON file TO PUBLIC"),
+    ("policy file.worker", "ALTER POLICY worker ON file WITH CHECK (false)"),
+    (
+        "policy file.reader",
+        "DROP POLICY reader ON file; CREATE POLICY reader ON file AS RESTRICTIVE FOR SELECT"
+        " TO membank_app USING (principal_id = (SELECT current_principal()))",
+    ),
+    (
+        "policy file.reader",
+        "DROP POLICY reader ON file; CREATE POLICY reader ON file"
+        " TO membank_app USING (principal_id = (SELECT current_principal()))",
+    ),
+    ("rule chunk.kept", "CREATE RULE kept AS ON DELETE TO chunk DO INSTEAD NOTHING"),
+    ("statistics places", "CREATE STATISTICS places ON bank_id, document_id FROM chunk"),
+    (
+        "default rights public",
+        "ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT ON TABLES TO membank_app",
+    ),
+    ("schema public", "GRANT CREATE ON SCHEMA public TO membank_app"),
+    ("schema other", "CREATE SCHEMA other"),
+    ("extension vector", "DROP EXTENSION vector CASCADE"),
+    ("publication all_of_it", "CREATE PUBLICATION all_of_it"),
+    ("other type", "CREATE TYPE colour AS ENUM ('red')"),
+    ("other type", "CREATE DOMAIN colour AS text"),
+    ("other collation", 'CREATE COLLATION colour FROM "C"'),
+]
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_there_is_no(rule: str, superuser: psycopg.Connection) -> None:
-    assert superuser.execute(RULES[rule]).fetchall() == []
+def fresh(server: EmbeddedPostgres, folder: Path) -> list[str]:
+    """What the files of a folder make in an empty database."""
+    with copied(server, "template1") as url, pointed_at(url):
+        schema.prepare()
+        with alembic() as config:
+            command.stamp(config, "head")
+            connection = config.attributes["connection"]
+            create(connection, folder)
+            connection.commit()
+        return read(url)
+
+
+def upgraded(server: EmbeddedPostgres) -> list[str]:
+    """What the revisions make, one after the other."""
+    with copied(server, "template1") as url, pointed_at(url):
+        schema.prepare()
+        for revision in revisions.known():
+            move(revision)
+        return read(url)
+
+
+def read(url: str) -> list[str]:
+    with psycopg.connect(url) as connection:
+        return catalogue(connection)
+
+
+@pytest.fixture(scope="module")
+def from_files(postgres: EmbeddedPostgres, template: str) -> list[str]:
+    return fresh(postgres, SCHEMA)
+
+
+@pytest.fixture(scope="module")
+def untouched(postgres: EmbeddedPostgres, template: str) -> Iterator[psycopg.Connection]:
+    with copied(postgres, template) as url, psycopg.connect(url) as connection:
+        yield connection
+
+
+def test_a_database_made_from_the_files_is_the_one_that_the_revisions_make(
+    postgres: EmbeddedPostgres, from_files: list[str]
+) -> None:
+    assert upgraded(postgres) == from_files
+
+
+def test_a_revision_that_the_files_do_not_have_shows_and_so_does_the_reverse(
+    postgres: EmbeddedPostgres, from_files: list[str], migrations: Migrations
+) -> None:
+    function = "SELECT min(id) FROM tenant WHERE id > after"
+    index = "CREATE INDEX document_age ON document (tenant_id, updated_at);"
+    column = "    file_id        text,\n    PRIMARY KEY (tenant_id, bank_id, id),"
+    grant = "GRANT SELECT ON job TO membank_worker;"
+    migrations.add(
+        "0001_1",
+        "CREATE OR REPLACE FUNCTION next_tenant(after bigint) RETURNS bigint"
+        " LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$"
+        f"\n    {function} + 7\n$$;"
+        " ALTER POLICY reader ON file USING (false);"
+        " ALTER TABLE document ADD COLUMN colour text;" + index + grant,
+    )
+    changed = {
+        *("function next_tenant(bigint)", "policy file.reader", "column document.colour"),
+        *("index document_age", "relation job"),
+    }
+    by_revision = upgraded(postgres)
+    assert names(set(by_revision) ^ set(from_files)) == changed
+    migrations.edit("functions", function, f"{function} + 7")
+    policy = "ON file FOR SELECT TO membank_app\n    USING (%s);"
+    whose = "principal_id = (SELECT current_principal())"
+    migrations.edit("policies", policy % whose, policy % "false")
+    migrations.edit("tables", column, column.replace("text,", "text,\n    colour text,", 1))
+    migrations.append("tables", index)
+    migrations.append("roles", grant)
+    from_edited = fresh(postgres, migrations.schema)
+    assert from_edited == by_revision
+    assert names(set(from_edited) ^ set(from_files)) == changed
+
+
+@pytest.mark.parametrize(("of", "statement"), CHANGES)
+def test_the_catalogue_shows(
+    of: str, statement: str, untouched: psycopg.Connection, from_files: list[str]
+) -> None:
+    with untouched.transaction(force_rollback=True):
+        untouched.execute(statement)
+        assert of in names(set(catalogue(untouched)) ^ set(from_files))
+
+
+def test_the_same_database_has_the_same_catalogue(
+    untouched: psycopg.Connection, from_files: list[str]
+) -> None:
+    assert catalogue(untouched) == from_files
+
+
+def test_a_catalogue_leaves_out_what_another_object_brings(from_files: list[str]) -> None:
+    kinds = {name.partition(" ")[0] for name in names(from_files)}
+    assert kinds >= {"relation", "column", "constraint", "index", "function", "trigger", "policy"}
+    assert "other" not in kinds
+    assert not any("vector_in" in line for line in from_files)
