@@ -1,6 +1,6 @@
 """Quotas: what a tenant may hold, and ask in a day. Where no limit is set, none is looked for.
 
-Documents and uploaded files are counted by triggers (migrations 0008 and 0015). Each limit can be
+Documents and uploaded files are counted by triggers (migrations/schema). Each limit can be
 overrun by what is in flight at the moment it is reached, and by no more.
 """
 

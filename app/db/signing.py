@@ -1,4 +1,4 @@
-"""The key that says who is asking, and its signature. Postgres checks it: migration 0007."""
+"""The key that says who is asking, and its signature. Postgres checks it: signed_context()."""
 
 import hashlib
 import secrets

@@ -67,8 +67,8 @@ _WITH_TEXTS = """
 
 # Of a tenant's documents hardly any is not served, but the planner takes all to be so, and would
 # rather read every one than ask the index of those. Where all keys of a bank are compared, rights
-# are hashed once (migrations 0009 and 0014). What an index brings later may be nearer than what it
-# brought before, and strict_order would drop it.
+# are hashed once (each_alone() in migrations/schema). What an index brings later may be nearer than
+# what it brought before, and strict_order would drop it.
 _READY = text(
     "SELECT usable, set_config('enable_seqscan', 'off', true),"
     " set_config('membank.searched', :bank, true),"
