@@ -1,5 +1,7 @@
 """Tiny random models of many families: the method may not depend on one of them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -96,3 +98,24 @@ def made(config: Any, dtype: torch.dtype = torch.float32) -> Any:
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.2)
     return model.to(dtype).eval()
+
+
+@torch.no_grad()
+def uneven(model: Any) -> Any:
+    """The same model with no bias of 0 and no norm's weight of 1, so that each counts."""
+    torch.manual_seed(1)
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            parameter += torch.randn_like(parameter) * 0.2
+    return model
+
+
+@contextmanager
+def of_threads(number: int) -> Iterator[None]:
+    """Compute with so many threads inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -12,24 +12,19 @@ from app.memory.compose import Memories, compose
 from app.memory.decode.decoder import Decoder, ModelDecoder, decoder_of
 from app.memory.decode.flat import Flat, FlatDecoder, Start
 from app.memory.decode.native import Native, NativeDecoder
-from app.memory.decode.packed import GROUP, Packed, pack
+from app.memory.decode.packed import Bits, pack
 from app.memory.encode import Encoder
 from app.memory.kv import ABSENT, KV
 from app.memory.model.load import LanguageModel
-from tests.unit.memory.families import FAMILIES, made, tiny
+from tests.unit.memory.families import FAMILIES, made, tiny, uneven
 
 FLAT = ["llama", "llama 3.1", "mistral", "qwen2", "qwen3", "smollm3, layers without rotary"]
 PREFIX, CHUNKS = [3, 4, 5, 6], [[10, 11, 12, 13, 14], [20, 21, 22]]
 PROMPT, MORE = [40, 41, 42, 43, 44], [50, 51, 52, 53]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("native")
-
-
 def lm_of(family: str, dtype: torch.dtype = torch.float32) -> LanguageModel:
-    return LanguageModel(tiny(family, dtype), tokenizer=None)
+    return LanguageModel(uneven(tiny(family, dtype)), tokenizer=None)
 
 
 def memories_of(lm: LanguageModel, chunks: Sequence[Sequence[int]] = CHUNKS) -> Memories:
@@ -127,38 +122,35 @@ def test_a_model_that_only_looks_alike_is_refused_by_its_logits() -> None:
 
 
 @pytest.mark.parametrize("family", FLAT)
+@pytest.mark.parametrize("weights", ["int8", "int4"])
 @pytest.mark.parametrize("with_memories", [False, True])
 def test_packed_weights_give_the_logits_of_a_model_with_the_rounded_weights(
-    family: str, with_memories: bool, folder: Path
+    family: str, weights: Bits, with_memories: bool, folder: Path
 ) -> None:
     """Held to a model whose weights are what the packed ones stand for: all that is left is the
     cache's bfloat16, which is why the bound is not that of float32."""
     lm = lm_of(family)
     with torch.no_grad():
-        for layer in lm.decoder.layers:
-            for part in ("q_proj", "k_proj", "v_proj", "o_proj"):
-                round_weight(getattr(layer.self_attn, part))
-            for part in ("gate_proj", "up_proj", "down_proj"):
-                round_weight(getattr(layer.mlp, part))
-        round_weight(lm.model.lm_head)
-    native = Native(Flat(lm), "int8", folder)  # rounds to the same once more
+        for module in lm.model.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.weight.copy_(pack(module.weight, weights).dense())
+    native = Native(Flat(lm), weights, folder)  # rounds to the same once more
     memories = weighted(lm) if with_memories else None
     got = logits(NativeDecoder(native), memories)
     expected = reference(lm, memories)
     assert divergence(expected, got) < 1e-4
-    assert (got - expected).abs().max() < 0.02 * expected.std() + 0.05
+    assert (got - expected).abs().max() < 0.08 * expected.std()
 
 
-def round_weight(linear: torch.nn.Linear) -> None:
-    linear.weight.copy_(pack(linear.weight, "int8").dense())
-
-
-@pytest.mark.parametrize(("weights", "bound"), [("int8", 0.02), ("int4", 2.0)])
-def test_rounding_stays_near_the_model(weights: str, bound: float, folder: Path) -> None:
+@pytest.mark.parametrize("family", FLAT)
+@pytest.mark.parametrize(("weights", "bound"), [("int8", 0.003), ("int4", 0.25)])
+def test_rounding_stays_near_the_model(
+    family: str, weights: Bits, bound: float, folder: Path
+) -> None:
     """A random model of width 32 is the worst case: nothing in it averages out."""
-    lm = lm_of("llama")
+    lm = lm_of(family)
     memories = memories_of(lm)
-    got = logits(decoder_of(lm, weights, folder), memories)  # type: ignore[arg-type]
+    got = logits(decoder_of(lm, weights, folder), memories)
     assert 0 < divergence(reference(lm, memories), got) < bound
 
 
@@ -231,19 +223,6 @@ def test_requests_of_a_batch_get_what_each_gets_alone(
             assert torch.equal(readings[n].logits, alone[n][i + 1]), (n, i)
 
 
-def test_threads_share_the_compiled_step_and_compute_the_same(folder: Path) -> None:
-    lm = lm_of("llama")
-    decoder, memories = decoder_of(lm, "int8", folder), memories_of(lm)
-    before = torch.get_num_threads()
-    found = []
-    for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
-        found.append(logits(decoder, memories))
-    torch.set_num_threads(before)
-    for other in found[1:]:
-        assert (other - found[0]).abs().max() < 1e-4
-
-
 def test_bfloat16_is_as_near_as_transformers_is(folder: Path) -> None:
     lm, exact = lm_of("llama", torch.bfloat16), lm_of("llama")
     expected = reference(exact, memories_of(exact))
@@ -251,32 +230,6 @@ def test_bfloat16_is_as_near_as_transformers_is(folder: Path) -> None:
     for weights in ("float", "int8"):
         got = logits(decoder_of(lm, weights, folder), memories_of(lm))  # type: ignore[arg-type]
         assert (got - expected).abs().mean() < 2 * usual, weights
-
-
-def test_weights_of_a_grid_of_sixteen_come_back_and_are_found_by_auto() -> None:
-    random = torch.Generator().manual_seed(0)
-    codes = torch.randint(0, 16, (24, 2, GROUP), generator=random)
-    codes[..., 0], codes[..., 1] = 0, 15
-    step = torch.rand(24, 2, 1, generator=random).bfloat16() + 0.5
-    low = -8 * step
-    weight = (low.float() + step.float() * codes).flatten(1)
-    packed = pack(weight, "auto")
-    assert packed.bits == 4
-    assert (packed.dense() - weight).abs().max() < 0.05 * step.min()
-
-
-@pytest.mark.parametrize(("width", "bits"), [(64, 8), (40, 8)])
-def test_auto_keeps_eight_bits_for_weights_that_four_would_spoil(width: int, bits: int) -> None:
-    weight = torch.randn(24, width, generator=torch.Generator().manual_seed(0))
-    packed = pack(weight, "auto")
-    assert (packed.bits, packed.shape) == (bits, (24, width))
-    assert (packed.dense() - weight).abs().max() <= weight.abs().max() / 127
-
-
-def test_a_weight_of_zeros_packs_to_zeros() -> None:
-    for bits in ("int8", "int4"):
-        packed: Packed = pack(torch.zeros(8, 64), bits)  # type: ignore[arg-type]
-        assert torch.equal(packed.dense(), torch.zeros(8, 64))
 
 
 def test_layers_of_different_shape_are_refused() -> None:
