@@ -157,7 +157,12 @@ class Settings(BaseSettings):
         " 8 or 4 bits, which the CPU reads faster and which needs a C compiler, or auto: rounded"
         " where that is possible, to 4 bits only where they lose no more than 8.",
     )
-    threads: int = Field(0, ge=0, description="Torch threads per process; 0 leaves it to torch.")
+    threads: int = Field(
+        0,
+        ge=0,
+        description="Threads that compute, per process; 0: as many as there are cores, and no more"
+        " than a container's CPU quota pays for.",
+    )
     top_k: int = Field(1, ge=1, le=100, description="Memories per question when -k is not given.")
     min_score: float = Field(
         0.4,

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-import psutil
 from sqlalchemy import URL
 
 from app.api.http import listening
@@ -16,6 +15,7 @@ from app.local.postgres import EmbeddedPostgres
 from app.local.processes import Process, Processes, wait_until
 from app.local.valkey import EmbeddedValkey
 from app.process.private_files import private_folder
+from app.process.threads import cores
 from app.queue.broker import require_broker
 from app.settings import settings
 
@@ -68,8 +68,7 @@ class Stack:
         """
         share = {}
         if count > 1 and not settings().threads:
-            cores = psutil.cpu_count(logical=False) or 1
-            share = {"MEMBANK_THREADS": str(max(1, cores // count))}
+            share = {"MEMBANK_THREADS": str(max(1, cores() // count))}
         for name in ["worker", *(f"worker-{number}" for number in range(2, count + 1))]:
             yield self.service(name, share)
 

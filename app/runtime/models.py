@@ -63,7 +63,7 @@ def models() -> Models:
 
 
 def loaded() -> bool:
-    """Whether the models are."""
+    """True once the models are loaded."""
     return models.cache_info().currsize > 0
 
 
