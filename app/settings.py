@@ -14,9 +14,14 @@ LEAST_AUDIT = 30
 
 
 class Settings(BaseSettings):
-    """Values from the environment, then from `.env` in the working directory, then the defaults."""
+    """Values from the environment, then from `.env` in the working directory, then the defaults.
 
-    model_config = SettingsConfigDict(env_prefix="MEMBANK_", env_file=".env", extra="ignore")
+    An empty value is none: Compose and other tools hand on what is not set as an empty text.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="MEMBANK_", env_file=".env", env_ignore_empty=True, extra="ignore"
+    )
 
     home: Path = Field(Path(".membank"), description="State of the local stack: data, logs, pids.")
     models: Path = Field(
@@ -200,8 +205,8 @@ class Settings(BaseSettings):
     rate_per_minute: int = Field(
         0,
         ge=0,
-        description="Requests a minute that one process of the HTTP service takes from a tenant;"
-        " 0: any number.",
+        description="Requests a minute that the HTTP service takes from a tenant, over all of its"
+        " processes; 0: any number.",
     )
     max_request_bytes: int = Field(
         2_000_000,
@@ -236,10 +241,10 @@ class Settings(BaseSettings):
         description="Its port; 0: the one that this home had before, else the first free one from"
         " 8000 on.",
     )
-    api_admin: bool = Field(
-        True,
+    api_admin: bool | None = Field(
+        None,
         description="Whether the HTTP service offers administration, for which it logs in as"
-        " membank_admin.",
+        " membank_admin. Without it: where the address of that role is known.",
     )
     api_stale_seconds: float = Field(
         600,

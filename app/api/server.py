@@ -14,7 +14,7 @@ from app.answer.engine import Engine
 from app.api.http.listening import listen
 from app.api.service import create
 from app.db import session
-from app.db.addresses import database_url
+from app.db.addresses import administers
 from app.db.schema import await_safe
 from app.errors import MembankError
 from app.memory.decode.flat import Start
@@ -34,8 +34,7 @@ def main() -> None:
     log = structlog.get_logger("api")
     await_safe(log, threading.Event(), "app")
     try:
-        if settings().api_admin:
-            database_url("admin")  # administration fails now rather than when it is asked for
+        administers()  # what it lacks for administration is told now, not at the first request
         engine = Engine(settings().max_batch, load=_load)
         engine.loaded.result()
         listening = listen()

@@ -21,6 +21,7 @@ from app.api.openai import (
     vector_stores,
 )
 from app.api.operation import admin, health, metrics
+from app.db.addresses import administers
 from app.settings import settings
 
 
@@ -51,7 +52,7 @@ def create(generates: Generates) -> FastAPI:
     app.include_router(store_search.router)
     app.include_router(health.router)
     app.include_router(metrics.router)
-    if settings().api_admin:
+    if administers():
         app.include_router(admin.router)
     mcp.prepare(app)
     return app

@@ -8,7 +8,7 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from app.db.endpoint import Endpoint, postgres_url, valkey_url
-from app.errors import UsageError
+from app.errors import MembankError, UsageError
 from app.settings import settings
 
 Role = Literal["owner", "app", "worker", "admin"]
@@ -34,6 +34,29 @@ def database_url(role: Role) -> URL:
             f" MEMBANK_{role.upper()}_DATABASE_URL too (role {role_name(role)})"
         )
     return url.set(username=role_name(role), password=_password(url, role))
+
+
+def administers() -> bool:
+    """Whether the HTTP service offers administration: as MEMBANK_API_ADMIN says, and without it
+    where the address of membank_admin is known.
+
+    Raises UsageError where it is to and the address is not known.
+    """
+    wanted = settings().api_admin
+    if wanted is False:
+        return False
+    try:
+        database_url("admin")
+    except MembankError as error:
+        if wanted:
+            raise UsageError(
+                "MEMBANK_API_ADMIN=true needs MEMBANK_ADMIN_DATABASE_URL, the address of the role"
+                f" membank_admin ({error})"
+            ) from None
+        if settings().admin_database_url:
+            raise
+        return False
+    return True
 
 
 def provisioning_url() -> URL:

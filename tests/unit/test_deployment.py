@@ -4,17 +4,14 @@ import re
 import shlex
 import tomllib
 from fnmatch import fnmatch
-from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 from pydantic.fields import FieldInfo
 
 from app.local.stack import SERVICES
 from app.settings import Settings
+from tests.compose import ROOT, UnsetError, compose, environment, example, interpolated
 
-ROOT = Path(__file__).parents[2]
 FIELDS = {f"MEMBANK_{name.upper()}": field for name, field in Settings.model_fields.items()}
 # `NAME=value`, or `# NAME=` for what has no default.
 LINE = re.compile(r"(# )?([A-Z][A-Z0-9_]*)=(.*)")
@@ -47,11 +44,6 @@ def env_example() -> dict[str, tuple[str | None, str]]:
 
 def own_entries() -> dict[str, tuple[str | None, str]]:
     return {name: e for name, e in env_example().items() if name.startswith("MEMBANK_")}
-
-
-def compose() -> dict[str, Any]:
-    loaded: dict[str, Any] = yaml.safe_load(text_of("docker-compose.yml"))
-    return loaded
 
 
 def instructions() -> list[str]:
@@ -186,7 +178,111 @@ def test_only_the_migration_gets_an_administrator_url() -> None:
     assert "MEMBANK_DATABASE_URL" in services["migrate"]["environment"]
     # Handed on where it is set: without it the service cannot become the administrator.
     assert services["api"]["environment"]["MEMBANK_ADMIN_DATABASE_URL"] is None
-    assert services["api"]["environment"]["MEMBANK_API_ADMIN"] == "${MEMBANK_API_ADMIN:-false}"
+
+
+OURS = [name for name in compose()["services"] if name not in ("postgres", "valkey")]
+# What the compose file gives by itself, whatever .env says.
+GIVEN = {"REDIS_URL", "MODELS", "KEYRING", "API_HOST", "API_PORT"}
+# To whom the addresses of the database's roles are given; for the others they follow from these.
+ROLES_OF = {
+    "DATABASE_URL": {"migrate"},
+    "APP_DATABASE_URL": {"migrate", "api"},
+    "WORKER_DATABASE_URL": {"migrate", "worker", "relay", "api"},
+}
+
+
+def read(given: dict[str, str], patch: pytest.MonkeyPatch) -> Settings:
+    """The settings of a process with this environment and no other."""
+    for name in (*FIELDS, *given):
+        patch.delenv(name, raising=False)
+    for name, value in given.items():
+        patch.setenv(name, value)
+    return Settings(_env_file=None)
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "expected"),
+    [
+        ("a ${X} $X $$X", "1", "a 1 1 $X"),
+        ("${X:-b}/${X-b}", "", "b/"),
+        ("${X:-b}/${X-b}", None, "b/b"),
+        ("${X:+b}/${X+b}", "", "/b"),
+        ("${X:+b}/${X+b}", None, "/"),
+        ("${X?unset}", "", ""),
+        ("[${X}]", None, "[]"),
+    ],
+)
+def test_variables_are_filled_in_as_compose_does(
+    text: str, value: str | None, expected: str
+) -> None:
+    assert interpolated(text, {} if value is None else {"X": value}) == expected
+
+
+@pytest.mark.parametrize("value", ["", None])
+def test_a_variable_that_is_insisted_on_is_missed_as_by_compose(value: str | None) -> None:
+    with pytest.raises(UnsetError, match="set it"):
+        interpolated("${X:?set it}", {} if value is None else {"X": value})
+
+
+@pytest.mark.parametrize("service", OURS)
+def test_the_example_through_the_compose_file_leaves_every_default_as_it_is(
+    service: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = read(environment(compose()["services"][service], example()), monkeypatch)
+    plain = Settings.model_construct()
+    changed = {
+        name for name in Settings.model_fields if getattr(made, name) != getattr(plain, name)
+    }
+    expected = GIVEN | {name for name, services in ROLES_OF.items() if service in services}
+    expected |= {"CONTEXT_KEY", "API_ADMIN"}
+    if service != "api":
+        expected -= {"API_HOST", "API_PORT", "API_ADMIN"}
+    assert changed == {name.lower() for name in expected}
+
+
+def test_the_example_offers_no_administration_by_http(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = environment(compose()["services"]["api"], example())
+    assert read(given, monkeypatch).api_admin is False
+    assert "MEMBANK_API_ADMIN" not in example()
+
+
+@pytest.mark.parametrize("service", OURS)
+def test_what_is_set_in_env_reaches_every_service_that_reads_it(service: str) -> None:
+    values = dict.fromkeys(FIELDS, "of .env") | example()
+    values |= {name: "of .env" for name in FIELDS if name != "MEMBANK_CONTEXT_KEY"}
+    handed = environment(compose()["services"][service], values)
+    fixed = {f"MEMBANK_{name}" for name in GIVEN | set(ROLES_OF)}
+    # State of a local stack, and an address that follows from the administrator's in `migrate`.
+    kept = fixed | {"MEMBANK_HOME", "MEMBANK_OWNER_DATABASE_URL"}
+    if service != "api":
+        kept |= {"MEMBANK_API_ADMIN"}
+    if service in ("worker", "relay"):
+        kept |= {"MEMBANK_ADMIN_DATABASE_URL"}
+    assert {name for name in FIELDS if handed.get(name) is None} <= kept
+    assert set(handed) & kept <= fixed
+    files = {
+        "MEMBANK_MASTER_KEY_FILE": "master_key",
+        "MEMBANK_OLD_MASTER_KEY_FILE": "old_master_key",
+    }
+    for name in set(FIELDS) - kept - set(files) - {"MEMBANK_CONTEXT_KEY"}:
+        assert handed[name] == "of .env", name
+    for name, secret in files.items():
+        assert handed[name] == f"/run/secrets/{secret}"
+        assert secret in compose()["services"][service]["secrets"]
+        source = compose()["secrets"][secret]["file"]
+        assert interpolated(source, values) == "of .env"
+        assert interpolated(source, {}) == "/dev/null"
+
+
+@pytest.mark.parametrize("service", OURS)
+def test_a_line_of_env_without_a_value_is_as_no_line(
+    service: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty = dict.fromkeys(FIELDS, "") | {n: v for n, v in example().items() if n not in FIELDS}
+    described = compose()["services"][service]
+    without = {n: v for n, v in empty.items() if n not in FIELDS}
+    made = read(environment(described, empty), monkeypatch)
+    assert made == read(environment(described, without), monkeypatch)
 
 
 def test_no_password_is_written_into_the_compose_file() -> None:

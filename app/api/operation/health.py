@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from app.db import schema
-from app.db.addresses import redis_url
+from app.db.addresses import administers, redis_url
 from app.errors import UnavailableError
 from app.queue import status
 from app.runtime.identity import profile
@@ -160,7 +160,7 @@ def _valkey() -> None:
 
 def _backlog() -> dict[str, float]:
     """The administrator alone sees what has failed."""
-    failed = {"failed": status.queue()["failed"]} if settings().api_admin else {}
+    failed = {"failed": status.queue()["failed"]} if administers() else {}
     return status.backlog(profile().id) | failed
 
 
