@@ -8,7 +8,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from app.access.identity import Identity, identify
-from app.api.http.limits import Rate
+from app.api.http.rates import Rate
 from app.errors import BusyError, UnauthorizedError
 
 _bearer = HTTPBearer(auto_error=False, description="An API key (membank key issue) or a JWT.")

@@ -3,11 +3,7 @@
 import asyncio
 import json
 import re
-import threading
-import time
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass
 
 from fastapi import FastAPI
 from starlette.datastructures import Headers, MutableHeaders
@@ -16,11 +12,10 @@ from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.http.errors import error_body
+from app.api.http.rates import Rates
 from app.settings import settings
 
 _NUMBER = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_MINUTE = 60.0
-_MANY = 10_000
 BODY_SECONDS = 60.0
 """Between two pieces of a request's body."""
 
@@ -33,56 +28,6 @@ def hold(app: FastAPI) -> None:
     app.state.rates = Rates(settings().rate_per_minute)
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings().max_request_bytes)
     app.add_middleware(Envelope)
-
-
-@dataclass(frozen=True)
-class Rate:
-    """A tenant's rate after a request: how many more are `left`, and seconds until all are.
-
-    wait: seconds until there is one again, for a request that is one too many; else 0.
-    """
-
-    most: int
-    left: int
-    full: float
-    wait: float = 0.0
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """As OpenAI's service has them."""
-        return {
-            "x-ratelimit-limit-requests": str(self.most),
-            "x-ratelimit-remaining-requests": str(self.left),
-            "x-ratelimit-reset-requests": f"{self.full:.3f}s",
-        }
-
-
-class Rates:
-    """Requests that each tenant has left: `most` at once, and as many again each minute.
-
-    Counted in this process alone.
-    """
-
-    def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
-        """`most`: 0 for any number."""
-        self._most, self._clock = most, clock
-        self._lock = threading.Lock()
-        self._full_at: dict[str, float] = {}
-
-    def take(self, tenant: str) -> Rate | None:
-        """What is left after one more request. None: nobody counts."""
-        if not self._most:
-            return None
-        now, each = self._clock(), _MINUTE / self._most
-        with self._lock:
-            if len(self._full_at) > _MANY:
-                self._full_at = {name: at for name, at in self._full_at.items() if at > now}
-            used = max(self._full_at.get(tenant, now) - now, 0.0)
-            wait = max(used + each - _MINUTE, 0.0)
-            if wait > 1e-6:
-                return Rate(self._most, 0, used, wait)
-            self._full_at[tenant] = now + used + each
-        return Rate(self._most, int((_MINUTE - used - each) / each + 1e-6), used + each)
 
 
 _TOO_LARGE = json.dumps(
