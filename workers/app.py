@@ -1,4 +1,4 @@
-"""The Celery application. Valkey only carries wake-ups: no task has a payload, none is a truth."""
+"""The Celery application. Valkey carries wake-ups only: no task has a payload or a result."""
 
 from celery import Celery
 
@@ -7,8 +7,8 @@ from app.db.addresses import redis_url
 app = Celery("membank", broker=redis_url(), include=["workers.tasks"])
 app.conf.update(
     task_ignore_result=True,
-    # A wake-up that is lost or doubled does no harm: what is to be done stands in the outbox, and
-    # the relay sends another one. So tasks are acknowledged when they start.
+    # A lost or duplicate wake-up does no harm: the work is recorded in the outbox, and the relay
+    # sends another wake-up. So tasks are acknowledged when they start.
     task_acks_late=False,
     worker_prefetch_multiplier=1,
     broker_connection_retry_on_startup=True,
@@ -23,5 +23,5 @@ app.conf.update(
 
 
 def queue_of(profile: str) -> str:
-    """Workers take wake-ups for the profile that they have loaded."""
+    """The queue of wake-ups for a profile, read by the workers that have loaded it."""
     return f"encode.{profile[:12]}"

@@ -1,4 +1,4 @@
-"""What a worker does with leased work: split documents, encode chunks."""
+"""What a worker does with leased work: it splits documents and encodes chunks."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,18 +21,18 @@ from app.settings import settings
 
 log = structlog.get_logger("worker")
 _MOST_STREAMS = 4
-"""Each holds a batch of its own."""
+"""Threads that encode at the same time; each needs memory for a batch of its own."""
 
 
 def split(work: Sequence[Work]) -> int:
-    """Give each document the chunks of its present text; how many were done."""
+    """Split the current text of each document into chunks; return how many were split."""
     return sum(_split(one) for one in work)
 
 
 def encode(work: Sequence[Work]) -> int:
-    """Encode all chunks, then write each tenant's in one short transaction.
+    """Encode all chunks, then write each tenant's memories in one short transaction.
 
-    Work that this process could not seal is left to others.
+    Returns how many were written. Work that this process cannot seal is left to other workers.
     """
     by_tenant = {
         tenant: list(rows) for tenant, rows in groupby(sorted(work, key=_tenant), key=_tenant)
@@ -56,11 +56,11 @@ def encode(work: Sequence[Work]) -> int:
 
 
 def _encode(chunks: Sequence[ChunkText]) -> list[tuple[list[float], bytes]]:
-    """Key and payload of each chunk.
+    """Return the key and the payload of each chunk.
 
-    On the CPU some threads take a part each, from token ids to the blob, and compute in themselves:
-    a forward pass that is shared by them waits at every layer for the one that was held up, and
-    packing cannot be shared at all.
+    On a CPU, several threads each take a share of the chunks from token ids to blobs. Sharing each
+    forward pass among them would make every layer wait for the slowest thread, and packing cannot
+    be shared at all.
     """
     streams = min(_streams(), len(chunks))
     if streams < 2:
@@ -109,7 +109,7 @@ def _split(work: Work) -> int:
     pieces = pieces_of(title, text, count_tokens, settings().context)
     with transaction(Asker("worker", work.tenant)) as connection:
         if not outbox.take(connection, work):
-            return 0  # edited again meanwhile: the row was renewed for the newer text
+            return 0  # edited meanwhile: the row is now for the newer text
         done = documents.apply_split(
             connection, work.tenant, work.bank, work.document, revision, pieces
         )

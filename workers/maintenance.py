@@ -1,4 +1,4 @@
-"""What the relay does beside waking workers: now and then, in threads of its own."""
+"""Periodic maintenance, which the relay runs in separate threads."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -21,42 +21,42 @@ Step = Callable[[threading.Event], None]
 
 
 def start(stop: threading.Event) -> threading.Thread:
-    """Begin all maintenance; the thread ends soon after `stop` is set."""
-    # In threads of their own: a look at all banks takes longer than a poll may.
+    """Start all maintenance. The returned thread ends soon after `stop` is set."""
+    # In separate threads, because going through all banks takes longer than a poll may.
     rows = threading.Thread(target=rows_regularly, args=(stop,), name="maintenance")
     rows.start()
-    # Nobody waits for a build that has begun: the database ends it alone.
+    # Nothing waits for an index build in progress: the database finishes it alone.
     threading.Thread(target=indexes_regularly, args=(stop,), name="indexes", daemon=True).start()
     return rows
 
 
 def rows_regularly(stop: threading.Event) -> None:
-    """What no trigger noticed, what is to be encrypted, what need not be kept any more."""
+    """Repair what triggers missed, encrypt what should be, and remove what has expired."""
     steps = (_reconcile, _reseal, _expire, _objects, _cache)
     _regularly(stop, steps, settings().reconcile_seconds)
 
 
 def indexes_regularly(stop: threading.Event) -> None:
-    """Vector indexes of banks that have grown large, or are so no more."""
+    """Make vector indexes for banks that have grown large, and drop those no longer needed."""
     _regularly(stop, (_indexes,), settings().maintain_seconds)
 
 
 def _regularly(stop: threading.Event, steps: Sequence[Step], seconds: float) -> None:
-    """Soon after the start and then at every interval."""
+    """Run the steps at once, and then again after every interval, until `stop` is set."""
     while not stop.is_set():
         for step in steps:
             try:
                 step(stop)
-            except Exception as error:  # the next time may succeed, so the thread must live
+            except Exception as error:  # the next run may succeed, so the thread must go on
                 reason = f"{type(error).__name__}: {error}"
-                log.warning(f"cannot do {step.__name__.strip('_')}", reason=reason)
+                log.warning("maintenance failed", step=step.__name__.strip("_"), reason=reason)
         stop.wait(seconds)
 
 
 def _reconcile(stop: threading.Event) -> None:
     found = reconcile(stop)
     if found.any:
-        log.warning("changes that no trigger noticed", **asdict(found))
+        log.warning("repaired changes that triggers missed", **asdict(found))
     elif found.former_memories:
         log.info("memories of former profiles removed", memories=found.former_memories)
 
@@ -65,7 +65,7 @@ def _reseal(stop: threading.Event) -> None:
     done = reseal(stop)
     if done.any:
         level = log.warning if done.faults else log.info
-        level("memories encrypted again", **asdict(done))
+        level("memories re-encrypted", **asdict(done))
 
 
 def _expire(stop: threading.Event) -> None:
@@ -91,7 +91,7 @@ def _indexes(stop: threading.Event) -> None:
     try:
         kept = keep(settings().hnsw_from, stop)
     except UsageError as error:
-        # Only the tables' owner can, and not every relay is told who that is.
+        # Only the tables' owner can make indexes, and not every relay can log in as owner.
         log.info("vector indexes are left to membank maintain", reason=str(error))
         stop.wait()
         return

@@ -1,7 +1,7 @@
-"""Look for due work in the outbox and wake workers for it. Keeps nothing of its own.
+"""The relay: looks for due work in the outbox and wakes workers. It keeps no state of its own.
 
-Beside that it switches banks to the profile that they were encoded anew under, and does the
-maintenance (workers/maintenance.py).
+It also switches banks that have been encoded under a new profile to it, and runs the maintenance
+(workers/maintenance.py).
 """
 
 import signal
@@ -26,7 +26,7 @@ log = structlog.get_logger("relay")
 
 
 def main() -> None:
-    """Run until SIGTERM or SIGINT. Outlives a database or a Valkey that is away."""
+    """Run until SIGTERM or SIGINT, waiting while the database or Valkey is unavailable."""
     configure(settings().log_level)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -52,16 +52,16 @@ def main() -> None:
 
 
 def switch() -> None:
-    """Switch the banks whose next profile is ready."""
+    """Switch every bank whose memories are all ready under its next profile."""
     for tenant, bank in profiles.switch():
         log.info("a bank was switched to its next profile", tenant=tenant, bank=bank)
 
 
 def wake() -> None:
-    """Send one wake-up for each profile with due work, unless one is waiting already.
+    """Send one wake-up for each profile with due work, unless one is already waiting.
 
-    A busy worker drains all there is; another wake-up is taken only by an idle one. So Valkey
-    holds at most one message per profile, however long the outbox is.
+    A busy worker drains the outbox, and only an idle one takes another wake-up. So Valkey holds
+    at most one message per profile, however long the outbox is.
     """
     waiting = waiting_profiles()
     if not waiting:

@@ -1,4 +1,7 @@
-"""Drain the outbox: claim, store, split or encode, write. The database is the only state."""
+"""Drains the outbox: claims work, stores, splits or encodes it, and writes the result.
+
+All state is in the database.
+"""
 
 import threading
 import time
@@ -20,14 +23,14 @@ from workers.uploads import store
 
 log = structlog.get_logger("worker")
 stopping = threading.Event()
-# A task that runs for ever would hide from the relay that the worker is alive.
+# Seconds. A worker takes no wake-ups during a task, so one that never ended would look dead.
 _LONGEST_TASK = 60.0
-# Of uploaded files, before others' work is looked for again.
+# Seconds spent on uploaded files before other work is claimed again.
 _READING_SECONDS = 2.0
-# Leased at a time, in model calls: among more chunks there are more of the same length, so that
-# less is padded. A quarter of the tokens was padding with one.
+# Model calls' worth of chunks leased at a time. With more chunks, more are of the same length and
+# less is padded; with one call's worth, a quarter of the tokens was padding.
 _BATCHES = 4
-# Characters of a traceback that are kept: its end, where the failure is.
+# Characters of a traceback to keep: its end, where the failure is.
 _LONGEST_TRACEBACK = 16_000
 
 
@@ -38,9 +41,10 @@ def _stop(**_: object) -> None:
 
 @app.task(name="membank.drain")  # type: ignore[untyped-decorator]
 def drain() -> int:
-    """Work until nothing is due, a minute is over, or the worker is told to stop.
+    """Work until nothing is due, a minute has passed, or the worker is told to stop.
 
-    The number of rows done. A server that does not answer ends the task; the relay sends another.
+    Returns the number of rows done. If the database becomes unavailable, the task ends, and the
+    relay will send another.
     """
     done, deadline = 0, time.monotonic() + _LONGEST_TASK
     rows = rows_of_a_claim()
@@ -51,25 +55,25 @@ def drain() -> int:
                 break
             done += _process(work)
     except UnavailableError as error:
-        log.warning("database away", reason=str(error))
+        log.warning("server unavailable", reason=str(error))
     return done
 
 
 def rows_of_a_claim() -> int:
-    """How many chunks a worker takes at a time."""
+    """How many rows a worker claims at a time."""
     return max(1, _BATCHES * settings().batch_tokens // profile().chunk_tokens)
 
 
 def _process(work: Sequence[Work]) -> int:
-    """Do what is new together, then one of those that failed before, by itself.
+    """Do new work together, then one row that has failed before, by itself.
 
-    The others that failed before go back untouched: if this one kills the process, the blame for
-    it is its own. Told to stop meanwhile, it finishes the step in hand and hands the rest back.
+    Other rows that have failed before go back untouched, so that if this one kills the process,
+    only this one is blamed. When told to stop, finish the current step and release the rest.
     """
     done, limit = 0, settings().max_attempts
     fresh = [w for w in work if w.attempts == 1]
     again = [w for w in work if 1 < w.attempts <= limit]
-    with _held(work):
+    with _leases_renewed(work):
         for one in (w for w in work if w.attempts > limit):
             _fail(one, MembankError("the worker died on every attempt"))
         if again[1:]:
@@ -85,7 +89,7 @@ def _process(work: Sequence[Work]) -> int:
 
 
 def _read(files: Sequence[Work]) -> int:
-    """Store files for a short time, one at least, and hand the rest back: some take minutes."""
+    """Store files for a short time, at least one, and release the rest: some take minutes."""
     done, until = 0, time.monotonic() + _READING_SECONDS
     for number, one in enumerate(files):
         if number and time.monotonic() > until:
@@ -102,7 +106,7 @@ def _step(work: Work) -> Callable[[list[Work]], int]:
 
 
 def _try(step: Callable[[list[Work]], int], work: list[Work]) -> int:
-    if stopping.is_set():  # nobody waits for the lease of what was not begun
+    if stopping.is_set():  # released, so that others need not wait for its lease to expire
         outbox.release(work)
         return 0
     try:
@@ -113,7 +117,7 @@ def _try(step: Callable[[list[Work]], int], work: list[Work]) -> int:
         if len(work) == 1:
             _fail(work[0], error)
             return 0
-        half = len(work) // 2  # the poisonous one is found by halving; the rest is done
+        half = len(work) // 2  # halving isolates the poisonous row, and the others get done
         return _try(step, work[:half]) + _try(step, work[half:])
 
 
@@ -122,7 +126,7 @@ def _fail(work: Work, error: Exception) -> None:
     reason = f"{type(error).__name__}: {error}"
     buried = outbox.fail(work, reason, settings().max_attempts, where)
     log.error(
-        "failed for good" if buried else "failed, will be tried again",
+        "failed for good" if buried else "failed, will be retried",
         document=work.document or work.file,
         chunk=work.chunk,
         attempts=work.attempts,
@@ -131,15 +135,15 @@ def _fail(work: Work, error: Exception) -> None:
 
 
 @contextmanager
-def _held(work: Sequence[Work]) -> Iterator[None]:
-    """Renew the leases from a thread of its own while the model runs."""
+def _leases_renewed(work: Sequence[Work]) -> Iterator[None]:
+    """Renew the leases from a separate thread while the model runs."""
     over = threading.Event()
 
     def beat() -> None:
         while not over.wait(settings().lease_seconds / 3):
             try:
                 outbox.renew(work, settings().lease_seconds)
-            except Exception as error:  # the next beat may succeed, so the thread must live
+            except Exception as error:  # the next beat may succeed, so the thread must go on
                 log.warning("lease not renewed", reason=type(error).__name__)
 
     thread = threading.Thread(target=beat, name="lease", daemon=True)

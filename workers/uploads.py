@@ -1,4 +1,4 @@
-"""What a worker does with an uploaded file: read it and store its documents."""
+"""What a worker does with an uploaded file: it reads the file and stores its documents."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ from app.settings import settings
 
 
 def store(work: Sequence[Work]) -> int:
-    """Store the documents of each file, which triggers queue; how many files were done."""
+    """Store the documents of each file, which triggers then queue; return how many files."""
     return sum(_store(one) for one in work)
 
 

@@ -1,7 +1,7 @@
 """The encoding worker: a Celery worker that runs one task at a time in its own process.
 
-One process holds one copy of the model; more workers are more processes. The solo pool has no
-children that could outlive a killed parent.
+Each process holds one copy of the model; for more workers, start more processes. Celery's solo
+pool has no children that could outlive a killed parent.
 """
 
 import threading
@@ -17,7 +17,7 @@ from workers.app import app, queue_of
 
 
 def main() -> None:
-    """Run until SIGTERM: the batch in hand is finished, the rest stays in the outbox."""
+    """Run until SIGTERM; then finish the current batch and leave the rest in the outbox."""
     quiet()
     configure(settings().log_level)
     await_safe(structlog.get_logger("worker"), threading.Event(), "worker")

@@ -1,4 +1,4 @@
-"""Keys of tenants, for operators: how far encryption is, a new data key, a new master key."""
+"""Tenants' data keys, for operators: the state of encryption, new data keys, new master keys."""
 
 from typing import Any
 
@@ -26,9 +26,10 @@ _STATUS = text(
 
 
 def status() -> dict[str, Any]:
-    """Masters by id, and for each tenant its plain blobs and the versions of its key.
+    """Return the masters' ids and, for each tenant, its plain blobs and the versions of its key.
 
-    Of a version: blobs, created, destroyed, and whether the keyring has its file.
+    For each version: the number of blobs, when it was created and destroyed, and whether the
+    keyring has its file.
     """
     tenants: dict[str, dict[str, Any]] = {}
     with transaction(Asker("admin")) as connection:
@@ -54,23 +55,26 @@ def status() -> dict[str, Any]:
 
 
 def rotate(name: str) -> int:
-    """Make a tenant's next data key; its version. The relay seals all memories again under it.
+    """Make a tenant's next data key and return its version.
 
-    Raises NotFoundError, UsageError without a master key, ConflictError.
+    The relay then seals all of the tenant's memories again under it. Raises NotFoundError for an
+    unknown tenant, UsageError without a master key, and ConflictError when another process has
+    just made a key.
     """
     tenant = tenant_id(name)
     if not masters():
-        raise UsageError("no master key is set: MEMBANK_MASTER_KEY_FILE or MEMBANK_MASTER_KEY")
+        raise UsageError("no master key is set: set MEMBANK_MASTER_KEY_FILE or MEMBANK_MASTER_KEY")
     with transaction(Asker("admin", tenant)) as connection:
         key = add_key(connection, tenant, last_version(connection, tenant) + 1)
         if key is None:
-            raise ConflictError(f"tenant {name!r} has just got a new key: membank vault status")
+            raise ConflictError(f"tenant {name!r} has just got a new key: see membank vault status")
         audit.note(connection, tenant, "vault", detail={"key_made": key.version})
     return key.version
 
 
 def rewrap() -> int:
-    """Wrap every data key by the present master key; how many were not. Raises VaultError."""
+    """Wrap every data key with the current master key; return how many were not. Raises VaultError,
+    and UsageError without a master key."""
     count = 0
     for key in keyring.rewrap():
         count += 1

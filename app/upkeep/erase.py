@@ -1,4 +1,4 @@
-"""A tenant's end: its keys are destroyed, its rows deleted, and a receipt is left."""
+"""Erases a tenant: destroys its keys, deletes its rows and returns a receipt."""
 
 from contextlib import suppress
 from typing import Any
@@ -14,7 +14,7 @@ from app.upkeep.leftovers import collect_of
 from app.vault import keyring
 from app.vault.keyring import KeyName
 
-# All that belongs to a tenant hangs on one of these; new rows of it wait for them.
+# Everything that belongs to a tenant refers to one of these rows, so new rows wait for the locks.
 _LOCKS = (
     "SELECT FROM tenant WHERE id = :tenant FOR UPDATE",
     "SELECT FROM principal WHERE tenant_id = :tenant FOR UPDATE",
@@ -24,12 +24,13 @@ _LOCKS = (
 
 
 def erase(name: str) -> dict[str, Any]:
-    """Delete a tenant; the receipt: tenant, id, rows by table, blob_bytes, objects, keys_destroyed,
-    cache_entries of this machine.
+    """Delete a tenant and return a receipt.
 
-    keys_missing are those that the keyring did not have: destroyed before, or in another folder.
-    The keys go first and for good: if the deletion fails after that, its memories are unreadable,
-    and erasing again finishes it. Raises NotFoundError, VaultError where there is no keyring.
+    The receipt holds tenant, id, rows by table, blob_bytes, objects, keys_destroyed, keys_missing,
+    and cache_entries of this machine. keys_missing names keys that the keyring does not have: they
+    were destroyed before, or are in another folder. The keys are destroyed first and for good: if
+    the deletion then fails, the memories are unreadable, and erasing again completes it.
+    Raises NotFoundError, and VaultError when the tenant has keys but the keyring does not exist.
     """
     tenant = tenant_id(name)
     with transaction(Asker("admin", tenant)) as connection:
@@ -50,7 +51,7 @@ def erase(name: str) -> dict[str, Any]:
             {"tenant": tenant, "receipt": receipt},
         )
     if receipt["objects"]:
-        with suppress(MembankError):  # the relay removes them when the store answers again
+        with suppress(MembankError):  # the relay removes them once the store answers again
             collect_of(tenant)
     return receipt
 
@@ -62,7 +63,7 @@ _BYTES = text(
 
 
 def _rows(connection: Connection, tenant: int) -> dict[str, int]:
-    """How many rows each table has of the tenant, whatever tables there are."""
+    """Count the tenant's rows in every table that has a tenant_id."""
     tables = connection.execute(
         text(
             "SELECT c.relname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid"
@@ -81,8 +82,8 @@ def _rows(connection: Connection, tenant: int) -> dict[str, int]:
 def _destroyed(keys: list[KeyName]) -> dict[str, Any]:
     if keys and not keyring.folder().is_dir():
         raise VaultError(
-            f"the tenant has keys, and there is no keyring {keyring.folder()}: set MEMBANK_KEYRING"
-            " to the folder that worker and relay have"
+            f"the tenant has keys, but the keyring {keyring.folder()} does not exist:"
+            " set MEMBANK_KEYRING to the folder that the worker and the relay use"
         )
     found = {key.id: keyring.destroy(key) for key in keys}
     missing = [str(name) for name, there in found.items() if not there]
@@ -90,7 +91,7 @@ def _destroyed(keys: list[KeyName]) -> dict[str, Any]:
 
 
 def _keys(connection: Connection, tenant: int) -> list[KeyName]:
-    """Those that were not destroyed by a rotation."""
+    """The tenant's keys that no rotation has destroyed."""
     rows = connection.execute(
         text(
             "SELECT version, id FROM tenant_key WHERE tenant_id = :tenant AND destroyed_at IS NULL"

@@ -1,4 +1,7 @@
-"""Objects that no memory needs any more: those that rows let go of, and those without any row."""
+"""Removes objects that no memory needs any more: those that rows released, and strays.
+
+object_gone records the objects that rows have released. A stray is an object that never got a row.
+"""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -12,11 +15,14 @@ from app.store.objects import reading
 
 _PAGE = 100
 YOUNG = timedelta(hours=1)
-"""An object may be this much older than the row that is being written for it."""
+"""The row for an object may be written this much later than the object."""
 
 
 def collect(stop: threading.Event | None = None) -> int:
-    """Remove what rows have let go of; how many. Raises UnavailableError, UsageError."""
+    """Remove the objects that rows have released; return how many.
+
+    Raises UnavailableError, and UsageError when no store is set.
+    """
     with transaction(Asker("worker")) as connection:
         tenants = list(connection.execute(text("SELECT gone_tenants()")).scalars())
     return sum(collect_of(tenant, stop) for tenant in tenants)
@@ -30,7 +36,7 @@ _DONE = text("DELETE FROM object_gone WHERE tenant_id = :tenant AND id = ANY(:id
 
 
 def collect_of(tenant: int, stop: threading.Event | None = None) -> int:
-    """The same for one tenant, also one that is gone."""
+    """Remove the objects that one tenant's rows have released, even if the tenant is gone."""
     count, after, rows = 0, 0, _PAGE
     while rows == _PAGE and not (stop and stop.is_set()):
         with transaction(Asker("worker", tenant)) as connection:
@@ -39,16 +45,17 @@ def collect_of(tenant: int, stop: threading.Event | None = None) -> int:
             rows, after = len(found), found[-1].id if found else after
             needed = _needed(connection, tenant, {row.location for row in found})
             count += _remove(needed)
-            # Where a row needs it, that one lets go of it some day, and it is written down again.
+            # If a row still needs an object, it is recorded again when that row releases it.
             ids = [row.id for row in found if row.location in needed]
             connection.execute(_DONE, {"tenant": tenant, "ids": ids})
     return count
 
 
 def sweep(now: datetime | None = None) -> Iterator[int]:
-    """Remove objects older than YOUNG that no row names; how many of each page of the store.
+    """Remove objects older than YOUNG that no row names; yield how many in each page of the store.
 
-    What is not named as ours are is left alone. Raises UnavailableError, UsageError.
+    Objects whose names do not follow our scheme are left alone. Raises UnavailableError, and
+    UsageError when no store is set.
     """
     before = (now or datetime.now(UTC)) - YOUNG
     for page in reading().listed():
@@ -73,9 +80,9 @@ _NAMED = text(
 
 
 def _needed(connection: Connection, tenant: int, names: set[str]) -> dict[str, bool]:
-    """Whether a row names it, for each of the tenant's; held until the transaction ends.
+    """Map each name to whether a row names it; the names stay locked until the transaction ends.
 
-    Those that another process writes or removes right now are left out.
+    Names that another process is writing or removing are left out.
     """
     found = {}
     for name in sorted(names):

@@ -1,7 +1,7 @@
-"""Memories from Postgres into the object store, and back.
+"""Moves memories from Postgres to the object store, or back.
 
-A page is a transaction of its own and what is done is seen in the rows: it can end at any point,
-and be begun again. Questions, workers and other movers go on meanwhile.
+Each page is a separate transaction, and the rows show what has been done, so a move can be
+interrupted at any point and started again. Questions, workers and other movers go on meanwhile.
 """
 
 from collections.abc import Iterator
@@ -18,20 +18,20 @@ from app.store.objects import Objects
 
 Target = Literal["postgres", "object"]
 _PAGE = 50
-"""Memories of a transaction, some 4 MB."""
+"""Memories per transaction, about 4 MB."""
 _FROM = {"postgres": "location IS NOT NULL", "object": "payload IS NOT NULL"}
 
 
 @dataclass(frozen=True)
 class Moved:
-    """One page: how many memories were moved, and how many objects were missing."""
+    """Counts of one page: memories that were moved, and objects that were missing."""
 
     blobs: int
     missing: int
 
 
 def waiting(to: Target) -> int:
-    """Memories that are not there yet."""
+    """Count the memories that have not been moved yet."""
     query = text(f"SELECT count(*) FROM memory_blob WHERE {_FROM[to]} AND tenant_id = :tenant")  # noqa: S608 (words of ours)
     count, tenant = 0, next_tenant(0)
     while tenant is not None:
@@ -44,16 +44,16 @@ def waiting(to: Target) -> int:
 def move(to: Target) -> Iterator[Moved]:
     """Move all memories of all tenants, page by page.
 
-    Raises UsageError where no store is set, or workers go on writing to the other place;
-    UnavailableError, BlobError for an object that is damaged.
+    Raises UsageError when no store is set, or when the settings still send new memories to the
+    place being emptied; UnavailableError; and BlobError for a damaged object.
     """
     store = objects.writing()
     if to == "object" and store is None:
-        raise UsageError("no object store is set: MEMBANK_BLOB_STORE")
+        raise UsageError("no object store is set: set MEMBANK_BLOB_STORE")
     if to == "postgres" and store is not None:
         raise UsageError(
-            "new memories go into the object store: set MEMBANK_OLD_BLOB_STORE in place of"
-            " MEMBANK_BLOB_STORE, for workers and readers too, then move"
+            "new memories still go to the object store: set MEMBANK_OLD_BLOB_STORE instead of"
+            " MEMBANK_BLOB_STORE, also for workers and readers, then move"
         )
     tenant = next_tenant(0)
     while tenant is not None:

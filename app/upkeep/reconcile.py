@@ -1,10 +1,11 @@
-"""Find what no trigger noticed: texts changed, or rows deleted, while triggers were off.
+"""Finds and repairs what triggers missed: texts changed, or rows deleted, while they were off.
 
-Triggers are off in a restore, on a subscriber of logical replication, with
-session_replication_role = replica, and after DISABLE TRIGGER. A table's own generated hash is not.
+Triggers are off during a restore, on a subscriber of logical replication, with
+session_replication_role = replica, and after DISABLE TRIGGER. The generated column text_hash is
+always kept, so it shows which texts have changed.
 
-Each page of documents or chunks is a transaction of its own. It locks only documents that it
-repairs, and passes by those that others hold: whoever holds one leaves work for the next time.
+Each page of documents or chunks is a separate transaction. It locks only the documents that it
+repairs, and skips those that others have locked until the next run.
 """
 
 import threading
@@ -23,7 +24,7 @@ _LAST = 2**63 - 1
 
 @dataclass(frozen=True)
 class Found:
-    """What was repaired: documents with another text, work that was not queued, orphans removed.
+    """Counts of what was repaired: changed texts, work that was not queued, orphans removed.
 
     former_memories were removed because their bank has been switched to another profile.
     """
@@ -38,13 +39,13 @@ class Found:
 
     @property
     def any(self) -> bool:
-        """Whether there was anything that triggers should have noticed."""
+        """Whether triggers had missed anything."""
         silent = ("tenants", "former_memories")
         return any(getattr(self, f.name) for f in fields(self) if f.name not in silent)
 
 
 def reconcile(stop: threading.Event | None = None) -> Found:
-    """Go once through all tenants, as a worker; ends early when `stop` is set.
+    """Go through all tenants once, as a worker, until done or `stop` is set.
 
     Raises UnavailableError.
     """
@@ -179,7 +180,7 @@ _ORPHANS_OF_PAGE = (
 
 
 def _chunks(tenant: int, found: Counter[str], stop: threading.Event | None) -> None:
-    """By ranges of chunk ids without a gap between them, so that orphans lie in one of them too."""
+    """Repair chunks in contiguous ranges of ids, so that every orphan's id is in one of them."""
     after = 0
     while after < _LAST and not (stop and stop.is_set()):
         values = {"tenant": tenant, "after": after, "page": _PAGE}
@@ -193,7 +194,7 @@ def _chunks(tenant: int, found: Counter[str], stop: threading.Event | None) -> N
 
 
 def _until_short(tenant: int, statement: TextClause) -> int:
-    """Page after page until one is not full."""
+    """Run the statement until a page is not full; return the total number of rows."""
     total, rows = 0, _PAGE
     while rows == _PAGE:
         rows = _run(tenant, statement)

@@ -1,6 +1,7 @@
-"""Seal under the present key what is plain or under an older one, then destroy the older keys.
+"""Seals plain blobs, and those under older keys, with the current key; then destroys older keys.
 
-A page is a transaction of its own, and what is done is seen in the rows: it can end at any point.
+Each page is a separate transaction, and the rows show what has been done, so it can be interrupted
+at any point.
 """
 
 import threading
@@ -19,12 +20,12 @@ from app.vault.masters import masters
 from app.vault.seal import Place, current_key, seal, unseal
 
 _PAGE = 50
-"""Blobs of a transaction, some 4 MB."""
+"""Blobs per transaction, about 4 MB."""
 
 
 @dataclass
 class Resealed:
-    """What was done, in blobs and keys, and what could not be done."""
+    """Counts of blobs sealed and keys destroyed, and the faults that were met."""
 
     blobs: int = 0
     keys_destroyed: int = 0
@@ -36,9 +37,9 @@ class Resealed:
 
 
 def reseal(stop: threading.Event | None = None, page: int = _PAGE) -> Resealed:
-    """Go once through all tenants, as a worker; ends early when `stop` is set.
+    """Go through all tenants once, as a worker, until done or `stop` is set.
 
-    One tenant's fault holds no other up. Without a master key nothing is done.
+    A fault in one tenant does not hold up the others. Without a master key nothing is done.
     Raises UnavailableError.
     """
     done = Resealed()
@@ -55,7 +56,10 @@ def reseal(stop: threading.Event | None = None, page: int = _PAGE) -> Resealed:
 def reseal_tenant(
     tenant: int, done: Resealed, stop: threading.Event | None = None, page: int = _PAGE
 ) -> None:
-    """The same for one tenant, added to `done`. Raises VaultError, BlobError for a lost object."""
+    """Reseal one tenant's blobs and add the counts to `done`.
+
+    Raises VaultError for a blob that does not open, BlobError for an object that is lost.
+    """
     rows = page
     while rows == page and not (stop and stop.is_set()):
         with transaction(Asker("worker", tenant)) as connection:
@@ -106,7 +110,7 @@ def _page(connection: Connection, tenant: int, page: int) -> int:
 
 
 def _anything(connection: Connection, tenant: int) -> bool:
-    """Whether there is a blob at all: a tenant without one needs no key."""
+    """Whether the tenant has any blob: without one it needs no key."""
     return bool(
         connection.execute(
             text("SELECT EXISTS (SELECT FROM memory_blob WHERE tenant_id = :tenant)"),
