@@ -1,9 +1,10 @@
-"""One vector index for each large bank, made and dropped while everything goes on.
+"""One vector index for each large bank, built and dropped while the service runs.
 
-An index over all tenants would let the vectors of one decide what another finds, and how fast. One
-of a single bank and profile holds nobody else's, and a bank without one is searched exactly.
+With one index over all tenants, the vectors of one tenant would affect what another finds, and how
+fast. An index over one bank and profile holds nobody else's vectors, and a bank without an index is
+searched exactly.
 
-Indexes are made by the owner of the table, whom policies let see no row: what is large is counted
+Indexes are made by the table's owner, who sees no rows under the policies, so memories are counted
 as a worker, tenant by tenant.
 """
 
@@ -20,17 +21,18 @@ from app.db.session import Asker, driver_of, outside, transaction
 from app.db.tenants import next_tenant
 
 PREFIX = "memory_key_near_"
-"""How their names begin."""
+"""Prefix of the indexes' names."""
 _DIMENSIONS = 4000
-"""The most that pgvector indexes of 16-bit numbers."""
+"""The most dimensions of 16-bit numbers that pgvector can index."""
 _LOCK = 727268
 _LEAST_SHARE = 0.5
-"""Of the threshold: an index is dropped below it, so that none comes and goes."""
+"""An index is dropped below this share of the threshold, so that none is made and dropped by
+turns."""
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Names of the indexes that were made and dropped, and how many there are now."""
+    """Names of the indexes that were made and dropped, and the number that exist now."""
 
     made: list[str]
     dropped: list[str]
@@ -39,7 +41,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class _Keys:
-    """Keys of a bank under a profile: how many, and how long each is."""
+    """The keys of a bank under a profile: their number, and the dimensions of each."""
 
     tenant: int
     bank: int
@@ -49,17 +51,17 @@ class _Keys:
 
 
 def index_name(tenant: int, bank: int, profile: str) -> str:
-    """Name of a bank's index, whether it is there or not."""
+    """Name of a bank's index, whether or not it exists."""
     digest = hashlib.sha256(profile.encode()).hexdigest()
     return f"{PREFIX}{tenant}_{bank}_{digest[:8]}"
 
 
 def keep(least: int, stop: threading.Event | None = None) -> Kept:
-    """Make the index of every bank with `least` memories or more, drop those of small ones.
+    """Make an index for every bank with at least `least` memories, and drop those of small banks.
 
-    Takes up to a minute for 100,000 memories, and locks nothing that searches or workers need. Does
-    nothing while another process does the same, and begins no more once `stop` is set. Raises
-    UsageError where the owner's address is not known, UnavailableError.
+    Takes up to a minute per 100,000 memories, and locks nothing that searches or workers need.
+    Does nothing while another process is doing this, and starts no further index once `stop` is
+    set. Raises UsageError when the owner's address is not known, UnavailableError.
     """
     with outside(database_url("owner"), "AUTOCOMMIT") as connection:
         owner = driver_of(connection)
@@ -77,7 +79,7 @@ def _keep(
         index_name(keys.tenant, keys.bank, keys.profile): keys
         for keys in _large(least * _LEAST_SHARE)
     }
-    # An index that is not valid is what a build that was broken off has left.
+    # An invalid index was left by an interrupted build.
     dropped = [name for name, valid in there.items() if name not in wanted or not valid]
     for name in dropped:
         owner.execute(sql.SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(sql.Identifier(name)))
@@ -91,7 +93,7 @@ def _keep(
 
 
 def _make(owner: psycopg.Connection, name: str, keys: _Keys) -> None:
-    # The graph is built several times faster where it fits into this.
+    # The graph is built several times faster if it fits in this memory.
     megabytes = min(2048, 64 + keys.count * (keys.dimensions * 2 + 400) // 1_000_000)
     owner.execute(sql.SQL("SET maintenance_work_mem = {}").format(sql.Literal(f"{megabytes}MB")))
     owner.execute(
@@ -111,7 +113,7 @@ def _make(owner: psycopg.Connection, name: str, keys: _Keys) -> None:
 
 
 def _there(owner: psycopg.Connection) -> dict[str, bool]:
-    """The indexes that are there, and whether each can be used."""
+    """The names of the existing indexes, and whether each is valid."""
     rows = owner.execute(
         "SELECT c.relname, i.indisvalid FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid"
         " WHERE i.indrelid = 'memory_key'::regclass AND starts_with(c.relname, %s)",
@@ -134,7 +136,7 @@ _COUNTED = text(
 
 
 def _large(least: float) -> list[_Keys]:
-    """What has at least so many keys, of all tenants."""
+    """The banks and profiles of all tenants that have at least `least` keys."""
     found: list[_Keys] = []
     tenant = next_tenant(0)
     while tenant is not None:

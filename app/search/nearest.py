@@ -1,9 +1,9 @@
-"""The readable keys nearest to a question, found in the way that is quickest for who asks.
+"""Finds the readable keys nearest to a question, in whichever way is fastest for the asker.
 
-Where a bank's keys are few, all are compared. Of a large bank an index brings the nearest, until
-enough of them may be read; where it would have to bring too many for that, the documents that may
-be read are gone through instead. The first way and the last are exact, and every way ends with as
-many rows as there are.
+In a small bank, all keys are compared. In a large one, an index returns the nearest keys until
+enough of them are readable; if that takes too many, the readable documents are gone through
+instead. The first and the last way are exact. A search always returns as many rows as are wanted,
+if that many are readable.
 """
 
 import math
@@ -23,10 +23,9 @@ from app.search.indexes import index_name
 Way = Literal["all", "index", "documents"]
 
 _SCANNED = 60
-"""Keys that an index may look at for each row that is asked for: where more are needed, going by
-documents costs less."""
+"""Keys that an index may scan per row wanted: beyond that, going through documents is cheaper."""
 _REMEMBERED = 60.0
-"""Seconds for which an index is not tried again for someone for whom it was no use."""
+"""Seconds before an index is tried again for an asker to whom it returned too few rows."""
 
 # Rights (by policy), staleness and filter are settled before LIMIT, so as many rows come back as
 # may be read. Documents are joined after it: joined before, the planner expects to find one of them
@@ -86,7 +85,10 @@ _short: OrderedDict[tuple[object, ...], float] = OrderedDict()
 
 @dataclass(frozen=True)
 class Nearest:
-    """Keys of a bank, of one profile, under the rights of `asker`; `where` may be None for all."""
+    """A search of one bank's keys under one profile, with the rights of `asker`.
+
+    `where` limits it to documents whose metadata match; None means all.
+    """
 
     asker: Asker
     bank: int
@@ -95,8 +97,8 @@ class Nearest:
     where: filters.Filter | None = None
 
     def read(self, connection: Connection, size: int) -> Sequence[Row[Any]]:
-        """chunk_id, document_id, distance, title, source, text, heading, start_at and end_at of the
-        `size` nearest, in order."""
+        """Return the `size` nearest rows, in order: chunk_id, document_id, distance, title, source,
+        text, heading, start_at, end_at and file_id."""
         if not self.ready(connection, size):
             return self._run(connection, "all", size)
         who = (self.asker, self.bank, self.profile, self.where)
@@ -109,7 +111,7 @@ class Nearest:
         return self._run(connection, "documents", size)
 
     def ready(self, connection: Connection, size: int) -> bool:
-        """Set what the search for `size` rows needs; whether there is an index to ask."""
+        """Configure the transaction for a search; return whether a valid index exists."""
         values = {
             "name": index_name(self.asker.tenant or 0, self.bank, self.profile),
             "bank": str(self.bank),
@@ -119,7 +121,7 @@ class Nearest:
         return bool(connection.execute(_READY, values).one().usable)
 
     def statement(self, way: Way, size: int) -> tuple[TextClause, dict[str, Any]]:
-        """The SQL of a way, and its parameters."""
+        """Return the SQL of a way of searching, and its parameters."""
         values: dict[str, Any] = {
             "tenant": self.asker.tenant,
             "bank": self.bank,
@@ -128,7 +130,7 @@ class Nearest:
             "size": size,
         }
         fits = None if self.where is None else filters.sql(self.where, values)
-        # An index is over keys of one length, and only a query that says so is answered from it.
+        # An index covers keys of one length, and is used only by a query that casts to that length.
         kind = f"halfvec({len(self.vector)})" if way == "index" else "halfvec"
         parts = {
             "distance": f"cast(k.embedding AS {kind}) <=> cast(:vector AS {kind})",

@@ -1,9 +1,9 @@
-"""The order of what a search found: by meaning and by words together.
+"""Ranks the passages that a search found, by meaning and by words.
 
-A key says what a text is about, and misses names and numbers; words are the reverse. Both together
-are right for the first place three times in four where keys alone are for one in two
-(docs/decisions/0017-search.md). Everything is computed from the passages at hand, those that the
-one who asks may read, so that nothing else can move a passage up or down.
+A key captures what a text is about but misses names and numbers; words do the reverse. Together
+they put the right passage first three times in four, keys alone one time in two
+(docs/decisions/0017-search.md). Everything is computed from the passages at hand, which the asker
+may read, so nothing else can move a passage up or down.
 """
 
 import math
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 POOL = 100
-"""Nearest passages among which words decide; more of them change little (decision 0017)."""
+"""Number of nearest passages that words re-rank; more change little (decision 0017)."""
 
 _WEIGHT = 0.6
 _WORD = re.compile(r"\w+")
@@ -21,19 +21,19 @@ _WORD = re.compile(r"\w+")
 
 @dataclass(frozen=True)
 class Ranked:
-    """A text by its index, and its relevance: cosine + 0.6 x the share of the words."""
+    """The index of a text, and its relevance: cosine + 0.6 x the share of the question's words."""
 
     index: int
     relevance: float
 
 
 def best(question: str, texts: Sequence[str], cosines: Sequence[float], k: int) -> list[Ranked]:
-    """The k most relevant texts, best first; a text that occurs several times comes once.
+    """Return the k most relevant texts, best first; a text that occurs several times comes once.
 
-    texts: nearest first, with the cosine of each. Relevance is cosine + 0.6 x the share of the
-    question's words that the text has, each word counted by how rare it is among the texts
-    (inverse document frequency as in BM25). Words that no text has do not count. Equal ones stay in
-    the given order; without a question relevance is the cosine.
+    `texts` come nearest first, with the cosine of each. Relevance is cosine + 0.6 x the share of
+    the question's words that the text has, each word weighted by how rare it is among the texts
+    (inverse document frequency as in BM25). Words that occur in no text do not count. Ties keep
+    the given order. Without a question, relevance is the cosine.
     """
     first: dict[str, int] = {}
     for index, text in enumerate(texts):
@@ -48,11 +48,11 @@ def best(question: str, texts: Sequence[str], cosines: Sequence[float], k: int) 
 
 
 def _shares(question: str, texts: Sequence[str]) -> list[float]:
-    """For each text the share of the question's words that it has, 0 to 1."""
+    """For each text, the weighted share of the question's words that it has, 0 to 1."""
     asked = {_stem(word) for word in _WORD.findall(question.lower())}
     if not asked:
         return [0.0] * len(texts)
-    # Only words that begin as an asked one are looked at: half of the time.
+    # Only words that begin like one of the question's are stemmed, which halves the time.
     begin = "|".join(sorted({re.escape(_begin(word)) for word in asked}))
     alike = re.compile(rf"\b(?:{begin})\w*")
     had = [asked & {_stem(word) for word in set(alike.findall(text.lower()))} for text in texts]
@@ -62,18 +62,18 @@ def _shares(question: str, texts: Sequence[str]) -> list[float]:
         if count:
             weights[word] = math.log(1 + (len(texts) - count + 0.5) / (count + 0.5))
     whole = sum(weights.values())
-    # In order, so that the same words give the same sum in every process.
+    # Summed in a fixed order, so that the same words give the same sum in every process.
     return [sum(weights[word] for word in sorted(some)) / whole if some else 0.0 for some in had]
 
 
 def _begin(stem: str) -> str:
-    """What every word of a stem begins with: the y may stand for ies."""
+    """The letters that every word with this stem begins with; its y may stand for "ies"."""
     return stem[:-1] if stem.endswith("y") and len(stem) > 1 else stem
 
 
 @lru_cache(maxsize=65_536)
 def _stem(word: str) -> str:
-    """Without the commonest English endings, so that works, worked and working are one word."""
+    """Strip common English endings, so that "works", "worked" and "working" match."""
     if word.endswith("ies") and len(word) > 3 and word[-4] not in "ae":
         word = word[:-3] + "y"
     elif (

@@ -1,4 +1,4 @@
-"""Search under the asking principal's rights."""
+"""Searches a bank under the asking principal's rights."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,11 +15,12 @@ from app.search.rank import POOL, best
 
 @dataclass(frozen=True)
 class Passage:
-    """A memory that was found. `score` is the cosine of question and key, -1 to 1.
+    """A memory that was found.
 
-    relevance: by which passages are ordered, and by how much a reader prefers one (rank.py).
-    heading: the headings above it in its document; start, end: where it stands there, in
-    characters of the document's text; file_id: the uploaded file that gave it, if one did.
+    `score` is the cosine of question and key, -1 to 1. `relevance` (rank.py) orders passages, and
+    decides how strongly a reader prefers one. `heading` holds the headings above the passage in its
+    document, `start` and `end` its place in the document's text, in characters. `file_id` is the
+    uploaded file that it comes from, if any.
     """
 
     id: int
@@ -45,12 +46,12 @@ def search(
     least: float = -1.0,
     where: Filter | None = None,
 ) -> list[Passage]:
-    """The k best memories of a bank that `asker` may read, best first; the same text once.
+    """Return the k best memories of a bank that `asker` may read, best first; each text once.
 
-    words: the question, by which passages are ordered beside its vector; without it the nearest
-    come first. least: cosine below which a passage does not count. where: what the metadata of its
-    document must be. k come back wherever there are k. Raises FilterError for a filter on a field
-    that no document has which the asker may read.
+    `words` is the question, which ranks passages along with its vector; without it the nearest
+    come first. Passages with a cosine below `least` are left out, as are those whose document's
+    metadata do not match `where`. Returns k passages whenever that many qualify. Raises
+    FilterError when `where` names a field that no document readable by `asker` has.
     """
     nearest = Nearest(asker, bank, profile, vector, where)
     size = max(k, POOL)
@@ -62,7 +63,7 @@ def search(
             near = [row for row in rows if 1.0 - row.distance >= least]
             texts, cosines = [row.text for row in near], [1.0 - row.distance for row in near]
             chosen = best(words, texts, cosines, k)
-            # Copies of one text may fill the pool, and the rest of the k stand behind it.
+            # Copies of one text may fill the pool, so further texts may lie beyond it.
             if len(chosen) == k or len(near) < size:
                 return [_passage(near[one.index], one.relevance) for one in chosen]
             size *= 4
@@ -90,6 +91,6 @@ def _require_fields(connection: Connection, asker: Asker, bank: int, where: Filt
         if not connection.execute(_HAS_FIELD, values | {"key": key}).scalar():
             known = ", ".join(map(repr, connection.execute(_FIELDS, values).scalars()))
             raise FilterError(
-                f"no document that you may read has the metadata {key!r}:"
-                f" correct the filter; there are {known or 'none'}"
+                f"no document that you may read has the metadata field {key!r}:"
+                f" correct the filter; known fields: {known or 'none'}"
             )

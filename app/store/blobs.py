@@ -1,4 +1,4 @@
-"""The bytes of memories: which ones may be read, and where they are fetched from."""
+"""The stored bytes of memories: who may read which, and where they are fetched from."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ from app.vault.seal import Place, unseal
 
 @dataclass(frozen=True)
 class Held:
-    """What the database says of a memory's bytes, without them.
+    """What the database records about a memory's bytes, without the bytes.
 
-    version: another one after every change of the row; sha256: of the bytes as they are stored;
-    key: what they are sealed with, if they are; location: the object that holds them, None where
-    the row does.
+    `version` changes with every change of the row, `sha256` is that of the bytes as stored, `key`
+    is the key that sealed them, if any, and `location` names the object that holds them, or is
+    None if the row itself does.
     """
 
     tenant: int
@@ -29,7 +29,10 @@ class Held:
     location: str | None
 
     def open(self, stored: bytes) -> bytes:
-        """The packed memory. Raises VaultError where it is sealed and does not open."""
+        """Decrypt stored bytes if they are sealed, and return the packed memory.
+
+        Raises VaultError when they do not open.
+        """
         if self.key is None:
             return stored
         return unseal(self.key, Place(self.chunk, self.profile), stored)
@@ -55,8 +58,11 @@ _READABLE = text(
 
 
 def readable(asker: Asker, profile: str, chunks: Sequence[int]) -> dict[int, Held]:
-    """Those memories, by chunk id, that a search could still bring `asker`: neither forbidden
-    meanwhile, nor forgotten, nor of a text that has changed."""
+    """Return, by chunk id, those memories that a search could still return to `asker`.
+
+    Leaves out memories that `asker` may no longer read, that were forgotten, or whose text has
+    changed.
+    """
     tenant = asker.tenant or 0
     values = {"tenant": tenant, "profile": profile, "chunks": list(chunks)}
     with transaction(asker) as connection:
@@ -82,9 +88,10 @@ _PAYLOADS = (
 
 
 def fetch(asker: Asker, profile: str, wanted: Sequence[Held]) -> dict[int, bytes]:
-    """Stored bytes by chunk id, of those whose row is as `wanted` has it and may still be read.
+    """Return stored bytes by chunk id, for rows that `asker` may still read.
 
-    Raises UnavailableError, BlobError for an object that is damaged.
+    Leaves out rows that have changed since `wanted` was read. Raises UnavailableError, and
+    BlobError for a damaged object.
     """
     found: dict[int, bytes] = {}
     here = {held.chunk: held.version for held in wanted if held.location is None}
@@ -101,10 +108,9 @@ def fetch(asker: Asker, profile: str, wanted: Sequence[Held]) -> dict[int, bytes
 
 
 def load_blobs(asker: Asker, profile: str, chunks: Sequence[int]) -> dict[int, bytes]:
-    """Packed memories by chunk id, of those that `asker` may read: without any cache.
+    """Return the packed memories that `asker` may read, by chunk id, bypassing every cache.
 
-    Raises VaultError for one that is sealed and does not open, BlobError for an object that is
-    damaged.
+    Raises VaultError for a sealed memory that does not open, BlobError for a damaged object.
     """
     held = readable(asker, profile, chunks)
     stored = fetch(asker, profile, list(held.values()))
@@ -118,7 +124,8 @@ _ALIVE = text(
 
 
 def alive(tenant: int, chunks: Sequence[int]) -> set[tuple[int, str, str, str]]:
-    """Chunk, profile, version and sha256 of what a tenant still has, whoever may read it."""
+    """Return (chunk, profile, version, sha256) of the memories of these chunks that still exist,
+    whoever may read them."""
     with transaction(Asker("worker", tenant)) as connection:
         rows = connection.execute(_ALIVE, {"tenant": tenant, "chunks": list(chunks)})
         return {(row[0], row[1], row[2], row[3]) for row in rows}

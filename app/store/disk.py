@@ -1,8 +1,8 @@
-"""Stored bytes of memories in a folder of this machine: as they are stored, so sealed where sealed.
+"""A cache of memories' stored bytes in a local folder. Sealed memories stay sealed in it.
 
-A file is CACHE/TENANT/CHUNK-HASH, the hash being of the row's profile, version and sha256: numbers
-and hashes, never words of a user. Any number of processes may share the folder. What is read is
-checked against the row, so a file that was cut, changed or put there is worth nothing.
+A file is named CACHE/TENANT/CHUNK-HASH, where HASH covers the row's profile, version and sha256:
+numbers and hashes, never a user's words. Any number of processes may share the folder. Whatever is
+read is checked against the row, so a file that was truncated, changed or planted is never used.
 """
 
 import hashlib
@@ -25,16 +25,16 @@ from app.store.ledger import Ledger
 
 log = logging.getLogger("membank.cache")
 _BLOCK = 4096
-"""What a file takes at least, so that the number of files has a limit too."""
+"""Bytes that each file counts for at least, so that the number of files is limited too."""
 _REST = 300.0
-"""Seconds until a folder that failed is tried again."""
+"""Seconds before a folder that failed is tried again."""
 _DRAFT = 3600.0
-"""Seconds after which a file that is not finished is of a process that died."""
+"""Seconds after which an unfinished file is taken to be left by a process that died."""
 _PAGE = 1000
 
 
 def disk() -> "Disk | None":
-    """The cache folder of this process, None where it is to have none."""
+    """The cache folder of this process, or None if the settings give it none."""
     s = settings()
     folder = (s.cache_folder or s.home / "cache").expanduser().absolute()
     return _disk(folder, s.cache_disk_bytes) if s.cache_disk_bytes else None
@@ -53,21 +53,22 @@ class _File(NamedTuple):
 
 
 class Disk:
-    """A cache of stored bytes within a budget. Safe for threads.
+    """A cache of stored bytes within a budget. Thread-safe.
 
-    A folder that cannot be used never fails a question: it is said once, and left for a while.
+    A folder that cannot be used never fails a question: it is logged once and left alone for a
+    while.
     """
 
     def __init__(self, folder: Path, budget: int) -> None:
         self.folder = folder
         self.counts: Counter[str] = Counter()
-        """evicted and dropped (damaged) files."""
+        """Numbers of files `evicted` to make room, and `dropped` because they were damaged."""
         self._budget, self._lock = budget, threading.Lock()
         self._ledger: Ledger[str] | None = None
         self._resting_until = 0.0
 
     def read(self, held: Held) -> bytes | None:
-        """The stored bytes, None where they are not here or are not those of the row."""
+        """Return the stored bytes, or None if they are not cached or do not match the row."""
         if self._resting:
             return None
         path = self._path(held)
@@ -106,7 +107,7 @@ class Disk:
             self._rest(error)
 
     def forget(self, tenant: int, chunks: Sequence[int] | None = None) -> int:
-        """Remove what there is of some chunks, or of a tenant; how many files."""
+        """Remove a tenant's files, or only those of `chunks`; return how many were removed."""
         gone = {str(chunk) for chunk in chunks or ()}
         names = [
             file.name
@@ -121,9 +122,10 @@ class Disk:
         return len(names)
 
     def sweep(self, stop: threading.Event | None = None) -> int:
-        """Remove files whose row is gone or has changed; how many. Raises UnavailableError.
+        """Remove files whose row is gone or has changed; return how many.
 
-        Also counts again what other processes have written, and keeps the whole within the budget.
+        Also recounts the folder, which other processes write to, and evicts what exceeds the
+        budget. Raises UnavailableError.
         """
         removed = 0
         for tenant in self._tenants():
@@ -144,7 +146,7 @@ class Disk:
         return removed
 
     def size(self) -> tuple[int, int]:
-        """Files and bytes, in blocks; (0, 0) before anything was written here."""
+        """Number of files and their bytes in whole blocks; (0, 0) before the first write."""
         with self._lock:
             return (0, 0) if self._ledger is None else (self._ledger.entries, self._ledger.bytes)
 
@@ -162,7 +164,7 @@ class Disk:
         return self.folder / str(held.tenant) / name
 
     def _index(self) -> None:
-        """Take up the files that are there, the oldest first; those beyond the budget go."""
+        """Count the files in the folder, the oldest first, and evict what exceeds the budget."""
         self._ledger = Ledger(self._budget)
         every = [file for tenant in self._tenants() for file in self._files(tenant)]
         for file in sorted(every, key=lambda file: file.used):
@@ -189,7 +191,7 @@ class Disk:
         return []
 
     def _files(self, tenant: int) -> Iterator[_File]:
-        """Those of a tenant. What a process left unfinished is removed on the way."""
+        """Yield a tenant's files, removing old unfinished ones along the way."""
         with suppress(OSError), os.scandir(self.folder / str(tenant)) as entries:
             for entry in entries:
                 with suppress(FileNotFoundError):

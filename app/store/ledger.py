@@ -1,4 +1,4 @@
-"""Who holds how many bytes of a budget, and what gives way to something new."""
+"""Accounts for a budget of bytes shared by tenants, and decides what is evicted for a new entry."""
 
 from collections import OrderedDict
 from collections.abc import Hashable
@@ -7,12 +7,15 @@ from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 _LASTING = 0.8
-"""Share of a tenant's bytes for what was used again: something new needs a chance too."""
+"""Largest share of a tenant's bytes for entries used again; the rest leaves room for new ones."""
 
 
 @dataclass
 class _Shelf(Generic[K]):
-    """What one tenant holds, least recently used first: key -> bytes."""
+    """One tenant's keys and their bytes, least recently used first.
+
+    `once` holds entries that have not been used since they were added, `again` those that have.
+    """
 
     once: OrderedDict[K, int] = field(default_factory=OrderedDict)
     again: OrderedDict[K, int] = field(default_factory=OrderedDict)
@@ -21,11 +24,12 @@ class _Shelf(Generic[K]):
 
 
 class Ledger(Generic[K]):
-    """Bytes held within a budget, by tenant and key. Holds no values; not safe for threads.
+    """Keeps entries within a budget of bytes, by tenant and key. Holds no values; not thread-safe.
 
-    Room is made by the tenant with most bytes. So whoever reads through a large bank pushes others
-    out until it has as much as any of them, and then itself. Within a tenant what was used once
-    goes before what was used again (segmented LRU, Karedla et al. 1994).
+    The tenant with the most bytes makes room. So a tenant that reads through a large bank evicts
+    others' entries until it has as many bytes as any of them, and from then on its own. Within a
+    tenant, entries used once are evicted before those used again (segmented LRU, Karedla et al.
+    1994).
     """
 
     def __init__(self, budget: int) -> None:
@@ -33,7 +37,10 @@ class Ledger(Generic[K]):
         self._shelves: dict[int, _Shelf[K]] = {}
 
     def add(self, tenant: int, key: K, size: int) -> list[tuple[int, K]]:
-        """Hold something new; what has to go for it, with its tenant: itself if it is too large."""
+        """Add an entry; return the (tenant, key) pairs evicted for it.
+
+        An entry larger than the budget is not held, and is returned itself.
+        """
         self.remove(tenant, key)
         if size > self.budget:
             return [(tenant, key)]
@@ -46,7 +53,7 @@ class Ledger(Generic[K]):
         return gone
 
     def use(self, tenant: int, key: K) -> bool:
-        """It is used again; False where it is not held."""
+        """Record that an entry was used again; return False if it is not held."""
         shelf = self._shelves.get(tenant)
         if shelf is None:
             return False
@@ -65,7 +72,7 @@ class Ledger(Generic[K]):
         return True
 
     def remove(self, tenant: int, key: K) -> None:
-        """Also where it is not held."""
+        """Remove an entry, if it is held."""
         shelf = self._shelves.get(tenant)
         if shelf is None:
             return
@@ -78,7 +85,7 @@ class Ledger(Generic[K]):
             del self._shelves[tenant]
 
     def held(self) -> dict[int, list[K]]:
-        """All keys by tenant."""
+        """Return all keys by tenant."""
         return {t: [*shelf.once, *shelf.again] for t, shelf in self._shelves.items()}
 
     def _give_way(self, adding: int, size: int) -> tuple[int, K]:

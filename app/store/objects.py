@@ -1,8 +1,9 @@
-"""The object store: stored bytes of memories outside of Postgres.
+"""The object store: memories' stored bytes outside Postgres.
 
-An object is named TENANT/PROFILE/SHA256: a number and two hashes, never words of a user. Equal
-bytes are one object, so it goes only when no row names it. Whoever writes a row that names one, or
-removes one (app/upkeep/leftovers.py), holds a lock on the name until the row is committed.
+An object is named TENANT/PROFILE/SHA256: a number and two hashes, never a user's words. Equal
+bytes are one object, so an object is removed only when no row names it. Anyone who writes a row
+that names an object, or removes an object (app/upkeep/leftovers.py), holds a lock on its name until
+the transaction ends.
 """
 
 import hashlib
@@ -27,46 +28,46 @@ if TYPE_CHECKING:
     from obstore.store import RetryConfig
 
 _AT_ONCE = 8
-"""Requests to the store: one takes some 20 ms where it is not this machine."""
+"""Concurrent requests to the store; over a network, each takes about 20 ms."""
 _PATIENCE: "RetryConfig" = {"max_retries": 4, "retry_timeout": timedelta(seconds=20)}
-"""With a store elsewhere. Whoever asks waits for it, and a worker comes again by itself."""
+"""How long to retry a remote store. A question waits meanwhile; a worker tries again later."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Objects:
-    """A store, as its setting names it."""
+    """An object store, named by its URL in the settings."""
 
     url: str
     _store: ObjectStore = field(repr=False, compare=False)
 
     def put(self, objects: Mapping[str, bytes]) -> None:
-        """Write all of them. Raises UnavailableError."""
+        """Write all objects. Raises UnavailableError."""
         self._each(lambda item: self._store.put(item[0], item[1]), list(objects.items()))
 
     def get(self, names: Sequence[str]) -> dict[str, bytes]:
-        """Those that there are, each as its name says.
+        """Return the objects that exist, after checking each against the hash in its name.
 
-        Raises BlobError for one that is damaged, UnavailableError.
+        Raises BlobError for a damaged object, UnavailableError.
         """
         once = list(dict.fromkeys(names))
         found = zip(once, self._each(self._get, once), strict=True)
         return {name: data for name, data in found if data is not None}
 
     def one(self, name: str) -> bytes:
-        """The same for one that must be there. Raises BlobError where it is not."""
+        """Return an object that must exist. Raises BlobError if missing or damaged."""
         found = self.get([name])
         if name not in found:
             raise BlobError(f"object {name} is missing: delete its row, and it is encoded again")
         return found[name]
 
     def remove(self, names: Sequence[str]) -> None:
-        """Also those that are gone already. Raises UnavailableError."""
+        """Remove objects; those already gone are ignored. Raises UnavailableError."""
         self._each(self._remove, list(names))
 
     def listed(self, prefix: str | None = None) -> Iterator[list[tuple[str, datetime]]]:
-        """Pages of names and the times they were written. Raises UnavailableError."""
+        """Yield pages of names and the times when they were written. Raises UnavailableError."""
         with self._reachable():
             for page in self._store.list(prefix, chunk_size=1000):
                 yield [(meta["path"], meta["last_modified"]) for meta in page]
@@ -100,25 +101,25 @@ class Objects:
         except (BaseError, OSError) as error:
             raise UnavailableError(
                 f"the object store {self.url} does not answer: {str(error).splitlines()[0]};"
-                " correct MEMBANK_BLOB_STORE or its credentials"
+                " check MEMBANK_BLOB_STORE and its credentials"
             ) from None
 
 
 def writing() -> Objects | None:
-    """Where new memories go; None: into Postgres. Raises UsageError."""
+    """The store for new memories, or None if they go to Postgres. Raises UsageError."""
     return _named(settings().blob_store) if settings().blob_store else None
 
 
 def reading() -> Objects:
-    """Where objects are: the store, or the one that was it before.
+    """The store that existing objects are read from: the current one, or the old one.
 
-    Raises UsageError where neither is set.
+    Raises UsageError when neither is set.
     """
     url = settings().blob_store or settings().old_blob_store
     if not url:
         raise UsageError(
-            "memories are in an object store and none is set: MEMBANK_BLOB_STORE, or"
-            " MEMBANK_OLD_BLOB_STORE while they are moved"
+            "memories are in an object store, but none is set: set MEMBANK_BLOB_STORE, or"
+            " MEMBANK_OLD_BLOB_STORE while they are being moved"
         )
     return _named(url)
 
@@ -138,7 +139,7 @@ def _named(url: str) -> Objects:
 
 @dataclass(frozen=True)
 class Stored:
-    """What a row says of its bytes: they themselves, or name and size of an object."""
+    """Where a row's bytes are: in `payload`, or in the object at `location` of `size` bytes."""
 
     sha256: str
     payload: bytes | None
@@ -152,9 +153,10 @@ def place(
     blobs: Sequence[tuple[str, bytes]],
     objects: Objects | None,
 ) -> list[Stored]:
-    """Where these bytes, each with its profile, go; they are there before the caller's rows are.
+    """Store bytes, each given with its profile, before the caller writes the rows for them.
 
-    All of a transaction at once: the names are locked in their order. Raises UnavailableError.
+    Call this once per transaction, for all of its blobs: names are locked in sorted order, so that
+    two transactions cannot deadlock. Raises UnavailableError.
     """
     digests = [hashlib.sha256(payload).hexdigest() for _, payload in blobs]
     if objects is None:

@@ -215,7 +215,7 @@ class TestFilters:
         alice = company.reader("alice")
         company.store("d", "text")
         work_off()
-        with pytest.raises(UsageError, match=r"'team'.*there are 'of'"):
+        with pytest.raises(UsageError, match=r"'team'.*known fields: 'of'"):
             self.found(company, alice, of_options(["team=hr"]))
         assert self.found(company, alice, of_options(["of=harbor"])) == 1
         assert self.found(company, alice, of_options(["of=other"])) == 0
@@ -224,7 +224,7 @@ class TestFilters:
         alice = company.reader("alice")
         company.store("d", "text", ["group:hr"])
         work_off()
-        with pytest.raises(UsageError, match="there are none"):
+        with pytest.raises(UsageError, match="known fields: none"):
             self.found(company, alice, of_options(["of=harbor"]))
 
     @staticmethod

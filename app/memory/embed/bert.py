@@ -1,7 +1,7 @@
-"""The layers of a BERT embedder written out, for one text on a CPU.
+"""A BERT embedder's forward pass, written out for a single text on a CPU.
 
-transformers takes as long to call the layers of a small embedder for a question as they take to
-compute. Products are in `dtype`; what is summed up over the layers stays float32.
+For one question to a small embedder, transformers spends as long on calling the layers as the
+layers spend on computing. Products are computed in `dtype`; the residual stream stays float32.
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Norm:
 
 @dataclass(frozen=True)
 class Layer:
-    """The products of query, key and value are one."""
+    """A layer's weights; the products for query, key and value are one."""
 
     qkv: Linear
     out: Linear
@@ -43,14 +43,14 @@ class Bert:
     """A model's weights in `dtype`, and its forward pass."""
 
     def __init__(self, model: Any, dtype: torch.dtype) -> None:
-        """Raises ModelError that says what about the model is not BERT's."""
+        """Raises ModelError, saying why the model is not computed as BERT is."""
         config = model.config
         if config.model_type != "bert" or config.hidden_act != "gelu":
             raise ModelError(f"it is a {config.model_type} with {config.hidden_act}")
         self.dtype, self.heads = dtype, int(config.num_attention_heads)
         front = model.embeddings
         self.words: Tensor = front.word_embeddings.weight.detach().float()
-        # Of a text alone all tokens are of the first type.
+        # In a single text, all tokens are of the first type.
         kind = front.token_type_embeddings.weight[0]
         self.places: Tensor = (front.position_embeddings.weight + kind).detach().float()
         self.norm = _norm(front.LayerNorm)
@@ -61,7 +61,7 @@ class Bert:
     def __call__(self, ids: Tensor) -> Tensor:
         """Token ids (n,) -> the last layer's states (n, hidden), float32."""
         n = len(ids)
-        # Rows beyond the text are computed and seen by none.
+        # Rows beyond the text are computed too, but no token attends to them.
         rows = min(rounded(n), len(self.places))
         x = self.norm(self.words[F.pad(ids, (0, rows - n))] + self.places[:rows])
         for layer in self.layers:
@@ -91,7 +91,7 @@ class Bert:
         expected = model(input_ids=ids[None]).last_hidden_state[0].float()
         difference = (self(ids) - expected).norm() / expected.norm()
         if not difference < (1e-4 if self.dtype == torch.float32 else 0.03):
-            raise ModelError("its states differ from those of the layers written out")
+            raise ModelError("its states differ from those computed here")
 
 
 def _norm(module: nn.LayerNorm) -> Norm:

@@ -1,4 +1,4 @@
-"""Text -> key: one unit vector for search (all-MiniLM-L6-v2 by default)."""
+"""Turns a text into its key, a unit vector for search (all-MiniLM-L6-v2 by default)."""
 
 import contextlib
 import threading
@@ -14,22 +14,22 @@ from app.memory.encode import padded
 from app.memory.model.load import no_progress_bar
 
 _BATCH = 32
-"""Texts in a forward pass, where they are not better computed one by one."""
+"""Texts per forward pass on a GPU."""
 
 
 class Embedder:
-    """A sentence embedder: mean of the last layer over the text's tokens, length 1.
+    """A sentence embedder: the mean of the last layer over the text's tokens, scaled to length 1.
 
-    On a CPU, texts are computed one by one: padding costs more than a batch saves, and the key of a
-    text depends on nothing beside it, to the last bit.
+    On a CPU, texts are computed one by one: padding costs more than batching saves, and a text's
+    key then does not depend on the texts beside it, down to the last bit.
     """
 
     def __init__(
         self, folder: str, device: str = "cpu", dtype: torch.dtype = torch.float32
     ) -> None:
-        """dtype: in which a model of BERT's shape is multiplied on a CPU; all else is float32.
+        """`dtype` is that of products on a CPU if the model is BERT's; all else is float32.
 
-        Raises ModelError that names the model when it cannot be loaded.
+        Raises ModelError naming the model when it cannot be loaded.
         """
         try:
             with no_progress_bar():
@@ -41,11 +41,11 @@ class Embedder:
         self._model = self._model.eval().requires_grad_(False).to(device)
         self._bert: Bert | None = None
         if self._model.device.type == "cpu":
-            with contextlib.suppress(ModelError):  # of another shape: transformers computes it
+            with contextlib.suppress(ModelError):  # not a BERT: transformers computes it
                 self._bert = Bert(self._model, dtype)
         limit = self._model.config.max_position_embeddings
         self._limit = min(limit, self._tokenizer.model_max_length)
-        self._tokenizing = threading.Lock()  # the tokenizer keeps padding and cutting in itself
+        self._tokenizing = threading.Lock()  # the tokenizer holds padding and truncation as state
 
     @property
     def dimensions(self) -> int:
@@ -53,7 +53,10 @@ class Embedder:
 
     @torch.no_grad()
     def embed(self, texts: Sequence[str]) -> Tensor:
-        """(len(texts), dimensions), float32, each row of length 1. Longer texts are cut."""
+        """Return keys (len(texts), dimensions), float32, each of length 1.
+
+        Texts longer than the model's limit are truncated.
+        """
         found = torch.empty(len(texts), self.dimensions)
         tokens = self._tokens(texts)
         order = sorted(range(len(texts)), key=lambda i: len(tokens[i]))

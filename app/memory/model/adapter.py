@@ -2,8 +2,9 @@
 
     W' = W + scale * B A        (LoRA, Hu et al. 2021, arXiv 2106.09685)
 
-They are trained on question and answer tokens alone and merged into a copy of the model that reads;
-the encoder and closed book stay with the model as it was, so that no bank is ever made stale.
+They are trained on question and answer tokens alone, and merged into a copy of the model, which
+reads memories. The encoder and closed-book answers keep the original model, so that a new adapter
+never makes a bank stale.
 """
 
 import copy
@@ -28,11 +29,12 @@ _FORMAT = "membank reader adapter 1"
 
 @dataclass(frozen=True)
 class Adapter:
-    """Weights by the name of the linear layer: A (rank, inputs) and B (outputs, rank), float32.
+    """Weights by name of linear layer: A (rank, inputs) and B (outputs, rank), float32.
 
-    model: fingerprint of the model; prefix: sha256 of the shared prefix's text, hex;
-    preference: how many nats a memory's logits are lowered for each unit of relevance that it is
-    behind the best one (`Memories.preferring`); codec: what it was trained on, for information.
+    `model` is the model's fingerprint, `prefix` the SHA-256 of the shared prefix's text, in hex.
+    `preference` is the number of nats by which a memory's logits are lowered per unit of relevance
+    that it is behind the best memory (`Memories.preferring`). `codec` records which codec it was
+    trained with, for information.
     """
 
     model: str
@@ -44,7 +46,7 @@ class Adapter:
     weights: dict[str, tuple[Tensor, Tensor]]
 
     def payload(self) -> bytes:
-        """As a file: safetensors with weights in float16."""
+        """The content of the adapter's file: safetensors, with weights in float16."""
         tensors = {}
         for name, (down, up) in self.weights.items():
             tensors[f"{name}.A"] = down.half().contiguous()
@@ -58,7 +60,7 @@ class Adapter:
 
     @property
     def id(self) -> str:
-        """32 hex digits of sha256 over all that decides what it does, the same in every process."""
+        """SHA-256 over everything that determines what the adapter does, first 32 hex digits."""
         known = hashlib.sha256(
             repr((self.model, self.prefix, self.mode, self.scale, self.preference)).encode()
         )
@@ -69,7 +71,7 @@ class Adapter:
         return known.hexdigest()[:32]
 
     def merged(self, lm: LanguageModel) -> LanguageModel:
-        """A second model with the changed weights; what is not changed is shared with `lm`.
+        """Return a second model with the changed weights, sharing all other weights with `lm`.
 
         Raises AdapterError when a layer is missing or has another shape.
         """
@@ -79,7 +81,9 @@ class Adapter:
         for name, (down, up) in self.weights.items():
             weight = getattr(layers.get(name), "weight", None)
             if weight is None or weight.shape != (up.shape[0], down.shape[1]):
-                raise AdapterError(f"the adapter changes {name}, which this model has not so")
+                raise AdapterError(
+                    f"the adapter changes {name}, which this model lacks, or has in another shape"
+                )
             change = self.scale * (up.to(weight.device) @ down.to(weight.device))
             layers[name].weight = torch.nn.Parameter(
                 (weight.float() + change).to(weight.dtype), requires_grad=False
@@ -87,12 +91,16 @@ class Adapter:
         return LanguageModel(reader, lm.tokenizer)
 
     def gains(self, relevances: list[list[float]]) -> Tensor:
-        """What such memories get in attention, (requests, most memories), in nats."""
+        """Attention bias in nats for memories of these relevances, (requests, most memories)."""
         return gains(relevances, self.preference)
 
 
 def gains(relevances: list[list[float]], preference: float | Tensor) -> Tensor:
-    """How far each memory is behind its request's most relevant, times `preference`, negative."""
+    """Bias in attention for each request's memories, in nats, (requests, most memories).
+
+    It is `preference` times how far each memory's relevance is behind the request's best: 0 or
+    negative.
+    """
     width = max(1, *(len(row) for row in relevances))
     behind = torch.zeros(len(relevances), width)
     for number, row in enumerate(relevances):
@@ -102,9 +110,10 @@ def gains(relevances: list[list[float]], preference: float | Tensor) -> Tensor:
 
 
 def load(file: Path, model: str, prefix: str, mode: AdapterMode | None = None) -> Adapter:
-    """Read an adapter for the model of this fingerprint and the prefix of this text, of any mode.
+    """Read an adapter for the model with this fingerprint and the prefix with this text.
 
-    Raises AdapterError that names the file when it is damaged, or made for something else.
+    `mode` None accepts either mode. Raises AdapterError naming the file when it is damaged, or was
+    trained for another model, prefix or mode.
     """
     try:
         with safe_open(file, framework="pt") as stored:
@@ -134,18 +143,18 @@ def load(file: Path, model: str, prefix: str, mode: AdapterMode | None = None) -
     ):
         if wanted != of:
             raise AdapterError(
-                f"{file} was trained for {name} {of[:16]}, this process has {wanted[:16]}:"
-                " train one with `membank train`, or set MEMBANK_ADAPTER=auto or none"
+                f"{file} was trained for {name} {of[:16]}, but this process has {wanted[:16]}:"
+                " train one with `membank train`, or set MEMBANK_ADAPTER to auto or none"
             )
     return found
 
 
 def chosen(choice: str, model: str, prefix: str, mode: AdapterMode) -> Adapter | None:
-    """The adapter that MEMBANK_ADAPTER names: auto, none, or the folder of `membank train --out`.
+    """Load the adapter that MEMBANK_ADAPTER names: auto, none, or a `membank train --out` folder.
 
-    `auto` is the one that comes with the program, if it has one for this model and prefix. A folder
-    without an adapter for `mode` gives none.
-    Raises AdapterError for a folder that has none at all, or one that does not fit.
+    `auto` is the adapter shipped for this model and prefix, if there is one. Returns None for a
+    folder that has an adapter only for the other mode. Raises AdapterError for a folder that has no
+    adapter, or one that does not fit.
     """
     if choice == "none":
         return None
@@ -155,8 +164,8 @@ def chosen(choice: str, model: str, prefix: str, mode: AdapterMode) -> Adapter |
         return load(file, model, prefix, mode)
     if choice != "auto" and not any((folder / f"{m}.safetensors").is_file() for m in MODES):
         raise AdapterError(
-            f"MEMBANK_ADAPTER={choice}: no adapter there; give the --out folder of"
-            " `membank train`, auto or none"
+            f"MEMBANK_ADAPTER={choice} holds no adapter: give the --out folder of `membank train`,"
+            " auto or none"
         )
     return None
 

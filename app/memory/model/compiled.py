@@ -1,4 +1,4 @@
-"""What is written in C: built once by the machine's compiler, for this processor, and kept."""
+"""Compiles C code once with this machine's compiler, for its processor, and keeps the result."""
 
 import contextlib
 import ctypes
@@ -12,8 +12,8 @@ from pathlib import Path
 
 from app.errors import ModelError
 
-# Sums may be reordered, or nothing could be vectorised. Not -ffast-math: linked into a library it
-# makes the whole process flush denormal numbers to zero.
+# Sums may be reordered, because nothing could be vectorised otherwise. Not -ffast-math: linked into
+# a library, it makes the whole process flush denormal numbers to zero.
 _FLAGS = [
     *("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-fno-math-errno"),
     *("-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math"),
@@ -21,9 +21,9 @@ _FLAGS = [
 
 
 def library(source: Path, folder: Path) -> ctypes.CDLL:
-    """A file of C, compiled; `folder` keeps what was built.
+    """Load a C file as a library, compiling it unless `folder` holds it already.
 
-    Raises ModelError that says why it cannot be: no compiler, or a folder that takes nothing.
+    Raises ModelError when there is no compiler, or when the file cannot be compiled or stored.
     """
     compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
     if compiler is None:
@@ -43,7 +43,7 @@ def library(source: Path, folder: Path) -> ctypes.CDLL:
 
 
 def _compile(compiler: str, source: Path, built: Path) -> None:
-    """Whole or not at all, whoever else builds it at the same time."""
+    """Build the library atomically, even if other processes build it at the same time."""
     built.parent.mkdir(parents=True, exist_ok=True)
     handle, partial = tempfile.mkstemp(suffix=".so", dir=built.parent)
     os.close(handle)

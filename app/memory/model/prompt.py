@@ -1,9 +1,9 @@
-"""Where memories stand in a prompt, made from the model's own chat template.
+"""The layout of a prompt with memories, made from the model's own chat template.
 
-    prefix (shared, encoded once) | memories | tail (the question, then the turn of the model)
+    prefix (shared, encoded once) | memories | tail (the question, then the start of the answer)
 
-Text in the prompt (RAG) has the same token ids with the chunks' text in the memories' place, and
-closed book has none, so that the three differ in nothing else.
+A prompt with text (RAG) has the same token ids, with the chunks' text in place of the memories, and
+a closed-book prompt has nothing there, so that the three differ in nothing else.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ _FACTS, _QUESTION = f"{_MARK}facts{_MARK}", f"{_MARK}question{_MARK}"
 
 @dataclass(frozen=True)
 class Turn:
-    """What was said before the question, by the user or by the model."""
+    """One turn of the dialogue before the question, by the user or by the model."""
 
     role: Literal["user", "assistant"]
     text: str
@@ -45,9 +45,9 @@ class Prompt:
         return self._ids(self.prefix_text)
 
     def tail(self, question: str, turns: Sequence[Turn] = ()) -> list[int]:
-        """Ids of what follows the memories: the live tokens.
+        """Token ids of what follows the memories: the live tokens.
 
-        `turns`: the dialogue before the question, which the chat template must take.
+        `turns` is the dialogue before the question, which the chat template must accept.
         """
         middle = self.middle_text
         if turns:
@@ -56,13 +56,13 @@ class Prompt:
         return self._ids(middle + question.strip() + self.end_text)
 
     def chunk(self, text: str) -> list[int]:
-        """Ids of one chunk as it stands in the prompt, the blank line after it included."""
+        """Token ids of one chunk as it stands in the prompt, including the blank line after it."""
         return self._ids(text.strip() + "\n\n")
 
     def with_text(
         self, chunks: Sequence[Sequence[int]], question: str, turns: Sequence[Turn] = ()
     ) -> list[int]:
-        """The whole prompt of RAG: the same ids, the chunks in the memories' place."""
+        """Token ids of a whole RAG prompt, with the chunks in place of the memories."""
         tail = self.tail(question, turns)
         return [*self.prefix, *(i for chunk in chunks for i in chunk), *tail]
 
@@ -71,7 +71,7 @@ class Prompt:
 
 
 def closed_book(tokenizer: Any, question: str, turns: Sequence[Turn] = ()) -> list[int]:
-    """Ids of the prompt that asks for an answer from the weights alone."""
+    """Token ids of a prompt that asks for an answer from the model's weights alone."""
     return Prompt.of(tokenizer, CLOSED_INSTRUCTION).with_text([], question, turns)
 
 
@@ -89,12 +89,12 @@ def _rendered(tokenizer: Any, instruction: str, turns: Sequence[Turn]) -> str:
     first = {"role": "user", "content": facts + messages[0]["content"]}
     try:
         return _template(tokenizer, [{"role": "system", "content": facts}, *messages])
-    except Exception:  # templates refuse a system role each in their own way (Gemma, Mistral)
+    except Exception:  # each template refuses a system role in its own way (Gemma, Mistral)
         return _template(tokenizer, [first, *messages[1:]])
 
 
 def _template(tokenizer: Any, messages: list[dict[str, str]]) -> str:
     text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     if text.count(_FACTS) != 1 or text.count(_QUESTION) != 1:
-        raise ValueError("the chat template does not carry the messages as they are")
+        raise ValueError("the chat template changes or drops the messages' text")
     return text

@@ -1,10 +1,10 @@
-"""Rotary positions, taken off keys and put on again, for any transformers model that has them.
+"""Removes rotary positions from keys and applies them again, for any transformers model with RoPE.
 
-RoPE (Su et al., 2021, arXiv 2104.09864) turns a key by angles that grow with its position. A key
-without that turn can stand at any position. The rotation itself is the model's own function, so
-half-split, interleaved and partial rotary need no code here; which layers turn their keys, and by
-which angles, is found by looking: the same tokens are run at two places, and a layer is described
-by the angles whose removal gives the same key twice.
+RoPE (Su et al., 2021, arXiv 2104.09864) rotates a key by angles that grow with its position. A key
+without that rotation can stand at any position. The rotation itself is the model's own function, so
+half-split, interleaved and partial rotary need no code here. Which layers rotate their keys, and by
+which angles, is found by a probe: the same tokens are run at two positions, and a layer's angles
+are those whose removal gives the same keys both times.
 """
 
 import inspect
@@ -25,10 +25,10 @@ _CACHED = 2**18
 
 
 class Rotary:
-    """The rotary geometry of one model: which layers turn their keys, and by what angles."""
+    """The rotary geometry of a model: which layers rotate their keys, and by which angles."""
 
     def __init__(self, model: Any) -> None:
-        """Raises ModelError with the reason when the model cannot keep explicit memories."""
+        """Raises ModelError, with the reason, when the model cannot keep explicit memories."""
         reason = _unfit(model)
         if reason:
             raise ModelError(_refusal(model, reason))
@@ -42,16 +42,16 @@ class Rotary:
         self._layers = self._probe(model)
 
     def rotate(self, keys: Tensor, positions: Tensor) -> Tensor:
-        """Turn un-rotated keys to their positions.
+        """Rotate un-rotated keys to their positions.
 
-        keys (layers, batch, kv_heads, entries, head_dim); positions (batch, entries), or
-        (layers, batch, kv_heads, entries) where heads keep different tokens -> the same shape and
-        dtype. Computed in the keys' dtype, as the model turns its own.
+        `keys` are (layers, batch, kv_heads, entries, head_dim); `positions` are (batch, entries),
+        or (layers, batch, kv_heads, entries) where heads keep different tokens. Returns the keys'
+        shape and dtype, in which the rotation is computed as the model computes its own.
         """
         return self._turn(keys, positions, inverse=False)
 
     def unrotate(self, keys: Tensor | Sequence[Tensor], positions: Tensor) -> Tensor:
-        """The inverse of `rotate`, computed in float32. `keys`: stacked, or one tensor a layer."""
+        """Invert `rotate`, in float32. `keys` are stacked, or one tensor per layer."""
         return self._turn(keys, positions, inverse=True)
 
     def _turn(self, keys: Tensor | Sequence[Tensor], positions: Tensor, *, inverse: bool) -> Tensor:
@@ -61,13 +61,13 @@ class Rotary:
         kinds = {kind for kind in self._layers if kind is not None and not per_head}
         shared = {kind: angles(positions, kind) for kind in kinds}
         turned = keys[0].new_empty(len(keys), *keys[0].shape)
-        # A few layers at a time: what is in between stays in the processor's cache (640 tokens of
-        # SmolLM2 on one core: 7 ms instead of 50).
+        # A few layers at a time, so that intermediate results stay in the processor's cache (640
+        # tokens of SmolLM2 on one core: 7 ms instead of 50).
         for here, kind in self._runs(max(1, _CACHED // max(1, keys[0].numel()))):
             some = keys[here] if isinstance(keys, Tensor) else torch.stack(list(keys[here]))
             if kind is None:
                 turned[here] = some
-            elif per_head:  # each head a request of its own, with one head
+            elif per_head:  # each head is treated as a request with one head
                 own = angles(positions[here].flatten(0, 2), kind)
                 heads = some.reshape(-1, 1, *some.shape[-2:])
                 turned[here] = self._turn_by(heads, *own).view_as(some)
@@ -76,7 +76,7 @@ class Rotary:
         return turned
 
     def _runs(self, most: int) -> Iterator[tuple[slice, str | None]]:
-        """Neighbouring layers that turn their keys alike, `most` of them at a time."""
+        """Yield runs of at most `most` neighbouring layers with the same kind of rotation."""
         start = 0
         for kind, run in groupby(self._layers):
             end = start + len(list(run))
@@ -85,10 +85,10 @@ class Rotary:
             start = end
 
     def _turn_by(self, keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Keys (..., batch, kv_heads, entries, head_dim), computed in the angles' dtype."""
+        """Rotate keys (..., batch, kv_heads, entries, head_dim), in the angles' dtype."""
         keys = keys.to(cos.dtype)
         part = keys[..., : cos.shape[-1]] if self._partial else keys
-        # One tensor is turned; an empty one stands for the queries that the function wants too.
+        # The function also takes queries, for which an empty tensor is passed.
         _, turned = self._apply(part[..., :0, :, :], part, cos, sin)
         rest = keys[..., part.shape[-1] :]
         return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned
@@ -99,7 +99,7 @@ class Rotary:
         sample = torch.empty(0, dtype=torch.float32, device=self._device)
         arguments = (kind,) if self._by_type else ()
         cos, sin = self._embedding(sample, positions.to(self._device), *arguments)
-        if inverse:  # some variants scale cos and sin: the inverse divides by the scale squared
+        if inverse:  # some variants scale cos and sin, so the inverse divides by the scale squared
             norm = cos.square() + sin.square()
             cos, sin = cos / norm, -sin / norm
         return cos.to(dtype), sin.to(dtype)
@@ -126,15 +126,15 @@ class Rotary:
             elif _same(here[layer], there[layer], model.dtype):
                 found.append(None)
             else:
-                reason = f"the keys of layer {layer} depend on position in another way than RoPE"
+                reason = f"the keys of layer {layer} depend on position in a way other than RoPE"
                 raise ModelError(_refusal(model, reason))
         if not any(found):
-            raise ModelError(_refusal(model, "no layer turns its keys by their position"))
+            raise ModelError(_refusal(model, "no layer rotates its keys by position"))
         return found
 
 
 def _unfit(model: Any) -> str | None:
-    """Why a model of this architecture cannot do without looking at its keys, if so."""
+    """Why a model of this architecture is not supported, or None if only a probe can tell."""
     config, decoder = model.config.get_text_config(), model.get_decoder()
     attention = getattr(config, "attn_config", None)
     kinds = set(getattr(config, "layer_types", None) or ()) - {
@@ -151,11 +151,11 @@ def _unfit(model: Any) -> str | None:
             or getattr(config, "alibi", False)
             or getattr(attention, "alibi", False)
         ),
-        "it has recurrent layers, whose state is no set of keys and values": (
+        "it has recurrent layers, whose state is not a set of keys and values": (
             getattr(model, "_is_stateful", False)
         ),
         f"it has layers of the kind {', '.join(sorted(kinds))}": kinds,
-        "it adds absolute positions to its tokens, which no key can be freed of": (
+        "it adds absolute positions to its tokens, which cannot be removed from keys": (
             parts & {"wpe", "embed_positions", "position_embeddings"}
         ),
         "it has no rotary position embedding that can be called": "rotary_emb" not in parts,
@@ -186,7 +186,7 @@ def _keys_at(model: Any, ids: Tensor, positions: Tensor) -> list[Tensor]:
 
 
 def _same(first: Tensor, second: Tensor, computed_in: torch.dtype) -> bool:
-    # A wrong turn differs by about the norm of the key itself; bfloat16 gathers 5 % over 30 layers.
+    # A wrong rotation differs by about the key's own norm; bfloat16 accumulates 5 % over 30 layers.
     difference = (first.float() - second.float()).norm() / first.float().norm().clamp_min(1e-9)
     return bool(difference < (1e-3 if computed_in == torch.float32 else 0.2))
 

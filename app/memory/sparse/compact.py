@@ -1,13 +1,13 @@
-"""From a chunk's dense KV to fewer entries a head: parts that combine into a pipeline.
+"""Compaction of a chunk's dense KV to fewer entries per head, by parts that form a pipeline.
 
-A pipeline is written as text that can stand in a profile, its parts joined by "+":
+A pipeline is written as text, as it stands in a profile, with its parts joined by "+":
 
     all                        every token of every layer
-    layers:3-26                memory in these layers only; "layers:0-4,20-29" is several ranges
-    reconstruction:0.5         the half of the tokens that the scorer puts first, in every head
-    reconstruction:0.5:0.1     the same number in all, shared among heads by score, each head
+    layers:3-26                memory in these layers only; "layers:0-4,20-29" gives two ranges
+    reconstruction:0.5         the half of the tokens with the highest scores, in every head
+    reconstruction:0.5:0.1     half of all tokens, shared among heads by score, with each head
                                keeping at least a tenth of its tokens
-    match                      log-bias and values fitted, so that the rest reads as the whole did
+    match                      log-bias and values fitted so that what is kept reads like the whole
 """
 
 import math
@@ -30,8 +30,8 @@ _NOT_THERE = torch.finfo(torch.float32).min / 2
 class Draft:
     """A batch on its way through the pipeline.
 
-    kept: (layers, batch, kv_heads, entries), the tokens that are left, ascending;
-    bias: the same shape, float32, ABSENT where a head has no such entry;
+    kept: (layers, batch, kv_heads, entries), the tokens kept, ascending;
+    bias: (layers, batch, kv_heads, entries), float32, ABSENT where a head has no such entry;
     values: (layers, batch, kv_heads, entries, head_dim).
     """
 
@@ -42,7 +42,7 @@ class Draft:
 
     @classmethod
     def of(cls, batch: Batch) -> "Draft":
-        """All tokens."""
+        """A draft that keeps all tokens."""
         shape = batch.keys.shape[:4]
         kept = torch.arange(shape[3], device=batch.keys.device).expand(shape)
         bias = torch.zeros(shape, device=kept.device)
@@ -51,12 +51,12 @@ class Draft:
 
     @property
     def present(self) -> Tensor:
-        """True for entries that are there."""
+        """(layers, batch, kv_heads, entries), True for entries that exist."""
         return self.bias > _NOT_THERE
 
 
 class Part(Protocol):
-    """One step. Its text form is what `Compactor.parse` reads."""
+    """A step of the pipeline. Its text form can be read by `Compactor.parse`."""
 
     def apply(self, draft: Draft) -> Draft: ...
 
@@ -86,10 +86,10 @@ class Layers:
 
 @dataclass(frozen=True)
 class Keep:
-    """A share of the tokens, the highest by a scorer.
+    """Keeps the share of the tokens that a scorer rates highest.
 
-    Without `floor` each head keeps the same number. With it, heads share the total by score (as in
-    AdaKV, Feng et al., 2024, arXiv 2407.11550), each keeping at least the share `floor`.
+    Without `floor`, each head keeps the same number. With it, heads share the total by score (as in
+    AdaKV, Feng et al., 2024, arXiv 2407.11550), and each keeps at least the share `floor`.
     """
 
     scorer: Scorer
@@ -118,18 +118,19 @@ class Keep:
 
 @dataclass(frozen=True)
 class Match:
-    """Attention Matching (arXiv 2602.16284): what is left reads as the whole did.
+    """Attention Matching (arXiv 2602.16284): makes the entries kept read like the whole memory.
 
-    For reference queries, those that repeat the chunk: a log-bias by nonnegative least squares, so
-    that the entries left get the attention mass of all; then values by least squares, so that they
-    give the same output. Both hold under any other memories and live tokens in the same softmax.
+    For reference queries, which repeat the chunk, fits a log-bias by nonnegative least squares, so
+    that the entries kept get the attention mass of all entries; then fits values by least squares,
+    so that they give the same output. Both remain valid with any other memories and live tokens in
+    the same softmax.
     """
 
     bound: float = 3.0
     """Log-bias stays within +-3, as in the authors' code."""
     steps: int = 60
     ridge: float = 1e-2
-    """Pull of the fitted values to the tokens' own, against the mean diagonal."""
+    """Pull of the fitted values towards the tokens' own, relative to the mean diagonal."""
 
     def apply(self, draft: Draft) -> Draft:
         layers = [self._layer(draft, layer) for layer in range(draft.bias.shape[0])]
@@ -150,7 +151,7 @@ class Match:
         whole = logits.softmax(dim=-1)
         target = whole @ batch.values[layer].float()
         group = rows.shape[2] // seen.asked.shape[1]
-        asked = seen.asked.repeat(1, group)[:, None, :, None]  # padding's queries do not count
+        asked = seen.asked.repeat(1, group)[:, None, :, None]  # queries of padding do not count
         at = draft.kept[layer][:, :, None].expand(-1, -1, rows.shape[2], -1)
         shares = whole.gather(-1, at) * present[:, :, None] * asked
         fitted = self._mass(shares, asked).log().masked_fill(~present, ABSENT)
@@ -189,15 +190,15 @@ class Match:
 
 @dataclass(frozen=True)
 class Compactor:
-    """A pipeline of parts, applied in their order."""
+    """A pipeline of parts, applied in order."""
 
     parts: tuple[Part, ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> "Compactor":
-        """The pipeline that a text describes; `str` gives the text back.
+        """Parse a pipeline from its text form, which `str` gives back.
 
-        Raises UsageError that names the part that cannot be read.
+        Raises UsageError naming the part that cannot be read.
         """
         if text == "all":
             return cls()
@@ -208,7 +209,7 @@ class Compactor:
 
     @property
     def drops_layers(self) -> bool:
-        """Whether some layers are left without memory."""
+        """Whether some layers have no memory."""
         return any(isinstance(part, Layers) for part in self.parts)
 
     @torch.no_grad()
@@ -221,8 +222,8 @@ class Compactor:
     ) -> list[KV]:
         """Compact the dense memories of chunks that `encoder` encoded.
 
-        Chunks of similar length are worked on together. An entry that is left stands at its
-        token's position, and the memory takes up the positions of the whole chunk.
+        Chunks of similar length are processed together. A kept entry stays at its token's
+        position, and the memory takes up the positions of the whole chunk.
         """
         if not self.parts:
             return list(memories)
@@ -257,7 +258,7 @@ class Compactor:
 
 
 def _rank(scores: Tensor) -> Tensor:
-    """Place of each number among the last dimension's, 0 for the highest."""
+    """Rank of each number within the last dimension, 0 for the highest."""
     return scores.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
 
 
@@ -266,7 +267,7 @@ def _share(share: float, count: Tensor) -> Tensor:
 
 
 def _left(draft: Draft, chosen: Tensor) -> Draft:
-    """The chosen entries only, in their order, at the front."""
+    """Keep only the chosen entries, moved to the front in their order."""
     entries = chosen.shape[-1]
     index = torch.arange(entries, device=chosen.device).where(chosen, entries)
     index = index.sort(dim=-1).values[..., : int(chosen.sum(dim=-1).max())]
@@ -296,8 +297,9 @@ def _part(word: str) -> Part:
     except ValueError:
         pass
     raise UsageError(
-        f"compaction {word!r} cannot be read: give all, or parts joined by + of layers:FIRST-LAST,"
-        f" SCORER:SHARE[:FLOOR] with 0 < SHARE <= 1 ({', '.join(SCORERS)}), match"
+        f"compaction {word!r} cannot be read: give `all`, or parts joined by `+`, each of them"
+        " layers:FIRST-LAST, match, or SCORER:SHARE[:FLOOR] with 0 < SHARE <= 1 and a SCORER of"
+        f" {', '.join(SCORERS)}"
     )
 
 

@@ -1,6 +1,6 @@
-"""Which tokens of a chunk matter: one scorer, one idea, one class.
+"""Scorers, which rate how much each token of a chunk matters. Each class implements one idea.
 
-A scorer sees a batch of dense memories and gives every token of every key-value head a number;
+A scorer gives a number to every token of every key-value head in a batch of dense memories, and
 `compact` keeps the highest. Queries come from the model itself, through `attention.watched`.
 """
 
@@ -24,11 +24,11 @@ REPEAT = "Repeat the previous context exactly.\n\n"
 
 @dataclass(frozen=True)
 class Repetition:
-    """What a second pass asked that repeats each chunk while reading its memory (KVzip).
+    """The queries of a second pass, which repeats each chunk while reading its memory (KVzip).
 
-    queries: one tensor (batch, heads, n, head_dim) a layer, rotated and scaled;
+    queries: one tensor (batch, heads, n, head_dim) per layer, rotated and scaled;
     asked: (batch, n), False for padding; softcap: the bound of the model's logits;
-    strongest: (layers, batch, kv_heads, entries), the most attention that a query gave an entry.
+    strongest: (layers, batch, kv_heads, entries), the most attention any query gave an entry.
     """
 
     queries: list[Tensor]
@@ -38,16 +38,17 @@ class Repetition:
 
 
 class Batch:
-    """Dense memories of some chunks, padded, and what the model asks of them.
+    """The dense memories of some chunks, padded, and the model's queries to them.
 
-    keys, turned, values: (layers, batch, kv_heads, entries, head_dim), un-rotated and as they
-    stand behind the prefix; there: (batch, entries), False for padding.
+    keys, values: (layers, batch, kv_heads, entries, head_dim), keys un-rotated; turned: the keys
+    rotated to their positions after the prefix, of the same shape; there: (batch, entries), False
+    for padding.
     """
 
     def __init__(
         self, encoder: Encoder, chunks: Sequence[Sequence[int]], memories: Sequence[KV]
     ) -> None:
-        """`memories`: dense, one a chunk."""
+        """`memories` are dense, one per chunk."""
         self.encoder, self.chunks = encoder, chunks
         self.lengths = torch.tensor([kv.entries for kv in memories], device=encoder.lm.device)
         width = max(kv.entries for kv in memories)
@@ -62,9 +63,9 @@ class Batch:
 
     @cached_property
     def own(self) -> Tensor:
-        """Queries of the chunks' own tokens, un-rotated, (layers, batch, heads, entries, head_dim).
+        """Un-rotated queries of the chunks' own tokens, (layers, batch, heads, entries, head_dim).
 
-        Scaled, so that their product with an un-rotated key is a logit.
+        They are scaled, so that their product with an un-rotated key is a logit.
         """
         queries: list[Tensor] = []
         with watched(lambda glance: queries.append(glance.queries)):
@@ -75,7 +76,7 @@ class Batch:
 
     @cached_property
     def repetition(self) -> Repetition:
-        """Run the second pass."""
+        """The queries of the second pass, which is run on first use."""
         lm = self.encoder.lm
         words = lm.tokenizer
         ask = list(words(REPEAT, add_special_tokens=False).input_ids) if words else []
@@ -106,21 +107,21 @@ class Batch:
 
 
 class Scorer(Protocol):
-    """How much each token matters to each key-value head."""
+    """Rates how much each token matters to each key-value head."""
 
     name: str
 
     def score(self, batch: Batch) -> Tensor:
-        """(layers, batch, kv_heads, entries), float32; of padding, anything."""
+        """Return float32 scores (layers, batch, kv_heads, entries); those of padding are unused."""
         ...
 
 
 class ColumnSums:
     """Memory3's own selector (arXiv 2407.01178, section 3.3).
 
-    How much attention a token gets from all tokens of its chunk, without causal mask and without
+    The attention that a token gets from all tokens of its chunk, without a causal mask and without
     positions: w_j = sum_i softmax_j(q_i k_j / sqrt(d)). The paper does not say how the query heads
-    of a group are joined; here their mean is taken.
+    of a group are combined; here it is by their mean.
     """
 
     name = "column-sums"
@@ -137,10 +138,11 @@ class ColumnSums:
 
 
 class ExpectedAttention:
-    """Attention expected from queries to come (Devoto et al., 2025, arXiv 2510.00636).
+    """The attention expected from future queries (Devoto et al., 2025, arXiv 2510.00636).
 
-    Queries are taken as normal, with the mean and the covariance of the chunk's own, turned to the
-    positions that follow; a token's weight is softmax(k mu + k Sigma k / 2) times its value's norm.
+    Queries are assumed to be normally distributed, with the mean and covariance of the chunk's own,
+    rotated to the positions that follow. A token's score is softmax(k mu + k Sigma k / 2) times its
+    value's norm.
     """
 
     name = "expected-attention"
@@ -174,9 +176,8 @@ class ExpectedAttention:
 
 
 class Reconstruction:
-    """What the model needs to repeat the chunk (KVzip, Kim et al., 2025, arXiv 2505.23416).
-
-    The most attention that a token gets from any query of a second pass that repeats the chunk.
+    """How much the model needs a token to repeat its chunk (KVzip, Kim et al., 2025, arXiv
+    2505.23416): the most attention it gets from any query of a second pass that repeats the chunk.
     """
 
     name = "reconstruction"
@@ -186,7 +187,7 @@ class Reconstruction:
 
 
 class Random:
-    """The floor that every idea has to beat. The same numbers for the same chunk."""
+    """Random scores, the baseline that every idea has to beat. Equal chunks get equal scores."""
 
     name = "random"
 

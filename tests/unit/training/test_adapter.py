@@ -38,9 +38,9 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "prefix", "mode", "reason"),
     [
-        ("n" * 64, "facts", "memory", "trained for model mmmmmmmmmmmmmmmm, this process has nnn"),
+        ("n" * 64, "facts", "memory", "trained for model mmmmmmmmmmmmmmmm, but this process has nnn"),
         ("m" * 64, "other", "memory", "trained for shared prefix"),
-        ("m" * 64, "facts", "rag", "trained for mode memory, this process has rag"),
+        ("m" * 64, "facts", "rag", "trained for mode memory, but this process has rag"),
     ],
 )
 def test_an_adapter_for_something_else_is_refused(
@@ -74,7 +74,7 @@ def test_a_folder_is_taken_for_the_mode_that_it_has(tmp_path: Path) -> None:
     written(tmp_path)
     assert chosen(str(tmp_path), "m" * 64, "facts", "memory") is not None
     assert chosen(str(tmp_path), "m" * 64, "facts", "rag") is None
-    with pytest.raises(AdapterError, match="no adapter there"):
+    with pytest.raises(AdapterError, match="holds no adapter"):
         chosen(str(tmp_path / "none"), "m" * 64, "facts", "rag")
 
 
