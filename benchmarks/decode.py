@@ -1,8 +1,8 @@
-"""Tokens per second with memories and without, and whole answers, beside llama.cpp doing RAG.
+"""Tokens per second with and without memories, and whole answers, compared with llama.cpp on RAG.
 
-One process for ours and one for llama.cpp, the same weights and passages; all take turns in every
-round, so that a disturbance of the machine meets all of them. Search and loading are not included:
-`bench ttft` has them.
+Membank and llama.cpp each have a process, with the same weights and passages. All take turns in
+every round, so that a disturbance of the machine affects all alike. Search and loading are not included;
+`bench ttft` measures them.
 """
 
 import time
@@ -33,12 +33,12 @@ LLAMA, MODULES = "llama.cpp", "transformers"
 _CHUNK, _STEPS = 128, 32
 _ANSWERS = (32, 128)
 Times = dict[str, float]
-"""Milliseconds a token with memories and without, and of whole answers."""
+"""Milliseconds per token with and without memories, and per whole answer."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What all competitors read: the same passages, as memories and as text."""
+    """What every competitor reads: the same passages, as memories and as text."""
 
     models: Models
     stored: list[KV]
@@ -48,13 +48,13 @@ class Task:
 
     @classmethod
     def of(cls, k: int) -> "Task":
-        """The question behind `k` chunks of 128 tokens from the sample handbooks."""
+        """A question after `k` chunks of 128 tokens from the sample handbooks."""
         m = models()
         words = "\n\n".join(file.read_text() for file in sorted(HANDBOOKS.glob("*/*.md")))
         ids = m.prompt.chunk(words)
         chunks = [ids[i * _CHUNK : (i + 1) * _CHUNK] for i in range(k)]
         if len(chunks[-1]) < _CHUNK:
-            raise UsageError(f"-k is {k}: the sample has text for {len(ids) // _CHUNK}")
+            raise UsageError(f"-k is {k}, but the sample has text for {len(ids) // _CHUNK} only")
         rag = [*m.prompt.prefix, *(i for chunk in chunks for i in chunk)]
         tail = m.prompt.tail(QUESTION)
         closed = closed_book(m.lm.tokenizer, QUESTION)
@@ -67,7 +67,7 @@ class Task:
 def run(rounds: int, k: int, llama_python: Path | None, as_json: bool) -> None:
     """Measure and print the tables."""
     if rounds < 1 or k < 1:
-        raise UsageError("-n and -k: give at least 1")
+        raise UsageError("-n and -k must be at least 1")
     task = Task.of(k)
     competitors, missing = _ours(task)
     with ExitStack() as stack:
@@ -84,7 +84,7 @@ def run(rounds: int, k: int, llama_python: Path | None, as_json: bool) -> None:
 
 
 def measure(competitors: dict[str, Callable[[], Times]], rounds: int) -> dict[str, Times]:
-    """Each competitor's medians over the rounds, after one to warm up."""
+    """Return each competitor's medians over the rounds, after one warm-up round."""
     found: dict[str, list[Times]] = {name: [] for name in competitors}
     for number in range(rounds + 1):
         for name, once in competitors.items():
@@ -120,7 +120,7 @@ def report(found: dict[str, Times], missing: dict[str, str], rounds: int, k: int
 
 
 def _ours(task: Task) -> tuple[dict[str, Callable[[], Times]], dict[str, str]]:
-    """Each choice of weights that runs here, transformers' modules, and why others do not run."""
+    """Return the choices of weights that run here, transformers' modules, and why others cannot."""
     lm = task.models.lm
     found: dict[str, Callable[[], Times]] = {}
     missing: dict[str, str] = {}
@@ -151,7 +151,7 @@ def _measured(task: Task, decoder: Decoder) -> Times:
 def _answer(
     decoder: Decoder, prompt: Sequence[int], n: int, memories: Memories | None
 ) -> tuple[float, float]:
-    """Milliseconds to the first token, and of the n - 1 that follow it. End tokens end nothing."""
+    """Milliseconds to the first token, and for the n - 1 after it. End tokens are ignored."""
     started = time.perf_counter()
     [reading] = decoder.read([Start(prompt, n, memories)])
     token = int(reading.logits.argmax())

@@ -17,10 +17,11 @@ _HEAD = ["memory", "bytes a chunk", "ratio", "KL", "contains", "F1", "F1 - dense
 
 @dataclass(frozen=True)
 class Row:
-    """One setting on one set of questions, means with their 95 % intervals.
+    """One setting's means on one set of questions, with 95 % intervals.
 
-    bytes: of a chunk of 128 tokens, overhead included, and ratio: dense bfloat16 to it, None where
-    nothing is stored; divergence: nats a token; the other metrics 0 to 1.
+    `bytes` is the size of a chunk of 128 tokens, including overhead; `ratio` is that of dense
+    bfloat16 divided by it; both are None where nothing is stored. `divergence` is in nats per
+    token; the other metrics are 0 to 1.
     """
 
     name: str
@@ -53,7 +54,7 @@ class Row:
         )
 
     def cells(self) -> list[str]:
-        """The row as text, quality in points of 100."""
+        """The row as text, with quality in points out of 100."""
         return [
             self.name,
             "" if self.bytes is None else f"{self.bytes:,.0f}",
@@ -67,14 +68,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """Rows of each set of questions, and how many questions it has."""
+    """The rows of each set of questions, and its number of questions."""
 
     rows: dict[str, list[Row]]
     n: dict[str, int]
 
     @classmethod
     def of(cls, asked: Mapping[str, Sequence[Asked]], names: Sequence[str], base: str) -> "Report":
-        """`names`: settings in the order of the table; `base`: the one that others differ from."""
+        """`names` are settings in the table's order; differences are from the setting `base`."""
         return cls(
             {set_: [Row.of(name, found, base) for name in names] for set_, found in asked.items()},
             {set_: len(found) for set_, found in asked.items()},
@@ -92,7 +93,7 @@ class Report:
             console.table(self._title(name), _HEAD, [[*row.cells()] for row in rows])
 
     def write(self, folder: Path, head: dict[str, Any]) -> None:
-        """frontier.md, frontier.json and frontier.svg."""
+        """Write frontier.md, frontier.json and frontier.svg."""
         tables = [
             f"## {self._title(name)}\n\n{_markdown(rows)}" for name, rows in self.rows.items()
         ]

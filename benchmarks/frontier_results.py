@@ -1,4 +1,4 @@
-"""The answers of `membank bench frontier`, kept in a file that grows by a line a question."""
+"""The answers of `membank bench frontier`, kept in a file to which each question adds a line."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from app.evaluation.metrics import contains, exact, f1
 
 @dataclass(frozen=True)
 class Answer:
-    """One setting's answer to one question; bytes of all its memories, None where it has none."""
+    """A setting's answer to a question, and the bytes of all its memories, None without any."""
 
     answer: str
     contains: float
@@ -30,7 +30,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Asked:
-    """A question: tokens of its chunks, bytes of their dense bfloat16 cache, answers by setting."""
+    """A question: its chunks' tokens, their bytes as a dense bfloat16 cache, answers by setting."""
 
     id: str
     tokens: int
@@ -39,7 +39,7 @@ class Asked:
 
 
 class Results:
-    """What is known of each set's questions, in memory and in `answers.jsonl`."""
+    """The results for each set's questions, held in memory and in `answers.jsonl`."""
 
     def __init__(self, file: Path, head: dict[str, Any]) -> None:
         self.file = file
@@ -48,10 +48,10 @@ class Results:
 
     @classmethod
     def of(cls, folder: Path, head: dict[str, Any]) -> "Results":
-        """The results in a folder, made if need be. `head`: what all of them have in common.
+        """Open the results in a folder, which is created if necessary.
 
-        Raises EvaluationError when the folder holds results with another head, or a file that is
-        none of ours.
+        `head` holds what all results have in common. Raises EvaluationError when the folder holds
+        results with another head, or a file that this benchmark did not write.
         """
         folder.mkdir(parents=True, exist_ok=True)
         results = cls(folder / "answers.jsonl", head)
@@ -59,12 +59,12 @@ class Results:
             results._read()
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise EvaluationError(
-                f"{results.file} is not of this benchmark ({error}): give another --out"
+                f"{results.file} was not written by this benchmark ({error}): give another --out"
             ) from None
         return results
 
     def known(self, name: str, question: str) -> set[str]:
-        """Settings that answered a question of the set `name`."""
+        """The settings that have answered a question of the set `name`."""
         asked = self._asked[name].get(question)
         return set(asked.answers) if asked else set()
 
@@ -72,7 +72,7 @@ class Results:
         return [self._asked[name][question] for question in questions]
 
     def add(self, name: str, asked: Asked) -> None:
-        """Keep a question's answers. Of a setting that answered it before, the first stays."""
+        """Add a question's answers. A setting that answered it before keeps its first answer."""
         journal.append(self.file, {"set": name, **asdict(asked)})
         self._merge(name, asked)
 

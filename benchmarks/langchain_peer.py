@@ -1,10 +1,10 @@
-"""langchain-postgres, for comparison: run by a Python that has it, beside no code of ours.
+"""langchain-postgres, for comparison: run by a Python that has it, without Membank's code.
 
     python langchain_peer.py URL DIMENSIONS COLUMN:TYPE...
 
-The columns are of metadata. Each line on stdin is one of {"make": true}, which makes the table and
-tells its name, {"index": true}, which makes its HNSW index, and {"vector", "k", "filter"}, which is
-answered with {"ids"}. Settings are the library's own.
+The columns hold metadata. Each line on stdin is one of {"make": true}, which creates the table and
+prints its name; {"index": true}, which creates its HNSW index; and {"vector", "k", "filter"}, which
+is answered with {"ids"}. All settings are the library's defaults.
 """
 
 import json

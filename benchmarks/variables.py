@@ -1,4 +1,4 @@
-"""Settings of a measurement, for this process while it runs."""
+"""Settings that apply to this process during a measurement."""
 
 import os
 from collections.abc import Iterator
@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from app.settings import settings
 
 WITHOUT_CACHE = {"MEMBANK_CACHE_BYTES": "0", "MEMBANK_CACHE_DISK_BYTES": "0"}
-"""So that memories come from where they are kept each time."""
+"""Turns the caches off, so that memories are loaded from where they are stored every time."""
 
 
 @contextmanager
 def variables(**values: str) -> Iterator[None]:
-    """These in place of what the environment has. What the stack's processes have stays."""
+    """Override environment variables in this process; the stack's processes keep theirs."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     settings.cache_clear()

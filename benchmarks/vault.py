@@ -1,7 +1,7 @@
-"""Loading memories that are sealed beside the same ones plain, in turns; and what a note costs.
+"""The cost of loading sealed memories instead of plain ones, and of an audit note.
 
-The same documents are encoded for two tenants, and those of one are sealed. Fetching is what the
-database sends, unsealed; loading is that and decoding it, as an answer needs it.
+The same documents are encoded for two tenants, and those of one are sealed; the two take turns.
+Fetching includes unsealing; loading also includes decoding, as for an answer.
 """
 
 import secrets
@@ -33,9 +33,9 @@ Times = dict[str, float]
 
 
 def run(n: int, ks: Sequence[int], as_json: bool) -> None:
-    """Medians over n loads of each kind, milliseconds."""
+    """Measure medians over n loads of each kind, in milliseconds."""
     master = b64encode(secrets.token_bytes(32)).decode()
-    # The stack's worker and relay have no key, and leave all plain.
+    # The stack's worker and relay have no master key, so they leave everything plain.
     given = {"MEMBANK_MASTER_KEY": master, **WITHOUT_CACHE}
     with temporary_stack(lambda _: None), variables(**given):
         requests = {tenant: filled(tenant).begin() for tenant in (_PLAIN, _SEALED)}
@@ -45,7 +45,7 @@ def run(n: int, ks: Sequence[int], as_json: bool) -> None:
             for tenant in requests
         }
         if len(found[_PLAIN]) < max(ks):
-            raise UsageError(f"the sample has {len(found[_PLAIN])} memories: give a smaller -k")
+            raise UsageError(f"the sample has only {len(found[_PLAIN])} memories: lower -k")
         size = _size(requests[_PLAIN], found[_PLAIN])
         rows = [_row(requests, found, k, n) for k in ks]
         notes = _notes(requests[_PLAIN], n)
@@ -62,8 +62,11 @@ def run(n: int, ks: Sequence[int], as_json: bool) -> None:
 
 
 def filled(tenant: str, backwards: bool = False) -> Reader:
-    """A tenant with all handbooks as one text, without headings, so that its chunks are as long as
-    chunks get; who reads it. `backwards`: the lines in the other order, for other chunks."""
+    """Fill a tenant with all handbooks as one text, and return its reader.
+
+    The text has no headings, so that chunks are as long as they can be. `backwards` reverses its
+    lines, which gives different chunks.
+    """
     lines = [line for f in sorted(HANDBOOKS.glob("*/*.md")) for line in f.read_text().splitlines()]
     if backwards:
         lines.reverse()
@@ -76,7 +79,7 @@ def filled(tenant: str, backwards: bool = False) -> Reader:
 
 
 def _size(request: Request, passages: Sequence[Passage]) -> int:
-    """Bytes of a memory, the median."""
+    """Median size of a memory in bytes."""
     blobs = load_blobs(request.asker, request.profile, [p.id for p in passages])
     return int(median(len(blob) for blob in blobs.values()))
 
@@ -96,7 +99,7 @@ def _row(
 
 
 def _notes(request: Request, n: int) -> Times:
-    """With limits set, which are looked at then."""
+    """Measure audit notes with limits set, so that these are checked too."""
     asker = request.asker
     set_quota(asker.tenant or 0, Quota(None, None, 10**9, 10**9))
 

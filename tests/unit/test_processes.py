@@ -240,7 +240,7 @@ def test_log_is_appended_to_and_private(processes: Processes) -> None:
 
 
 def test_command_that_is_not_there_is_named(processes: Processes) -> None:
-    with pytest.raises(UnavailableError, match="worker cannot be started, since /no/such/program"):
+    with pytest.raises(UnavailableError, match="worker cannot be started because /no/such/program"):
         processes.start("worker", ["/no/such/program"])
     assert processes.all() == []
 
