@@ -38,7 +38,12 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "prefix", "mode", "reason"),
     [
-        ("n" * 64, "facts", "memory", "trained for model mmmmmmmmmmmmmmmm, but this process has nnn"),
+        (
+            "n" * 64,
+            "facts",
+            "memory",
+            "trained for model mmmmmmmmmmmmmmmm, but this process has nnn",
+        ),
         ("m" * 64, "other", "memory", "trained for shared prefix"),
         ("m" * 64, "facts", "rag", "trained for mode memory, but this process has rag"),
     ],
