@@ -1,8 +1,8 @@
 """Tokens per second with and without memories, and whole answers, compared with llama.cpp on RAG.
 
-Membank and llama.cpp each have a process, with the same weights and passages. All take turns in
-every round, so that a disturbance of the machine affects all alike. Search and loading are not included;
-`bench ttft` measures them.
+Membank and llama.cpp each have a process, with the same weights and passages. All ways take turns
+in every round, so that a disturbance of the machine affects all alike. Search and loading are not
+included; `bench ttft` measures them.
 """
 
 import time
