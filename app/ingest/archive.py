@@ -1,4 +1,4 @@
-"""Archives -> the sources in them. Nothing is unpacked to a path: names are labels."""
+"""Reads archives' members as sources. Nothing is unpacked to a path: names are only labels."""
 
 import bz2
 import gzip
@@ -28,7 +28,7 @@ ENDINGS = (".zip", *_OPENERS)
 _MOST_MEMBERS = 100_000
 _MOST_NAME = 1_000
 _MOST_HEADER_BYTES = 1_000_000
-# Their content is read into memory: names and other fields of the header that follows.
+# tarfile reads the content of these into memory: names and other fields of the next header.
 _EXTRA_HEADERS = (
     tarfile.XHDTYPE,
     tarfile.XGLTYPE,
@@ -41,7 +41,7 @@ _ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:[/\\]")
 
 @dataclass(frozen=True)
 class _Entry:
-    """What an archive lists; `problem` says why it is no file."""
+    """A member that an archive lists. `problem` says why it cannot be read as a file, if so."""
 
     name: str
     size: int
@@ -50,22 +50,22 @@ class _Entry:
 
 
 def is_archive(name: str) -> bool:
-    """Whether a file name is that of an archive."""
+    """Whether a file name has the ending of an archive."""
     return name.lower()[1:].endswith(ENDINGS)
 
 
 def members(archive: Source, is_read: Callable[[str], bool]) -> Iterator[Source | Failure]:
-    """The members whose file name `is_read`, in the order of the archive, without hidden ones.
+    """Yield the members for whose file name `is_read` holds, in the archive's order, except hidden.
 
-    Each is to be read before the next is asked for. A member that is refused is a Failure.
-    Raises IngestError where the archive as a whole cannot be read, or cannot be read any further.
+    Read each member before asking for the next. A member that is refused is a Failure.
+    Raises IngestError when the archive cannot be read, or cannot be read any further.
     """
     labels: set[str] = set()
     entries = _zip_entries if archive.base.lower().endswith(".zip") else _tar_entries
     for number, entry in enumerate(entries(archive), 1):
         if number > _MOST_MEMBERS:
             raise IngestError(
-                f"has more than {_MOST_MEMBERS:,} members, of which the first are read;"
+                f"has more than {_MOST_MEMBERS:,} members, and only the first of them are read;"
                 " unpack it and ingest the folder"
             )
         parts = [part for part in re.split(r"[/\\]", entry.name) if part not in ("", ".")]
@@ -76,7 +76,7 @@ def members(archive: Source, is_read: Callable[[str], bool]) -> Iterator[Source 
             continue
         problem = entry.problem or _problem(entry.name, parts)
         if not problem and label in labels:
-            problem = "is in the archive twice, of which the first is read; rename one"
+            problem = "is in the archive twice, and only the first is read; rename one"
         labels.add(label)
         name = f"{archive.name}!{entry.name if problem else label}"
         if problem:
@@ -96,11 +96,11 @@ def members(archive: Source, is_read: Callable[[str], bool]) -> Iterator[Source 
 
 def _problem(name: str, parts: list[str]) -> str:
     if _ABSOLUTE.match(name) or ".." in parts:
-        return "the name leads out of the archive; make the archive with names below its folder"
+        return "the name leads out of the archive; make the archive with relative names"
     if len(name) > _MOST_NAME:
         return f"the name has more than {_MOST_NAME:,} characters; rename it"
     if is_archive(parts[-1]):
-        return "is an archive in an archive; unpack the outer one and ingest the folder"
+        return "is an archive inside an archive; unpack the outer one and ingest the folder"
     return ""
 
 
@@ -111,7 +111,7 @@ def _zip_entries(archive: Source) -> Iterator[_Entry]:
         except Exception as error:  # a library's own errors are of any kind
             raise IngestError(
                 f"is not a zip archive, or is damaged or cut off ({unparsable(error)}):"
-                " its list of members, at its end, cannot be read; make it again"
+                " the list of members at its end cannot be read; make it again"
             ) from None
         with packed:
             for info in packed.infolist():
@@ -122,7 +122,7 @@ def _zip_entries(archive: Source) -> Iterator[_Entry]:
 def _zip_entry(packed: zipfile.ZipFile, info: zipfile.ZipInfo, budget: Budget) -> _Entry:
     problem = ""
     if stat.S_ISLNK(info.external_attr >> 16):
-        problem = "is a link and is skipped; put the file itself into the archive"
+        problem = "is a link and was skipped; put the file itself into the archive"
     if info.flag_bits & 1:
         return _Entry(info.filename, info.file_size, _locked, problem)
     opener = partial(unpacked, lambda: packed.open(info), "zip", budget)
@@ -159,7 +159,7 @@ def _tar_entry(tar: tarfile.TarFile, member: tarfile.TarInfo) -> _Entry:
     problem = ""
     if not member.isreg() or member.issparse():
         kind = "link" if member.islnk() or member.issym() else "device, a pipe or a sparse file"
-        problem = f"is a {kind} and is skipped; put the file itself into the archive"
+        problem = f"is a {kind} and was skipped; put the file itself into the archive"
 
     def open_member() -> IO[bytes]:
         file = tar.extractfile(member)
@@ -170,7 +170,7 @@ def _tar_entry(tar: tarfile.TarFile, member: tarfile.TarInfo) -> _Entry:
 
 
 class _TarHeader(tarfile.TarInfo):
-    """A header that does not pass for the archive's end when it is damaged, as tarfile has it."""
+    """A header that raises an error when damaged, where tarfile would take it for the end."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:

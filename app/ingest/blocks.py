@@ -1,11 +1,11 @@
-"""Text -> blocks: what belongs together in Markdown or plain text, below which headings."""
+"""Divides Markdown or plain text into blocks of lines that belong together, under headings."""
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
 
-# A longer line that begins with `#` is a paragraph: a context line could not carry it.
+# A longer line that begins with `#` is a paragraph, because a chunk's header could not hold it.
 _MAX_HEADING_CHARS = 300
 
 _BLANK_LINES = re.compile(r"\s*\n")
@@ -60,12 +60,12 @@ class Block:
 
 
 def first_heading(text: str) -> str | None:
-    """The first heading of level 1 that stands outside of code, or None."""
+    """The first level-1 heading outside code, or None."""
     return next((_heading(text, block) for block in _blocks(text) if block.level == 1), None)
 
 
 def sections(text: str) -> Iterator[tuple[list[str], list[Block]]]:
-    """The blocks between two headings, each with the path of the headings above them."""
+    """Yield the blocks between two headings, together with the path of headings above them."""
     path: list[tuple[int, str]] = []
     blocks: list[Block] = []
     for block in _outline(text):
@@ -83,7 +83,7 @@ def sections(text: str) -> Iterator[tuple[list[str], list[Block]]]:
 
 
 def _outline(text: str) -> Iterator[Block]:
-    """The blocks, with `is_leaf` set for the headings that have nothing below them."""
+    """Yield the blocks, with `is_leaf` set for headings that have nothing below them."""
     previous: Block | None = None
     for block in _blocks(text):
         if previous is not None:
@@ -122,7 +122,7 @@ def _blocks(text: str) -> Iterator[Block]:
 
 
 def _lines(text: str) -> Iterator[Block]:
-    """Each line as a block of its own, with what it is in Markdown."""
+    """Yield each line as a separate block, with its kind in Markdown."""
     fence = ""
     start = 0
     while start < len(text):

@@ -1,4 +1,4 @@
-"""What reading gives: documents, and failures that name what gave none."""
+"""The results of reading: documents, and failures that name what could not be read."""
 
 import unicodedata
 from collections.abc import Iterator, Mapping
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Document:
-    """A text to remember. `allow` and `tenant` are None where the source does not state them."""
+    """A text to remember. `allow` and `tenant` are None if the source does not state them."""
 
     id: str
     source: str
@@ -20,7 +20,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Failure:
-    """A file, page or line that gave no document; `error` is one line that names it."""
+    """A file, page or line that yielded no document; `error` is one line that names it."""
 
     source: str
     error: str
@@ -30,13 +30,13 @@ Results = Iterator[Document | Failure]
 
 
 def failure(place: str, problem: str) -> Failure:
-    """A Failure at `place`, both texts made fit for one line of any terminal."""
+    """A Failure at `place`, with both texts made printable on one line of any terminal."""
     name = _printable(place)
     return Failure(name, f"{name}: {_printable(problem)}")
 
 
 def _printable(text: str) -> str:
-    """The text on one line that any terminal, and UTF-8, can take."""
+    """The text on one line, with characters escaped that a terminal or UTF-8 cannot take."""
     if text.isprintable():
         return text
     return "".join(c if _is_visible(c) else ascii(c)[1:-1] for c in text)
@@ -47,6 +47,6 @@ def _is_visible(character: str) -> bool:
 
 
 def unparsable(error: Exception) -> str:
-    """What a parser said, on one line and not too long."""
+    """A parser's error on one line of limited length."""
     reason = " ".join(str(error).split())[:200]
     return f"{type(error).__name__}: {reason}" if reason else type(error).__name__

@@ -1,4 +1,4 @@
-"""DOCX files -> documents, by way of HTML."""
+"""Reads DOCX files as documents, by way of HTML."""
 
 import zipfile
 from collections import Counter
@@ -18,7 +18,7 @@ _MOST_ELEMENTS = 1_000_000
 
 
 def read_docx(source: Source, max_bytes: int) -> Results:
-    """The document of a DOCX file, as Markdown."""
+    """Yield a DOCX file as one document in Markdown."""
     import mammoth  # type: ignore[import-untyped]
 
     with source.open_rewindable(10 * max_bytes) as file:
@@ -34,7 +34,7 @@ def read_docx(source: Source, max_bytes: int) -> Results:
 
 
 def _check_docx(file: IO[bytes], max_bytes: int) -> None:
-    """Refuse what would fill the memory, and name the place of what cannot be parsed."""
+    """Refuse a file that would fill the memory, and say where one cannot be parsed."""
     packed_size = file.seek(0, 2)
     try:
         packed = zipfile.ZipFile(file)
@@ -44,7 +44,7 @@ def _check_docx(file: IO[bytes], max_bytes: int) -> None:
         ) from None
     parts = packed.infolist()
     xml = [p for p in parts if p.filename.lower().endswith((".xml", ".rels"))]
-    # Images do not grow when they are unpacked; what grows is text, whatever it is called.
+    # Images do not grow when unpacked; what grows is text, whatever its name is.
     size = max(
         sum(part.file_size for part in xml), sum(part.file_size for part in parts) - packed_size
     )
@@ -58,9 +58,9 @@ def _check_docx(file: IO[bytes], max_bytes: int) -> None:
 
 
 def _elements(packed: zipfile.ZipFile, part: zipfile.ZipInfo) -> int:
-    """How many elements a part has; its name is no sign, the parser follows references.
+    """Count the XML elements of a part, whatever its name, because the parser follows references.
 
-    Raises IngestError at the first of the body that cannot be parsed. Others may not be needed.
+    Raises IngestError where the body cannot be parsed. Other parts may not be needed.
     """
     seen: Counter[str] = Counter()
     parser = expat.ParserCreate(namespace_separator=" ")

@@ -1,4 +1,4 @@
-"""HTML pages -> Markdown."""
+"""Converts HTML pages to Markdown."""
 
 import re
 from typing import Any
@@ -26,13 +26,13 @@ _LAYOUT = ("table", "ul", "ol", "pre", *sorted(_HEADINGS))
 
 
 def read_html(source: Source, max_bytes: int) -> Results:
-    """The document of a page, as Markdown."""
+    """Yield a page as one document in Markdown."""
     title, text = html_text(load(source, max_bytes))
     yield file_document(source, first_heading(text) or title, text, max_bytes)
 
 
 def html_text(html: str) -> tuple[str, str]:
-    """The `<title>` and the body as Markdown."""
+    """Return the `<title>`, and the body as Markdown."""
     from lxml import etree  # type: ignore[import-untyped]
 
     check_characters(html, "the page")
@@ -43,7 +43,7 @@ def html_text(html: str) -> tuple[str, str]:
         if not html or html.isspace() or "empty" in str(error):
             return "", ""
         raise
-    # Past its limit of depth the parser drops the rest and reports it here only.
+    # Beyond its depth limit, the parser drops the rest and reports it only here.
     for entry in parser.error_log:
         if "depth" in entry.message:
             raise IngestError(
@@ -57,7 +57,7 @@ def html_text(html: str) -> tuple[str, str]:
 
 
 class _MarkdownWriter:
-    """Writes an HTML tree as Markdown: headings, lists, code, tables; without recursion."""
+    """Writes an HTML tree as Markdown (headings, lists, code, tables), without recursion."""
 
     def __init__(self) -> None:
         self._out: list[str] = []
@@ -71,7 +71,7 @@ class _MarkdownWriter:
         self._rows = 0
 
     def convert(self, root: Any) -> str:
-        """The text of the tree."""
+        """Return the tree's text as Markdown."""
         from lxml import etree
 
         walk = etree.iterwalk(root, events=("start", "end", "pi"))
@@ -86,7 +86,7 @@ class _MarkdownWriter:
         return "".join(self._out)
 
     def _enter(self, node: Any) -> bool:
-        """Begin an element; False if nothing below it is to be walked."""
+        """Enter an element; return False if nothing below it should be walked."""
         tag = node.tag
         if tag in _DROPPED:
             return False
@@ -135,7 +135,8 @@ class _MarkdownWriter:
                 self._tables.pop()
 
     def _in_data_table(self) -> bool:
-        """A table that holds headings, lists or tables is there for the looks: cells are blocks."""
+        """False in a table with headings, lists or tables in it: such a table is for layout only,
+        and its cells are blocks."""
         return bool(self._tables) and self._tables[-1]
 
     def _marker(self) -> str:
@@ -151,7 +152,7 @@ class _MarkdownWriter:
             self._inline.append(re.sub(r"\s+", " ", text))
 
     def _flush(self) -> None:
-        """End the paragraph that is being collected."""
+        """End the current paragraph."""
         if self._in_cell:
             self._inline.append(" ")
             return

@@ -1,4 +1,4 @@
-"""PDF files -> documents, page by page."""
+"""Reads PDF files as documents, page by page."""
 
 import logging
 
@@ -9,10 +9,10 @@ from app.ingest.text import file_document, too_large
 
 
 def read_pdf(source: Source, max_bytes: int) -> Results:
-    """The document of all pages; a page that cannot be parsed is a Failure of its own."""
+    """Yield all pages as one document, and a Failure for each page that cannot be parsed."""
     from pypdf import PdfReader
 
-    # It reports repairs that lose nothing, line by line.
+    # pypdf reports harmless repairs, one line each.
     logging.getLogger("pypdf").setLevel(logging.CRITICAL)
     texts: list[str] = []
     size = failed = 0
@@ -29,7 +29,7 @@ def read_pdf(source: Source, max_bytes: int) -> Results:
                     source.name, f"page {number + 1} cannot be parsed ({unparsable(error)})"
                 )
                 continue
-            # A font without a proper map of characters gives these; they are no text.
+            # NULs and lone surrogates come from fonts without a proper character map.
             text = text.replace("\0", "").encode("utf-8", "ignore").decode("utf-8")
             size += len(text.encode("utf-8"))
             if size > max_bytes:

@@ -1,7 +1,7 @@
-"""Files -> documents: Markdown, text, HTML, PDF, DOCX, JSONL, also gzipped and in archives.
+"""Reads documents from Markdown, text, HTML, PDF, DOCX and JSONL, also gzipped or in archives.
 
-Whatever is wrong with one file, member, page or line becomes a Failure that names it; the rest
-goes on.
+Whatever is wrong with a file, member, page or line becomes a Failure that names it, and reading
+goes on with the rest.
 """
 
 import os
@@ -33,14 +33,14 @@ _READERS: dict[str, Callable[[Source, int], Results]] = {
 }
 _ENDINGS = (
     f"{' '.join(_READERS)}, archives ({' '.join(archive.ENDINGS)}),"
-    " and the first with .gz behind, such as .jsonl.gz"
+    " and any but archives followed by .gz, such as .jsonl.gz"
 )
 
 
 def read(paths: Iterable[Path], max_bytes: int) -> Results:
-    """Stream the documents of files, folders and archives; each file once, however often named.
+    """Stream the documents of files, folders and archives, reading each file only once.
 
-    A text of more than `max_bytes` in UTF-8 is a Failure. Nothing is raised for bad input.
+    A text of more than `max_bytes` in UTF-8 is a Failure. Never raises for bad input.
     """
     seen: set[str] = set()
     for path in paths:
@@ -53,14 +53,14 @@ def read(paths: Iterable[Path], max_bytes: int) -> Results:
 
 
 def read_upload(path: Path, name: str, key: str, max_bytes: int) -> Results:
-    """Stream the documents of one file that is called `name` whatever its path is.
+    """Stream the documents of a file that is called `name`, whatever its path is.
 
-    `key`: what the ids of its documents follow. The name's ending says how it is read; that of the
-    path must be the same where it is .gz. Nothing is raised for bad input.
+    The ids of its documents derive from `key`. The ending of `name` says how the file is read; if
+    that is .gz, the path must end the same way. Never raises for bad input.
     """
     base = re.split(r"[/\\]", name)[-1]
     if not is_read(base):
-        yield failure(name, f"this ending is not read; the endings that are: {_ENDINGS}")
+        yield failure(name, f"files with this ending are not read; those that are: {_ENDINGS}")
         return
     source = Source.file(str(path))
     yield from _read_whole(replace(source, name=name, key=key, base=base), max_bytes)
@@ -77,13 +77,13 @@ def _files(path: str) -> Iterator[str | Failure]:
         if stat.S_ISDIR(mode):
             yield from _walk(path)
         elif not is_read(path):
-            yield failure(path, f"this ending is not read; the endings that are: {_ENDINGS}")
+            yield failure(path, f"files with this ending are not read; those that are: {_ENDINGS}")
         else:
             yield path
 
 
 def _walk(root: str) -> Iterator[str | Failure]:
-    """Files of known endings below a folder, without hidden ones and ways out of the folder."""
+    """Yield a folder's files with known endings, except hidden ones and links out of the folder."""
     real_root = Path(os.path.realpath(root))
     problems: list[OSError] = []
     count = 0
@@ -98,7 +98,7 @@ def _walk(root: str) -> Iterator[str | Failure]:
     for problem in problems:
         yield failure(str(problem.filename or root), unreadable(problem))
     if not count and not problems:
-        yield failure(root, f"no file in this folder has an ending that is read: {_ENDINGS}")
+        yield failure(root, f"no file in this folder has an ending that can be read: {_ENDINGS}")
 
 
 def _leaves(path: str, real_root: Path) -> bool:
@@ -106,12 +106,12 @@ def _leaves(path: str, real_root: Path) -> bool:
 
 
 def is_read(name: str) -> bool:
-    """Whether a file of that name has an ending that is read."""
+    """Whether the file name has an ending that can be read."""
     return _ending(name) is not None or archive.is_archive(os.path.basename(name))
 
 
 def _ending(name: str) -> str | None:
-    """The ending that says how a file is read."""
+    """The ending that says how a file is read, or None."""
     lower = without_gzip(os.path.basename(name)).lower()
     return next((ending for ending in _READERS if lower[1:].endswith(ending)), None)
 
@@ -136,7 +136,7 @@ def _read_whole(source: Source, max_bytes: int) -> Results:
 
 
 def _read_archive(source: Source, max_bytes: int) -> Results:
-    """Raises IngestError where the archive cannot be read any further."""
+    """Raises IngestError when the archive cannot be read any further."""
     _check_name(source)
     found = False
     for member in archive.members(source, lambda name: _ending(name) is not None):
@@ -146,12 +146,12 @@ def _read_archive(source: Source, max_bytes: int) -> Results:
         else:
             yield from _read_source(member, max_bytes)
     if not found:
-        raise IngestError(f"no member of this archive has an ending that is read: {_ENDINGS}")
+        raise IngestError(f"no member of this archive has an ending that can be read: {_ENDINGS}")
 
 
 def _read_source(source: Source, max_bytes: int) -> Results:
     ending = _ending(source.base)
-    assert ending is not None, source  # noqa: S101 - nobody asks for another
+    assert ending is not None, source  # noqa: S101 - callers have checked the name
     try:
         _check_name(source)
         yield from _READERS[ending](source, max_bytes)

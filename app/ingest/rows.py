@@ -1,4 +1,4 @@
-"""JSONL files -> documents, one a line, with what a row states: access, tenant, metadata."""
+"""Reads JSONL files, with one document per line and its access list, tenant and metadata."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from app.ingest.text import check_characters, decode, normal, one_line, refuse_u
 
 
 def read_rows(source: Source, max_bytes: int) -> Results:
-    """A document or a Failure for each row of a JSONL file."""
+    """Yield a document or a Failure for each row of a JSONL file."""
     lines_of_ids: dict[str, int] = {}
     empty = True
     with source.open() as file:
@@ -27,16 +27,16 @@ def read_rows(source: Source, max_bytes: int) -> Results:
                 document = _row(source.name, line, max_bytes)
                 first = lines_of_ids.setdefault(document.id, number)
                 if first != number:
-                    raise IngestError(f"id {document.id} was already on line {first}; rename it")
+                    raise IngestError(f"id {document.id} is already on line {first}; rename it")
                 yield document
             except IngestError as error:
                 yield failure(f"{source.name}:{number}", str(error))
     if empty:
-        raise IngestError("is empty; there is no row in it")
+        raise IngestError("is empty; it has no rows")
 
 
 def _bounded_lines(file: IO[bytes], limit: int) -> Iterator[bytes | None]:
-    """The lines; None for one longer than `limit` bytes, which is skipped piece by piece."""
+    """Yield the lines, or None for a line of more than `limit` bytes, which is skipped."""
     number = 0
     try:
         while line := file.readline(limit + 1):
@@ -78,7 +78,7 @@ def _json_object(line: bytes) -> dict[str, object]:
             f"is not JSON ({error.msg}, column {error.colno}); each line must be one JSON object"
         ) from None
     except (ValueError, RecursionError) as error:
-        raise IngestError(f"is not usable JSON ({unparsable(error)})") from None
+        raise IngestError(f"is not valid JSON ({unparsable(error)})") from None
     if not isinstance(row, dict):
         raise IngestError(f"is {_kind_of(row)}; each line must be one JSON object")
     return row
@@ -166,7 +166,7 @@ def _tenant(row: Mapping[str, object]) -> str | None:
 
 
 def _metadata(row: Mapping[str, object]) -> dict[str, object]:
-    """The row's metadata, with its `path` as an entry where there is one."""
+    """The row's metadata, including the row's `path` if it has one."""
     value = row.get("metadata")
     if value is None:
         value = {}
@@ -181,7 +181,7 @@ def _metadata(row: Mapping[str, object]) -> dict[str, object]:
 
 
 def _checked_parts(value: object) -> list[object]:
-    """What the value holds, one level deep; refuses what jsonb cannot store."""
+    """Return the value's parts, one level deep, refusing what jsonb cannot store."""
     if isinstance(value, str):
         check_characters(value, '"metadata"')
     if isinstance(value, float) and not math.isfinite(value):

@@ -1,4 +1,4 @@
-"""What is read as one file: a file of a folder, a gzipped one, or a member of an archive."""
+"""Anything that is read as one file: a plain file, a gzipped one, or a member of an archive."""
 
 import gzip
 import io
@@ -27,7 +27,7 @@ _BROKEN = (
     zipfile.BadZipFile,
     zlib.error,
 )
-# Text shrinks 3 to 20 times, a log or a table of numbers up to 100 times.
+# Text compresses 3 to 20 times, a log or a table of numbers up to 100 times.
 _MOST_RATIO = 200
 _HARMLESS_BYTES = 100_000_000
 _MOST_BYTES = 10_000_000_000
@@ -35,7 +35,7 @@ _KEPT_IN_MEMORY = 8_000_000
 
 
 class Damage(IngestError):
-    """Packed data that cannot be unpacked to its end."""
+    """Packed data that cannot be unpacked completely."""
 
     def __init__(self, data: str, reason: str, after: str = "") -> None:
         place = f" after {after}" if after else ""
@@ -45,15 +45,15 @@ class Damage(IngestError):
         self._data, self._reason = data, reason
 
     def after(self, place: str) -> "Damage":
-        """The same with the last thing that could still be read."""
+        """Return this error with `place` added: the last thing that could still be read."""
         return Damage(self._data, self._reason, place)
 
 
 class Budget:
-    """How many bytes packed data may still give; what bounds a bomb."""
+    """The number of bytes that packed data may still unpack to, a defence against zip bombs."""
 
     def __init__(self, packed: int) -> None:
-        """`packed`: size of the packed data in bytes."""
+        """`packed` is the size of the packed data in bytes."""
         self._most = min(_MOST_BYTES, max(_HARMLESS_BYTES, _MOST_RATIO * packed))
         self._left = self._most
 
@@ -62,23 +62,23 @@ class Budget:
         return self._left < 0
 
     def spend(self, size: int) -> None:
-        """Raises IngestError when more was unpacked than is allowed."""
+        """Deduct `size` bytes. Raises IngestError when more has been unpacked than is allowed."""
         self._left -= size
         if self.is_spent:
             raise IngestError(
-                f"unpacks to more than the limit of {self._most:,} bytes for its size;"
-                " nothing more of it is read; if you trust it, unpack it and ingest the folder"
+                f"unpacks to more than {self._most:,} bytes, the limit for its size; the rest was"
+                " not read; if you trust it, unpack it and ingest the folder"
             )
 
 
 @dataclass(frozen=True)
 class Source:
-    """Something with a name that gives bytes.
+    """Something named that can be read as bytes.
 
-    `name` is what documents and failures call it, `key` what the id of its document follows,
-    `base` its file name without folders; one that ends with .gz is unpacked. `opener` gives the
-    bytes, to be read once from the beginning; while they are read it raises IngestErrors only.
-    `size` is in bytes, None where only reading tells it.
+    `name` is what documents and failures call it, `key` is what its document's id derives from, and
+    `base` is its file name without folders; if that ends with .gz, the bytes are unpacked. `opener`
+    opens the bytes, to be read once from the beginning; reading them raises only IngestErrors.
+    `size` is in bytes, or None if only reading can tell.
     """
 
     name: str
@@ -91,7 +91,7 @@ class Source:
 
     @classmethod
     def file(cls, path: str) -> Self:
-        """The file at a path. Raises IngestError if it is not there, or not a regular file."""
+        """The file at a path. Raises IngestError if it does not exist or is not a regular file."""
         try:
             status = os.stat(path)
         except OSError as error:
@@ -111,28 +111,28 @@ class Source:
 
     @property
     def stem(self) -> str:
-        """The file name without its ending, also without that of gzip."""
+        """The file name without its ending, and without .gz."""
         return Path(without_gzip(self.base)).stem
 
     def open(self) -> IO[bytes]:
-        """The bytes, unpacked. The caller closes the stream."""
+        """Open the unpacked bytes. The caller closes the stream."""
         file = self.open_packed()
         if not is_gzipped(self.base):
             return file
         return unpacked(lambda: gzip.GzipFile(fileobj=file), "gzip", self.budget, file)
 
     def open_packed(self) -> IO[bytes]:
-        """The bytes as they are. The caller closes the stream."""
+        """Open the bytes as they are stored. The caller closes the stream."""
         try:
             return self.opener()
         except OSError as error:
             raise IngestError(unreadable(error)) from None
 
     def open_rewindable(self, max_bytes: int) -> IO[bytes]:
-        """The same as a stream that can go back. The caller closes it.
+        """Open the unpacked bytes as a seekable stream. The caller closes it.
 
-        What is unpacked is kept meanwhile in memory, or in a temporary file without a name.
-        Raises IngestError when that would be more than `max_bytes`.
+        Unpacked data is held in memory, or in an unnamed temporary file.
+        Raises IngestError when there is more than `max_bytes` of it.
         """
         if self.rewinds:
             return self.open()
@@ -143,24 +143,24 @@ class Source:
                 if kept.tell() > max_bytes:
                     kept.close()
                     raise IngestError(
-                        f"has more than {max_bytes:,} bytes, too many for a packed file of this"
-                        " kind; unpack it and ingest the file"
+                        f"unpacks to more than {max_bytes:,} bytes, too many for a packed file of"
+                        " this kind; unpack it and ingest the file"
                     )
         kept.seek(0)
         return kept
 
 
 class _Kept(tempfile.SpooledTemporaryFile[bytes]):
-    name = None  # it is a number, which mammoth would take for a path
+    name = None  # the original is a number, which mammoth would take for a path
 
 
 def is_gzipped(name: str) -> bool:
-    """Whether a file name is that of a gzipped file."""
+    """Whether a file name has the ending of a gzipped file."""
     return name.lower().endswith(".gz")
 
 
 def without_gzip(name: str) -> str:
-    """The file name that a gzipped file has when it is unpacked; any other as it is."""
+    """The file name without .gz at its end, if it has that."""
     return name[: -len(".gz")] if is_gzipped(name) else name
 
 
@@ -170,10 +170,10 @@ def unpacked(
     budget: Budget | None = None,
     below: IO[bytes] | None = None,
 ) -> IO[bytes]:
-    """What a library unpacks, as a stream whose errors are IngestErrors.
+    """Wrap a library's unpacked stream so that it raises only IngestErrors.
 
-    `data` names the kind of it in errors, `budget` pays for what is read, and `below` is closed
-    with the stream.
+    `data` names the kind of data in errors, `budget` is charged for what is read, and `below` is
+    closed together with the stream.
     """
     return io.BufferedReader(_Unpacked(opener, data, budget, below), 1 << 16)
 
@@ -213,6 +213,6 @@ class _Unpacked(io.RawIOBase):
 
 
 def unreadable(error: OSError | ValueError) -> str:
-    """Why the system does not give a file."""
+    """Why the system cannot read a file."""
     reason = error.strerror if isinstance(error, OSError) else None
-    return f"cannot be read ({reason or error}); check that it is there and that you may read it"
+    return f"cannot be read ({reason or error}); check that it exists and that you may read it"

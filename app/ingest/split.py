@@ -1,4 +1,4 @@
-"""Blocks -> chunks: pieces of a document that follow its structure and fit a token limit."""
+"""Splits a document into chunks that follow its structure and fit a token limit."""
 
 import bisect
 import hashlib
@@ -10,14 +10,14 @@ from app.ingest.blocks import Block, sections
 
 CountTokens = Callable[[str], int]
 
-# No tokenizer packs more text than this into a token, save for junk such as a long row of dashes.
-# Longer stretches are cut without being counted, so that no count ever sees more than one
-# chunk could hold.
+# No tokenizer packs more text than this into a token, except for junk such as a long row of dashes.
+# Longer stretches are cut without being counted, so that no more text is ever counted at once than
+# a chunk could hold.
 _MAX_CHARS_PER_TOKEN = 32
 _MIN_TOKENS = 16
 
-# Where a stretch that does not fit is cut: behind each match. Every pattern is linear on any
-# text, also on one without a single match.
+# A stretch that does not fit is cut after a match. Every pattern takes linear time on any text,
+# even one without a single match.
 _SENTENCES = re.compile(r"""[.!?…]["'”’)\]*_]{0,3}\s++(?![a-z])|[。！？｡][」』”）]{0,3}""")
 _LINES = re.compile(r"\n+")
 _PHRASES = re.compile(r"(?s:.{24})\S*\s*")
@@ -38,7 +38,7 @@ def _cuts(block: Block) -> _Cuts:
 class Chunk:
     """A piece of a document.
 
-    `text` is exactly what is encoded: a context line (title and headings), a newline, and
+    `text` is exactly what is encoded: a header line (title and headings), a newline, and
     `document_text[start:end]`. `heading` is the whole heading path below the title.
     """
 
@@ -54,17 +54,17 @@ def chunk_hash(text: str) -> str:
 
 
 def split(title: str, text: str, count: CountTokens, max_tokens: int = 128) -> list[Chunk]:
-    """Cut a Markdown or plain text into chunks, in the order of the text.
+    """Split Markdown or plain text into chunks, in the order of the text.
 
-    `count(chunk.text) <= max_tokens` holds for each chunk. Every character that is not white
-    space lies in exactly one, save for headings with something below them: these go into the
-    context lines. A heading with nothing below it is text of the section around it.
+    `count(chunk.text) <= max_tokens` holds for each chunk. Every character other than white space
+    is in exactly one chunk, except headings with something below them: these become header lines.
+    A heading with nothing below it is text of the section around it.
 
-    Raises ValueError if max_tokens is below 16, or if `count` gives a single character with
-    its context line more than max_tokens.
+    Raises ValueError if max_tokens is below 16, or if a single character with its header line has
+    more than max_tokens according to `count`.
     """
     if max_tokens < _MIN_TOKENS:
-        raise ValueError(f"max_tokens is {max_tokens}, at least {_MIN_TOKENS} are needed")
+        raise ValueError(f"max_tokens is {max_tokens}, but must be at least {_MIN_TOKENS}")
     packer = _Packer(title, text, count, max_tokens)
     for path, blocks in sections(text):
         packer.add(path, blocks)
@@ -73,7 +73,7 @@ def split(title: str, text: str, count: CountTokens, max_tokens: int = 128) -> l
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """A stretch of text that fits a chunk, with the cuts that are left if it turns out not to."""
+    """A stretch of text that should fit a chunk, and the cuts to try next if it does not."""
 
     start: int
     end: int
@@ -82,7 +82,7 @@ class _Piece:
 
 
 @dataclass(frozen=True, slots=True)
-class _Context:
+class _Header:
     line: str
     heading: str
     cost: int
@@ -91,8 +91,8 @@ class _Context:
 class _Packer:
     """Fills chunks with the pieces of one document.
 
-    Each piece is counted once and the counts are added up, with one token of doubt for every
-    join; only where that doubt decides, and for each chunk in the end, the real text is counted.
+    Each piece is counted once, and counts are added up with an uncertainty of one token per join.
+    The actual text is counted only where that uncertainty matters, and for each finished chunk.
     """
 
     def __init__(self, title: str, text: str, count: CountTokens, limit: int) -> None:
@@ -101,14 +101,14 @@ class _Packer:
         self._count = count
         self._limit = limit
         self._max_chars = limit * _MAX_CHARS_PER_TOKEN
-        self._contexts = _Contexts(title, count, limit // 3)
+        self._headers = _Headers(title, count, limit // 3)
 
     def add(self, path: list[str], blocks: list[Block]) -> None:
         """Append the chunks of one section."""
-        context = self._contexts.of(path)
-        room = self._limit - context.cost - 1
+        header = self._headers.of(path)
+        room = self._limit - header.cost - 1
         self._pack(
-            context,
+            header,
             (
                 piece
                 for block in blocks
@@ -142,12 +142,12 @@ class _Packer:
             end -= 1
         return start, end
 
-    def _pack(self, context: _Context, pieces: Iterable[_Piece]) -> None:
-        draft = _Draft(context)
+    def _pack(self, header: _Header, pieces: Iterable[_Piece]) -> None:
+        draft = _Draft(header)
         for piece in pieces:
             if not self._extend(draft, piece):
                 self._close(draft)
-                draft = _Draft(context)
+                draft = _Draft(header)
                 self._extend(draft, piece)
         if draft.pieces:
             self._close(draft)
@@ -168,7 +168,7 @@ class _Packer:
             return True
         if draft.known + draft.added + cost - joins > self._limit:
             return False
-        exact = self._count(self._render(draft.context, draft.pieces[0].start, piece.end))
+        exact = self._count(self._render(draft.header, draft.pieces[0].start, piece.end))
         if exact > self._limit:
             return False
         draft.accept_counted(piece, exact)
@@ -176,35 +176,35 @@ class _Packer:
 
     def _close(self, draft: "_Draft") -> None:
         start, end = draft.pieces[0].start, draft.pieces[-1].end
-        text = self._render(draft.context, start, end)
+        text = self._render(draft.header, start, end)
         if draft.joins == 0 or self._count(text) <= self._limit:
-            self.chunks.append(Chunk(text, draft.context.heading, start, end))
+            self.chunks.append(Chunk(text, draft.header.heading, start, end))
         elif len(draft.pieces) > 1:
             self._halve(draft)
         else:
             piece = draft.pieces[0]
-            self._pack(draft.context, self._pieces(start, end, piece.cost - 1, piece.cuts))
+            self._pack(draft.header, self._pieces(start, end, piece.cost - 1, piece.cuts))
 
     def _halve(self, draft: "_Draft") -> None:
         middle = len(draft.pieces) // 2
         for pieces in (draft.pieces[:middle], draft.pieces[middle:]):
-            half = _Draft(draft.context)
+            half = _Draft(draft.header)
             for piece in pieces:
                 half.accept(piece, piece.cost)
             self._close(half)
 
-    def _render(self, context: _Context, start: int, end: int) -> str:
+    def _render(self, header: _Header, start: int, end: int) -> str:
         body = self._text[start:end]
-        return f"{context.line}\n{body}" if context.line else body
+        return f"{header.line}\n{body}" if header.line else body
 
 
 class _Draft:
-    """A chunk in the making: `known` tokens counted, `added` and `joins` since then."""
+    """A chunk being filled: `known` tokens were counted, `added` tokens and `joins` came since."""
 
-    def __init__(self, context: _Context) -> None:
-        self.context = context
+    def __init__(self, header: _Header) -> None:
+        self.header = header
         self.pieces: list[_Piece] = []
-        self.known = context.cost
+        self.known = header.cost
         self.added = 0
         self.joins = 0
 
@@ -218,8 +218,8 @@ class _Draft:
         self.known, self.added, self.joins = exact, 0, 0
 
 
-class _Contexts:
-    """Makes the context line of a section, at most `budget` tokens long."""
+class _Headers:
+    """Makes the header line of a section, at most `budget` tokens long."""
 
     def __init__(self, title: str, count: CountTokens, budget: int) -> None:
         self._count = count
@@ -228,12 +228,12 @@ class _Contexts:
         self._same = words.casefold()
         self._title = self._shorten(words, budget)
 
-    def of(self, path: list[str]) -> _Context:
+    def of(self, path: list[str]) -> _Header:
         if path and path[0].casefold() == self._same:
             path = path[1:]
         line = self._line(path)
         cost = self._count(line + "\n") if line else 0
-        return _Context(line, " > ".join(path), cost)
+        return _Header(line, " > ".join(path), cost)
 
     def _line(self, path: list[str]) -> str:
         for first in range(max(1, len(path))):
@@ -249,7 +249,7 @@ class _Contexts:
         return " > ".join(part for part in parts if part)
 
     def _shorten(self, text: str, budget: int) -> str:
-        """The longest beginning of the text that has at most `budget` tokens, at a word's end."""
+        """The longest start of the text that has at most `budget` tokens, ending with a word."""
         longest = min(len(text), max(budget, 0) * _MAX_CHARS_PER_TOKEN)
         if longest == len(text) and self._count(text) <= budget:
             return text
@@ -258,7 +258,7 @@ class _Contexts:
         )
         if size < len(text) and not text[size].isspace() and " " in text[:size]:
             size = text.rindex(" ", 0, size)
-        # A tokenizer may need more for less: "un" + "k" against "unk".
+        # A shorter text may need more tokens: "un" + "k" instead of "unk".
         while size and self._count(text[:size].rstrip()) > budget:
             size -= 1
         return text[:size].rstrip()

@@ -1,4 +1,4 @@
-"""Text and Markdown files -> documents; what is text, and how it is stored."""
+"""Reads text and Markdown files as documents, and normalises text for storage."""
 
 import codecs
 import hashlib
@@ -16,20 +16,20 @@ _YAML_TITLE = re.compile(r"title[ \t]*:[ \t]+(?![>|&*!{\[])(\S.*)")
 
 
 def read_plain(source: Source, max_bytes: int) -> Results:
-    """The document of a text file; its title is the name of the file."""
+    """Yield a text file as one document, whose title is the name of the file."""
     yield file_document(source, "", load(source, max_bytes), max_bytes)
 
 
 def read_markdown(source: Source, max_bytes: int) -> Results:
-    """The document of a Markdown file; its title is in front matter or the first heading."""
+    """Yield a Markdown file as one document, titled by its front matter or first heading."""
     title, text = _front_matter(normal(load(source, max_bytes), max_bytes))
     yield file_document(source, title or first_heading(text) or "", text, max_bytes)
 
 
 def _front_matter(text: str) -> tuple[str, str]:
-    """The title in a YAML block at the top ("" if none), and the text after the block.
+    """Return the title in a YAML block at the top ("" if none), and the text after the block.
 
-    A `---` that opens anything but YAML is a rule, and what follows it is text.
+    A `---` that opens anything but YAML is a horizontal rule, and what follows it is text.
     """
     lines = text.split("\n", 1)
     if lines[0] != "---" or len(lines) == 1:
@@ -54,7 +54,7 @@ def _yaml_scalar(value: str) -> str:
 
 
 def load(source: Source, max_bytes: int) -> str:
-    """The text of UTF-8 bytes, refused by their number before they are decoded."""
+    """Read a source's UTF-8 text. Raises IngestError, before decoding if it is too large."""
     most = max_bytes + len(codecs.BOM_UTF8)
     if source.size is not None and source.size > most:
         too_large(source.size, max_bytes)
@@ -66,7 +66,7 @@ def load(source: Source, max_bytes: int) -> str:
 
 
 def decode(data: bytes) -> str:
-    """The text of UTF-8 bytes, without a byte order mark. Raises IngestError."""
+    """Decode UTF-8 bytes, dropping a byte order mark. Raises IngestError."""
     refuse_utf16(data)
     try:
         return data.decode("utf-8").removeprefix("\ufeff")
@@ -77,18 +77,21 @@ def decode(data: bytes) -> str:
 
 
 def refuse_utf16(data: bytes) -> None:
-    """Raise IngestError for bytes that begin as UTF-16 or UTF-32 does."""
+    """Raises IngestError for bytes that begin like UTF-16 or UTF-32."""
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise IngestError("is UTF-16 or UTF-32 text; save it as UTF-8")
 
 
 def normal(text: str, max_bytes: int) -> str:
-    """The text as it is stored: NFC, `\\n` line ends, no white space at a line's end."""
+    """Normalise text for storage: NFC, `\\n` line ends, no trailing white space.
+
+    Raises IngestError when it is empty, has more than `max_bytes`, or cannot be stored.
+    """
     check_characters(text, "the text")
     text = unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n"))
     text = "\n".join(line.rstrip() for line in text.split("\n"))
     if not text or text.isspace():
-        raise IngestError("is empty; there is no text in it")
+        raise IngestError("is empty; it has no text")
     size = len(text.encode("utf-8"))
     if size > max_bytes:
         too_large(size, max_bytes)
@@ -96,7 +99,7 @@ def normal(text: str, max_bytes: int) -> str:
 
 
 def check_characters(text: str, what: str) -> None:
-    """Refuse what Postgres cannot store."""
+    """Raises IngestError for characters that Postgres cannot store."""
     at = text.find("\0")
     if at >= 0:
         line = text.count("\n", 0, at) + 1
@@ -107,24 +110,27 @@ def check_characters(text: str, what: str) -> None:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise IngestError(
-            f"{what} has half a surrogate pair at character {error.start}; remove it"
+            f"{what} has a lone surrogate at character {error.start}; remove it"
         ) from None
 
 
 def file_document(source: Source, title: str, text: str, max_bytes: int) -> Document:
-    """The document of a whole file: the id follows the source's key, the title may be empty."""
+    """Make a document of a whole file, with an id derived from the source's key.
+
+    With an empty title, the file's name is the title.
+    """
     digest = hashlib.sha1(source.key.encode("utf-8"), usedforsecurity=False).hexdigest()
     title = one_line(title) or one_line(source.stem)
     return Document(f"f_{digest[:20]}", source.name, title, normal(text, max_bytes))
 
 
 def one_line(text: str) -> str:
-    """A title as it is stored: NFC, on one line."""
+    """Normalise a title for storage: NFC, on one line."""
     return unicodedata.normalize("NFC", " ".join(text.split()))
 
 
 def too_large(size: int, max_bytes: int) -> NoReturn:
-    """Raise the IngestError for a text of `size` bytes, which is over the limit."""
+    """Raises the IngestError for a text of `size` bytes, which exceeds the limit."""
     raise IngestError(
         f"{size:,} bytes of text are more than the limit of {max_bytes:,};"
         " split it, or raise MEMBANK_MAX_DOCUMENT_BYTES"

@@ -123,9 +123,9 @@ def test_a_file_has_one_id_however_it_is_named(
         ("a.txt", b"a\0b", "the text has a NUL at character 1"),
         ("a.html", b"<p>\na\0b", "the page has a NUL at character 5 (line 2)"),
         ("a.txt", b"x" * 100_001, "100,001 bytes of text are more than the limit of 100,000"),
-        ("a.exe", b"x", "this ending is not read; the endings that are: .md .markdown .txt"),
-        ("noending", b"x", "this ending is not read"),
-        (".md", b"x", "this ending is not read"),
+        ("a.exe", b"x", "files with this ending are not read; those that are: .md .markdown .txt"),
+        ("noending", b"x", "files with this ending are not read"),
+        (".md", b"x", "files with this ending are not read"),
         ("a.pdf", b"not a PDF", "cannot be parsed as PDF ("),
         ("a.pdf", b"", "cannot be parsed as PDF ("),
         ("a.docx", b"not a zip", "is not a DOCX file, or has a password"),
@@ -167,7 +167,7 @@ def test_an_unreadable_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("app.ingest.source.open", refuse, raising=False)
-    assert failure(path).startswith("cannot be read (Permission denied); check that it is there")
+    assert failure(path).startswith("cannot be read (Permission denied); check that it exists")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -210,7 +210,9 @@ def test_a_folder_without_readable_files_says_which_endings_are_read(tmp_path: P
     write(tmp_path / "a.png", "x")
     write(tmp_path / ".b.md", "x")
     problem = failure(tmp_path)
-    assert problem.startswith("no file in this folder has an ending that is read: .md .markdown")
+    assert problem.startswith(
+        "no file in this folder has an ending that can be read: .md .markdown"
+    )
     assert problem.endswith(".jsonl.gz")
 
 

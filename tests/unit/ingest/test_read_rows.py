@@ -73,9 +73,9 @@ BAD_ROWS = [
     ('{"id": "' + "i" * 513 + '", "text": "x"}', '"id" has 513 characters; at most 512'),
     ('{"id": 1}', '"text" is missing; each row needs "id" and "text"'),
     ('{"id": 1, "text": 5}', '"text" is a number; it must be a text'),
-    ('{"id": 1, "text": " \\n"}', "is empty; there is no text in it"),
+    ('{"id": 1, "text": " \\n"}', "is empty; it has no text"),
     ('{"id": 1, "text": "a\\u0000"}', '"text" has a NUL at character 1'),
-    ('{"id": 1, "text": "\\ud800"}', '"text" has half a surrogate pair at character 0'),
+    ('{"id": 1, "text": "\\ud800"}', '"text" has a lone surrogate at character 0'),
     (json.dumps({"id": 1, "text": "x" * 10_001}), "10,001 bytes of text are more than the limit"),
     (json.dumps({"id": 1, "text": "x" * 20_001}), "the line is longer than 20,000 bytes"),
     ('{"id": 1, "text": "x", "title": 5}', '"title" is a number'),
@@ -86,11 +86,11 @@ BAD_ROWS = [
     ('{"id": 1, "text": "x", "allow": ["group: "]}', "\"allow\" holds 'group: '"),
     ('{"id": 1, "text": "x", "metadata": []}', '"metadata" is a list; it must be an object'),
     ('{"id": 1, "text": "x", "metadata": {"a": ["\\u0000"]}}', '"metadata" has a NUL'),
-    ('{"id": 1, "text": "x", "metadata": {"\\ud800": 1}}', '"metadata" has half a surrogate'),
+    ('{"id": 1, "text": "x", "metadata": {"\\ud800": 1}}', '"metadata" has a lone surrogate'),
     ('{"id": 1, "text": "x", "metadata": {"a": 1e999}}', '"metadata" has a number that is too'),
-    ('{"id": 1, "text": "x", "metadata": {"a": NaN}}', "is not usable JSON (ValueError: NaN"),
-    ('{"id": 1, "text": "x", "metadata": ' + "1" * 5000 + "}", "is not usable JSON (ValueError"),
-    ("[" * 9000 + "]" * 9000, "is not usable JSON (RecursionError"),
+    ('{"id": 1, "text": "x", "metadata": {"a": NaN}}', "is not valid JSON (ValueError: NaN"),
+    ('{"id": 1, "text": "x", "metadata": ' + "1" * 5000 + "}", "is not valid JSON (ValueError"),
+    ("[" * 9000 + "]" * 9000, "is not valid JSON (RecursionError"),
     ('{"id": 1, "text": "x", "tenant": 5}', '"tenant" is a number'),
     ('{"id": 1, "text": "x", "tenant": " "}', '"tenant" is empty'),
     ('{"id": 1, "text": "x", "path": 5}', '"path" is a number'),
@@ -119,7 +119,7 @@ def test_an_id_stands_for_one_row_of_a_file(tmp_path: Path) -> None:
     first, second = results(path, row % "one", row % "two")
     assert isinstance(first, Document)
     assert isinstance(second, Failure)
-    assert second.error == f"{path}:2: id x was already on line 1; rename it"
+    assert second.error == f"{path}:2: id x is already on line 1; rename it"
 
 
 def test_a_bad_row_does_not_take_its_id_away(tmp_path: Path) -> None:

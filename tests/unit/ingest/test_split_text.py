@@ -56,7 +56,7 @@ def left_out(text: str, chunks: list[Chunk]) -> Iterator[str]:
 
 
 def is_headings(text: str) -> bool:
-    """Nothing but white space and headings, which the context lines carry."""
+    """Nothing but white space and headings, which the header lines hold."""
     lines = [line for line in text.split("\n") if line.strip()]
     while lines:
         if re.match(r" {0,3}#{1,6}\s+\S", lines[0]):
