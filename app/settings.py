@@ -141,13 +141,6 @@ class Settings(BaseSettings):
         description="What is kept of a memory: all, or parts joined by + of layers:FIRST-LAST,"
         " SCORER:SHARE[:FLOOR] and match, such as reconstruction:0.5+match.",
     )
-    context: int = Field(
-        0,
-        ge=0,
-        le=4096,
-        description="Tokens before a chunk in its document that it has in sight while it is"
-        " encoded.",
-    )
     adapter: str = Field(
         "auto",
         description="Reader adapter: auto (the one that comes with the program for the model, if"

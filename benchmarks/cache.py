@@ -83,8 +83,7 @@ def _encoding(reader: Reader, k: int, n: int) -> Times:
     texts = [p.text for p in found_for(reader.begin(), _QUESTION, k, -1.0).passages]
     tokens = [m.prompt.chunk(text) for text in texts]
     size = settings().batch_tokens
-    before: list[list[int]] = [[] for _ in tokens]
-    times = [_ms(lambda: m.encoder.encode(tokens, size, before)) for _ in range(max(2, n // 5))]
+    times = [_ms(lambda: m.encoder.encode(tokens, size)) for _ in range(max(2, n // 5))]
     return {"encode": median(times[1:])}
 
 

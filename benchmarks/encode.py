@@ -25,7 +25,7 @@ from app.process import console
 from app.runtime.identity import count_tokens
 from app.runtime.models import Models, models
 
-CONTEXT, LOADED = 256, 5
+LOADED = 5
 _MIB = 2**20
 
 
@@ -59,7 +59,6 @@ def run(repeats: int, compaction: str, document_tokens: int, as_json: bool) -> N
     rows = measure(m, chunks, compactor, repeats)
     tokens = sum(map(len, chunks))
     loaded = loading(m, chunks[:LOADED], repeats)
-    changed = stale()
     if as_json:
         console.print_json(
             {
@@ -69,7 +68,6 @@ def run(repeats: int, compaction: str, document_tokens: int, as_json: bool) -> N
                 "ways": {name: asdict(row) for name, row in rows.items()},
                 "document": asdict(streamed),
                 "loading_gb_per_second": loaded,
-                "stale_chunks": changed,
             }
         )
         return
@@ -88,19 +86,12 @@ def run(repeats: int, compaction: str, document_tokens: int, as_json: bool) -> N
         ["codec", "GB a second"],
         [[name, f"{rate:.2f}"] for name, rate in loaded.items()],
     )
-    console.table(
-        "Chunks that an edited paragraph makes stale, the mean over all paragraphs",
-        ["alone", f"with {CONTEXT} tokens in sight"],
-        [[f"{changed[0]:.2f}", f"{changed[CONTEXT]:.2f}"]],
-    )
 
 
 def measure(
     m: Models, chunks: Sequence[list[int]], compactor: Compactor, repeats: int
 ) -> dict[str, Row]:
     """Time each way in turn, after one turn to warm up."""
-    text = [token for chunk in chunks for token in chunk]
-    before = [text[:CONTEXT]] * len(chunks)
     ways: dict[str, Callable[[], object]] = {
         "bare forward": lambda: _bare(m, chunks),
         "encode": lambda: m.encoder.encode(chunks),
@@ -111,7 +102,6 @@ def measure(
             pack(kv, m.profile.id, m.codec)
             for kv in compactor.compact(m.encoder, chunks, m.encoder.encode(chunks))
         ],
-        f"encode, {CONTEXT} tokens in sight": lambda: m.encoder.encode(chunks, before=before),
     }
     turns = [{name: _seconds(m, way) for name, way in ways.items()} for _ in range(repeats + 1)][1:]
     tokens = sum(map(len, chunks))
@@ -146,29 +136,6 @@ def loading(m: Models, chunks: Sequence[list[int]], repeats: int) -> dict[str, f
         found[codec.name] = size / median(seconds) / 1e9
     torch.set_num_threads(threads)
     return found
-
-
-def stale() -> dict[int, float]:
-    """Context in tokens -> chunks to encode again after a word is added to a paragraph, mean.
-
-    Over all paragraphs of a document that is the sample handbooks, one after the other.
-    """
-    text = "\n\n".join(file.read_text() for file in sorted(HANDBOOKS.rglob("*.md")))
-    paragraphs = text.split("\n\n")
-    found = {}
-    for context in (0, CONTEXT):
-        known = _hashes(paragraphs, context)
-        changed = [
-            len(_hashes([*paragraphs[:i], f"{one} again", *paragraphs[i + 1 :]], context) - known)
-            for i, one in enumerate(paragraphs)
-        ]
-        found[context] = sum(changed) / len(changed)
-    return found
-
-
-def _hashes(paragraphs: Sequence[str], context: int) -> set[str]:
-    text = "\n\n".join(paragraphs)
-    return {piece.hash for piece in pieces_of("Handbooks", text, count_tokens, context)}
 
 
 def _seconds(m: Models, way: Callable[[], object]) -> float:

@@ -70,9 +70,9 @@ class Reader:
 
     def _sheet(self, question: Question, compared: Sequence[Setting]) -> "_Sheet":
         m = self.models
-        encoded = Encoded.of(m.encoder, self.documents(question))
-        chunks, dense = encoded.chunks, encoded.dense
-        small = [setting.apply(encoded) for setting in compared]
+        chunks = self.chunks(question)
+        dense = m.encoder.encode(chunks)
+        small = [setting.apply(Encoded(chunks, dense)) for setting in compared]
         # One chunk as a memory is that text in the prompt already, several are not.
         text = dense if len(dense) == 1 else m.encoder.encode([[i for c in chunks for i in c]])
         memories = [_behind(m.encoder, kvs) for kvs, _ in small]
@@ -87,14 +87,12 @@ class Reader:
     def tail(self, question: Question) -> list[int]:
         return self.models.prompt.tail(question.question)
 
-    def documents(self, question: Question) -> list[list[list[int]]]:
-        """Token ids of each gold passage's chunks, split as a worker splits documents."""
+    def chunks(self, question: Question) -> list[list[int]]:
+        """Token ids of the gold passages' chunks, split as a worker splits documents."""
         return [
-            [
-                self.models.prompt.chunk(chunk.text)
-                for chunk in split(passage.title, passage.text, count_tokens)
-            ]
+            self.models.prompt.chunk(chunk.text)
             for passage in question.gold_passages
+            for chunk in split(passage.title, passage.text, count_tokens)
         ]
 
 

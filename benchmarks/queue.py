@@ -123,7 +123,7 @@ def _timed(spent: dict[str, float], step: str) -> Iterator[None]:
 
 def _store(bank: Bank, number: int) -> None:
     pieces = [
-        Piece(f"{number} {i}", "", "", 0, 1, chunk_hash(f"{number} {i}"))
+        Piece(f"{number} {i}", "", 0, 1, chunk_hash(f"{number} {i}"))
         for i in range(_CHUNKS_OF_A_DOCUMENT)
     ]
     draft = Draft(f"d{number}", "bench", "Rows", f"rows {number}", None, {})

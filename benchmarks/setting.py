@@ -4,10 +4,8 @@ dense                           as they are encoded: the reference
 bfloat16                        what a cache takes in that type
 int8, rotated4, FILE, ...       a codec as MEMBANK_CODEC names it, a codebook's file too
 reconstruction:0.5+match@int8   compacted as `app.memory.sparse.compact` reads it, then one of these
-context:256/dense               any of them, each chunk with 256 tokens before it in sight
 """
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +19,6 @@ from app.memory.sparse.compact import Compactor
 from app.memory.sparse.score import SCORERS
 
 DENSE, HALF = "dense", "bfloat16"
-_CONTEXT = re.compile(r"context:([1-9][0-9]{0,3})/(.+)")
 DEFAULT = [
     HALF,
     *SIMPLE,
@@ -30,29 +27,16 @@ DEFAULT = [
     "reconstruction:0.5:0.2@bfloat16",
     "reconstruction:0.5+match@bfloat16",
     "reconstruction:0.5+match@int8",
-    "context:256/bfloat16",
 ]
 """What is measured where nothing else is asked for."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Chunks' token ids, those that stand before each in its document, and their dense memories."""
+    """Chunks' token ids and their dense memories."""
 
     chunks: Sequence[Sequence[int]]
-    before: Sequence[Sequence[int]]
     dense: Sequence[KV]
-
-    @classmethod
-    def of(cls, encoder: Encoder, documents: Sequence[Sequence[Sequence[int]]]) -> "Encoded":
-        """Each document's chunks, one after the other."""
-        chunks = [chunk for document in documents for chunk in document]
-        before = [
-            [token for chunk in document[:i] for token in chunk]
-            for document in documents
-            for i in range(len(document))
-        ]
-        return cls(chunks, before, encoder.encode(chunks))
 
 
 Apply = Callable[[Encoded], tuple[list[KV], int]]
@@ -88,8 +72,6 @@ class Settings:
     def _named(self, name: str) -> Setting:
         if name == DENSE:
             return Setting(DENSE, _dense)
-        if (found := _CONTEXT.fullmatch(name)) is not None:
-            return self._in_context(int(found[1]), self._named(found[2]))
         pipeline, at, stored = name.rpartition("@")
         codec = None if stored == HALF else codec_for(stored, self.model, self.codebooks)
         compactor = Compactor.parse(pipeline) if at else Compactor()
@@ -101,14 +83,6 @@ class Settings:
 
         # A codec's own name tells two codebooks apart, and a file's does not.
         return Setting(f"{pipeline}{at}{HALF if codec is None else codec.name}", apply)
-
-    def _in_context(self, tokens: int, inner: Setting) -> Setting:
-        def apply(encoded: Encoded) -> tuple[list[KV], int]:
-            seen = [front[-tokens:] for front in encoded.before]
-            dense = self.encoder.encode(encoded.chunks, before=seen)
-            return inner.apply(replace(encoded, dense=dense))
-
-        return Setting(f"context:{tokens}/{inner.name}", apply)
 
 
 def _dense(encoded: Encoded) -> tuple[list[KV], int]:

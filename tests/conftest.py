@@ -162,7 +162,7 @@ def pieces_of(body: str) -> list[Piece]:
     pieces, start = [], 0
     for paragraph in body.split("\n\n"):
         digest = hashlib.sha256(paragraph.encode()).hexdigest()
-        pieces.append(Piece(paragraph, "", "", start, start + len(paragraph), digest))
+        pieces.append(Piece(paragraph, "", start, start + len(paragraph), digest))
         start += len(paragraph) + 2
     return pieces
 
@@ -198,7 +198,7 @@ def _encoded_off(
     done = []
     for one in work:
         if one.chunk in texts:
-            body = texts[one.chunk].text
+            body = texts[one.chunk]
             done.append(encoded(one, vectors.get(body, NORTH), b"kv of " + body.encode()))
     return outbox.finish_encoding(tenant, profile, done) if done else 0
 

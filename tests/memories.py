@@ -30,8 +30,8 @@ def learn() -> int:
             if one.chunk is None:
                 split(one)
                 continue
-            chunk = outbox.chunk_texts(one.tenant, [one])[one.chunk]
-            payload = pack(memory_of(chunk.text), PROFILE, CODEC)
+            text = outbox.chunk_texts(one.tenant, [one])[one.chunk]
+            payload = pack(memory_of(text), PROFILE, CODEC)
             written += outbox.finish_encoding(one.tenant, PROFILE, [Encoded(one, NORTH, payload)])
     return written
 

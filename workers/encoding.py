@@ -14,7 +14,7 @@ from app.errors import VaultError
 from app.ingest.service import pieces_of
 from app.memory.codec.pack import pack
 from app.queue import outbox
-from app.queue.outbox import ChunkText, Encoded, Work
+from app.queue.outbox import Encoded, Work
 from app.runtime.identity import compactor, count_tokens
 from app.runtime.models import models
 from app.settings import settings
@@ -37,7 +37,7 @@ def encode(work: Sequence[Work]) -> int:
     by_tenant = {
         tenant: list(rows) for tenant, rows in groupby(sorted(work, key=_tenant), key=_tenant)
     }
-    texts: dict[tuple[int, int | None], ChunkText] = {}
+    texts: dict[tuple[int, int | None], str] = {}
     for tenant, rows in by_tenant.items():
         try:
             found = outbox.chunk_texts(tenant, rows)
@@ -55,8 +55,8 @@ def encode(work: Sequence[Work]) -> int:
     )
 
 
-def _encode(chunks: Sequence[ChunkText]) -> list[tuple[list[float], bytes]]:
-    """Return the key and the payload of each chunk.
+def _encode(chunks: Sequence[str]) -> list[tuple[list[float], bytes]]:
+    """Return the key and the payload of each chunk, given by its text.
 
     On a CPU, several threads each take a share of the chunks from token ids to blobs. Sharing each
     forward pass among them would make every layer wait for the slowest thread, and packing cannot
@@ -65,7 +65,7 @@ def _encode(chunks: Sequence[ChunkText]) -> list[tuple[list[float], bytes]]:
     streams = min(_streams(), len(chunks))
     if streams < 2:
         return _memories(chunks)
-    order = sorted(range(len(chunks)), key=lambda i: len(chunks[i].text))
+    order = sorted(range(len(chunks)), key=lambda i: len(chunks[i]))
     parts = [order[first::streams] for first in range(streams)]
     done = list(_threads().map(_memories, [[chunks[i] for i in part] for part in parts]))
     found: dict[int, tuple[list[float], bytes]] = {}
@@ -87,17 +87,14 @@ def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(_streams(), "encode", torch.set_num_threads, (each,))
 
 
-def _memories(chunks: Sequence[ChunkText]) -> list[tuple[list[float], bytes]]:
+def _memories(chunks: Sequence[str]) -> list[tuple[list[float], bytes]]:
     if not chunks:
         return []
-    m, size, context = models(), settings().batch_tokens, settings().context
-    tokens = [m.prompt.chunk(chunk.text) for chunk in chunks]
-    # What stands there is whole chunks, of which the last tokens are seen.
-    # A bank that is to see less than it did keeps more there.
-    before = [m.prompt.chunk(c.before)[-context:] if c.before and context else [] for c in chunks]
-    dense = m.encoder.encode(tokens, size, before)
+    m, size = models(), settings().batch_tokens
+    tokens = [m.prompt.chunk(text) for text in chunks]
+    dense = m.encoder.encode(tokens, size)
     memories = compactor().compact(m.encoder, tokens, dense, size)
-    keys = m.embedder.embed([chunk.text for chunk in chunks]).tolist()
+    keys = m.embedder.embed(chunks).tolist()
     return [(key, pack(kv, m.profile.id, m.codec)) for key, kv in zip(keys, memories, strict=True)]
 
 
@@ -106,7 +103,7 @@ def _split(work: Work) -> int:
     if found is None:
         return 0
     title, text, revision = found
-    pieces = pieces_of(title, text, count_tokens, settings().context)
+    pieces = pieces_of(title, text, count_tokens)
     with transaction(Asker("worker", work.tenant)) as connection:
         if not outbox.take(connection, work):
             return 0  # edited meanwhile: the row is now for the newer text

@@ -28,9 +28,7 @@ def _store(work: Work) -> bool:
         bank = bank_now(work.tenant, work.bank)
     except NotFoundError:
         return _dropped(work)
-    how = Splitting(
-        count_tokens, settings().context, settings().max_document_bytes, require_splitting
-    )
+    how = Splitting(count_tokens, settings().max_document_bytes, require_splitting)
     fault = store_upload(bank, file, upload, content, how)
     if fault is None:
         return finish(work)

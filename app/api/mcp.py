@@ -225,7 +225,7 @@ def _store(who: Identity, bank: str, title: str, text: str, document: str | None
     require_splitting(found)
     number = document or uuid.uuid4().hex
     draft = Draft(number, number, title, body, None, {})
-    pieces = pieces_of(title, body, count_tokens, settings().context)
+    pieces = pieces_of(title, body, count_tokens)
     stored = documents.store(found.tenant, found.id, draft, pieces, who.asker.principal)
     return Added(document_id=number, status=stored.status, chunks=stored.chunks)
 

@@ -17,10 +17,9 @@ from app.store.disk import disk
 
 @dataclass(frozen=True)
 class Piece:
-    """A chunk as the splitter made it; `hash` is over all that is encoded: `before` and `text`."""
+    """A chunk as the splitter made it; `hash` is over its text."""
 
     text: str
-    before: str
     heading: str
     start: int
     end: int
@@ -337,7 +336,6 @@ def _replace_chunks(
                 | whose
                 | {
                     "text": piece.text,
-                    "before": piece.before,
                     "heading": piece.heading,
                     "hash": piece.hash,
                 }
@@ -365,14 +363,13 @@ def _insert_chunks(
     connection: Connection, whose: dict[str, Any], added: Sequence[dict[str, Any]]
 ) -> None:
     """One statement for all, so that the trigger that queues them runs once."""
-    columns = ("ordinal", "text", "before", "heading", "start", "end", "hash")
+    columns = ("ordinal", "text", "heading", "start", "end", "hash")
     connection.execute(
         text(
-            "INSERT INTO chunk (tenant_id, bank_id, document_id, ordinal, text, before, heading,"
-            " start_at, end_at, hash) SELECT :tenant, :bank, :id, * FROM unnest("
-            "cast(:ordinal AS int[]), cast(:text AS text[]), cast(:before AS text[]),"
-            " cast(:heading AS text[]), cast(:start AS int[]), cast(:end AS int[]),"
-            " cast(:hash AS text[]))"
+            "INSERT INTO chunk (tenant_id, bank_id, document_id, ordinal, text, heading, start_at,"
+            " end_at, hash) SELECT :tenant, :bank, :id, * FROM unnest("
+            "cast(:ordinal AS int[]), cast(:text AS text[]), cast(:heading AS text[]),"
+            " cast(:start AS int[]), cast(:end AS int[]), cast(:hash AS text[]))"
         ),
         whose | {column: [row[column] for row in added] for column in columns},
     )

@@ -85,8 +85,8 @@ def run(
     failed: list[Failure] = []
     with console.progress() as bar:
         task = bar.add_task("storing", total=None, rate="")
-        limit, context = settings().max_document_bytes, settings().context
-        for result in ingest(paths, routes.bank_of, allow, count_tokens, limit, context):
+        limit = settings().max_document_bytes
+        for result in ingest(paths, routes.bank_of, allow, count_tokens, limit):
             (documents if isinstance(result, Ingested) else failed).append(result)  # type: ignore[arg-type]
             bar.update(task, completed=len(documents) + len(failed))
         bar.update(task, total=len(documents) + len(failed))

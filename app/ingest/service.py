@@ -1,6 +1,6 @@
 """Files -> documents and chunks in a bank. Whatever fails is named and holds nothing else up."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,20 +34,19 @@ def ingest(
     allow: tuple[str, ...] | None,
     count: CountTokens,
     max_bytes: int,
-    context: int,
     by: Identity | None = None,
 ) -> Iterator[Ingested | Failure]:
     """Store every document found under `paths`, each in its own transaction.
 
     `bank_of` says which bank a document goes to; `allow` is the access list of documents that
-    bring none (None: a new document is for everyone, a known one keeps its list). `count` and
-    `context` are those of `pieces_of`. `by` is who stores them, None an operator.
+    bring none (None: a new document is for everyone, a known one keeps its list). `count`: tokens
+    that a chunk takes. `by` is who stores them, None an operator.
     Raises UnavailableError when the database goes away; what was stored stays. Raises
     ForbiddenError where `by` has no scope to write; where it has not the role, the file failed.
     """
     writer = None if by is None else by.may("write").principal
     for found in read(paths, max_bytes):
-        yield stored(found, bank_of, allow, count, context, writer)
+        yield stored(found, bank_of, allow, count, writer)
 
 
 def stored(
@@ -55,7 +54,6 @@ def stored(
     bank_of: Callable[[Document], Bank],
     allow: tuple[str, ...] | None,
     count: CountTokens,
-    context: int,
     writer: int | None,
     file: str | None = None,
 ) -> Ingested | Failure:
@@ -66,39 +64,19 @@ def stored(
     if isinstance(found, Failure):
         return found
     try:
-        return _store(found, bank_of(found), allow, count, context, writer, file)
+        return _store(found, bank_of(found), allow, count, writer, file)
     except UnavailableError:
         raise
     except MembankError as error:
         return Failure(found.source, str(error))
 
 
-def pieces_of(title: str, text: str, count: CountTokens, context: int = 0) -> list[Piece]:
-    """A document's chunks, ready to be stored.
-
-    `context`: tokens before a chunk that it is to have in sight; the whole chunks that hold them
-    are kept with it, so that an edit of these changes it as well.
-    """
-    chunks = split(title, text, count)
-    fronts = _fronts([chunk.text for chunk in chunks], count, context)
+def pieces_of(title: str, text: str, count: CountTokens) -> list[Piece]:
+    """A document's chunks, ready to be stored. `count`: tokens that a chunk takes."""
     return [
-        Piece(c.text, before, c.heading, c.start, c.end, chunk_hash(before + c.text))
-        for c, before in zip(chunks, fronts, strict=True)
+        Piece(chunk.text, chunk.heading, chunk.start, chunk.end, chunk_hash(chunk.text))
+        for chunk in split(title, text, count)
     ]
-
-
-def _fronts(texts: Sequence[str], count: CountTokens, context: int) -> list[str]:
-    if not context:
-        return [""] * len(texts)
-    sizes = [count(text) for text in texts]
-    found = []
-    for end in range(len(texts)):
-        start, tokens = end, 0
-        while start and tokens < context:
-            start -= 1
-            tokens += sizes[start]
-        found.append("".join(f"{text}\n\n" for text in texts[start:end]))
-    return found
 
 
 def _store(
@@ -106,7 +84,6 @@ def _store(
     bank: Bank,
     allow: tuple[str, ...] | None,
     count: CountTokens,
-    context: int,
     writer: int | None,
     file: str | None,
 ) -> Ingested:
@@ -124,7 +101,7 @@ def _store(
     same = known_hash(bank.tenant, bank.id, document.id) == chunk_hash(
         f"{document.title}\n{document.text}"
     )
-    pieces = None if same else pieces_of(document.title, document.text, count, context)
+    pieces = None if same else pieces_of(document.title, document.text, count)
     stored = store(bank.tenant, bank.id, draft, pieces, writer)
     return Ingested(
         bank.tenant, bank.id, document.id, document.source, stored.status, stored.chunks

@@ -23,7 +23,6 @@ class Splitting:
     """How documents are split: `require` raises ProfileError for a bank that has it otherwise."""
 
     count: CountTokens
-    context: int
     max_bytes: int
     require: Callable[[Bank], None]
 
@@ -54,9 +53,7 @@ def store_upload(
             for each in read_upload(path, upload.filename, file, how.max_bytes):
                 if isinstance(each, Document):
                     each = replace(each, metadata={**each.metadata, **upload.attributes})
-                done = stored(
-                    each, lambda _: bank, allow, how.count, how.context, upload.principal, file
-                )
+                done = stored(each, lambda _: bank, allow, how.count, upload.principal, file)
                 found += 1
                 if isinstance(done, Failure):
                     if not failed and isinstance(each, Failure):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,8 +10,6 @@ from torch import Tensor
 from app.errors import MembankError
 from app.memory.kv import ABSENT, KV
 from app.memory.model.rotary import Rotary
-
-Layout = Literal["sequence", "shared"]
 
 
 @dataclass(frozen=True)
@@ -86,17 +84,16 @@ def compose(
     requests: Sequence[Sequence[KV]],
     rotary: Rotary,
     prefix: KV | None = None,
-    layout: Layout = "sequence",
 ) -> Memories:
     """Lay out each request's memories behind the shared prefix and turn keys to their places.
 
-    The prefix stands at positions 0 .. p-1. In "sequence" the memories follow one another, as text
-    in a prompt would; in "shared" all of them start at p (Memory3, APE). A memory takes up the
-    positions of its chunk, however few entries are left of it. The live tokens come after the last
-    position. Requests of different size are padded and the padding is masked.
+    The prefix stands at positions 0 .. p-1, and the memories follow one another, as text in a
+    prompt would (docs/decisions/0003). A memory takes up the positions of its chunk, however few
+    entries are left of it. The live tokens come after the last position. Requests of different
+    size are padded and the padding is masked.
     Raises MembankError when there is nothing to lay out.
     """
-    rows = [_placed(memories, prefix, layout) for memories in requests]
+    rows = [_placed(memories, prefix) for memories in requests]
     everyone = [one.kv for row in rows for one in row]
     if not everyone:
         raise MembankError("nothing to compose: no memories and no prefix; call the model itself")
@@ -138,14 +135,14 @@ class _Placed(NamedTuple):
         return self.slot + self.kv.entries
 
 
-def _placed(memories: Sequence[KV], prefix: KV | None, layout: Layout) -> list[_Placed]:
+def _placed(memories: Sequence[KV], prefix: KV | None) -> list[_Placed]:
     """One request's row: whose turn it is, at which position and in which slot it begins."""
     row = [] if prefix is None else [_Placed(-1, prefix, 0, 0)]
     place, slot = (prefix.length, prefix.entries) if prefix is not None else (0, 0)
     for number, kv in enumerate(memories):
         row.append(_Placed(number, kv, place, slot))
         slot += kv.entries
-        place += kv.length if layout == "sequence" else 0
+        place += kv.length
     return row
 
 

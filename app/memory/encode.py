@@ -1,12 +1,10 @@
 """Chunk tokens -> dense KV with keys free of position (Memory3 section 3.2, APE's shared prefix).
 
-Every chunk stands behind the profile's shared prefix, which takes the attention sink and is run
-once; only the chunk's own KV is kept. A chunk is encoded by itself, or with the tokens that stand
-before it in its document in sight (Memory3, remark 3).
+Every chunk stands by itself behind the profile's shared prefix, which takes the attention sink and
+is run once; only the chunk's own KV is kept.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,29 +32,37 @@ class Encoder:
             keys = lm.rotary.rotate(self.prefix.keys[:, None], places)
             self._front = list(zip(keys, self.prefix.values[:, None], strict=True))
 
-    def encode(
-        self,
-        chunks: Sequence[Sequence[int]],
-        batch_tokens: int = BATCH_TOKENS,
-        before: Sequence[Sequence[int]] | None = None,
-    ) -> list[KV]:
+    @torch.no_grad()
+    def encode(self, chunks: Sequence[Sequence[int]], batch_tokens: int = BATCH_TOKENS) -> list[KV]:
         """Token ids of each chunk -> its KV, (layers, kv_heads, len(chunk), head_dim).
 
-        `before`: for each chunk the tokens that it has in sight besides, which leave nothing but
-        their trace in it; they cost as much as the chunk's own. A memory depends on both alone.
-        Chunks of similar length share a forward pass of at most `batch_tokens` padded tokens.
-        Raises ValueError for an empty chunk.
+        A memory depends on prefix and chunk alone. Chunks of similar length share a forward pass
+        of at most `batch_tokens` padded tokens. Raises ValueError for an empty chunk.
         """
         if any(not chunk for chunk in chunks):
             raise ValueError("a chunk without tokens cannot be encoded")
-        fronts = [()] * len(chunks) if before is None else before
-        rows = [_Row([*f, *c], len(f)) for f, c in zip(fronts, chunks, strict=True)]
-        return self._encode(rows, batch_tokens)
+        found: list[KV | None] = [None] * len(chunks)
+        for batch in batches([len(chunk) for chunk in chunks], batch_tokens):
+            layers = self.forward([chunks[i] for i in batch]).layers
+            end = layers[0].keys.shape[2]
+            start = 0 if self.prefix is None else self.prefix.entries
+            places = torch.arange(start, end, device=self.lm.device)[None]
+            keys = self.lm.rotary.unrotate(
+                [layer.keys[:, :, start:] for layer in layers], places.expand(len(batch), -1)
+            )
+            values = torch.stack([layer.values[:, :, start:] for layer in layers])
+            for number, index in enumerate(batch):
+                own = (slice(None), number, slice(None), slice(len(chunks[index])))
+                found[index] = KV(keys[own].clone(), values[own].clone())
+        return [kv for kv in found if kv is not None]
 
     def stream(
         self, chunks: Iterable[Sequence[int]], batch_tokens: int = BATCH_TOKENS
     ) -> Iterator[KV]:
-        """The same for any number of chunks, in order; holds a few batches at a time."""
+        """Token ids of any number of chunks -> their KV as `encode` gives it, in order.
+
+        Holds a few batches of `batch_tokens` at a time. Raises ValueError for an empty chunk.
+        """
         window: list[Sequence[int]] = []
         tokens = 0
         for chunk in chunks:
@@ -90,31 +96,6 @@ class Encoder:
                 use_cache=True,
             )
         return cache
-
-    @torch.no_grad()
-    def _encode(self, rows: Sequence["_Row"], batch_tokens: int) -> list[KV]:
-        found: list[KV | None] = [None] * len(rows)
-        for batch in batches([len(row.tokens) for row in rows], batch_tokens):
-            layers = self.forward([rows[i].tokens for i in batch]).layers
-            end = layers[0].keys.shape[2]
-            start = 0 if self.prefix is None else self.prefix.entries
-            places = torch.arange(start, end, device=self.lm.device)[None]
-            keys = self.lm.rotary.unrotate(
-                [layer.keys[:, :, start:] for layer in layers], places.expand(len(batch), -1)
-            )
-            values = torch.stack([layer.values[:, :, start:] for layer in layers])
-            for number, index in enumerate(batch):
-                own = slice(rows[index].skip, len(rows[index].tokens))
-                here = (slice(None), number, slice(None), own)
-                found[index] = KV(keys[here].clone(), values[here].clone())
-        return [kv for kv in found if kv is not None]
-
-
-class _Row(NamedTuple):
-    """A forward pass's row: tokens, and how many of them are context."""
-
-    tokens: Sequence[int]
-    skip: int
 
 
 def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:

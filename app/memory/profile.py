@@ -21,8 +21,6 @@ class Profile:
     chunk_tokens: int = 128
     layers: str = "all"
     selection: str = "all"
-    context: str = "chunk alone"
-    """What a chunk has seen besides the prefix while it was encoded."""
 
     @property
     def id(self) -> str:
@@ -40,7 +38,7 @@ class Profile:
 
 READING = ("model", "embedder", "prefix", "layers")
 """Fields in which a reader must be like a bank; how memories are packed, a bank's profile says."""
-SPLITTING = ("model", "chunk_tokens", "context")
+SPLITTING = ("model", "chunk_tokens")
 """Fields in which one who splits documents must be like the bank."""
 SETTINGS = {
     "model": "MEMBANK_MODEL",
@@ -48,6 +46,5 @@ SETTINGS = {
     "prefix": "MEMBANK_MODEL",
     "codec": "MEMBANK_CODEC",
     "selection": "MEMBANK_COMPACTION",
-    "context": "MEMBANK_CONTEXT",
 }
 """Field -> the setting that it follows from."""

@@ -144,15 +144,7 @@ def waiting_profiles() -> list[str]:
         return list(connection.execute(_PROFILES, {"profile": None}).scalars())
 
 
-@dataclass(frozen=True)
-class ChunkText:
-    """A chunk's text, and what stands before it as far as the profile lets it see."""
-
-    text: str
-    before: str
-
-
-def chunk_texts(tenant: int, work: Sequence[Work]) -> dict[int, ChunkText]:
+def chunk_texts(tenant: int, work: Sequence[Work]) -> dict[int, str]:
     """Chunk id -> text, of the chunks that still exist.
 
     Raises VaultError where this process could not seal what is made of them.
@@ -160,10 +152,10 @@ def chunk_texts(tenant: int, work: Sequence[Work]) -> dict[int, ChunkText]:
     with transaction(Asker("worker", tenant)) as connection:
         require_key(connection, tenant)
         rows = connection.execute(
-            text("SELECT id, text, before FROM chunk WHERE tenant_id = :tenant AND id = ANY(:ids)"),
+            text("SELECT id, text FROM chunk WHERE tenant_id = :tenant AND id = ANY(:ids)"),
             {"tenant": tenant, "ids": [w.chunk for w in work]},
         )
-        return {row.id: ChunkText(row.text, row.before) for row in rows}
+        return {row.id: row.text for row in rows}
 
 
 def finish_encoding(tenant: int, profile: str, done: Sequence[Encoded]) -> int:

@@ -41,7 +41,6 @@ def profile() -> Profile:
         prefix=prompt().prefix_text,
         codec=codec().name,
         selection=str(compactor()),
-        context=f"{settings().context} tokens before it" if settings().context else "chunk alone",
     )
 
 
@@ -89,7 +88,7 @@ def _fingerprint(folder: str) -> str:
 def codec_of(bank: Bank) -> Codec:
     """What a bank's memories are decoded with. Raises ProfileError when they cannot be read here.
 
-    Codec, selection and context may be others than this process's: a blob says how it is packed.
+    Codec and selection may be others than this process's: a blob says how it is packed.
     """
     _require(bank, READING)
     return _codec_named(str(bank.spec["codec"]))

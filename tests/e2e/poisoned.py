@@ -4,8 +4,6 @@ import os
 import signal
 from collections.abc import Sequence
 
-from app.queue.outbox import ChunkText
-
 RAISES, KILLS = "hemlock", "nightshade"
 
 
@@ -14,12 +12,12 @@ def main() -> None:
 
     whole = encoding._encode
 
-    def encode(chunks: Sequence[ChunkText]) -> list[tuple[list[float], bytes]]:
-        if any(KILLS in chunk.text for chunk in chunks):
+    def encode(texts: Sequence[str]) -> list[tuple[list[float], bytes]]:
+        if any(KILLS in text for text in texts):
             os.kill(os.getpid(), signal.SIGKILL)
-        if any(RAISES in chunk.text for chunk in chunks):
+        if any(RAISES in text for text in texts):
             raise ValueError("the encoder does not like this text")
-        return whole(chunks)
+        return whole(texts)
 
     encoding._encode = encode
     worker.main()

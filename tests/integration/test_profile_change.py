@@ -43,7 +43,7 @@ class TestChange:
         ]
         first, *rest = outbox.claim(NEXT, 100, 60.0)
         assert outbox.claim(PROFILE, 100, 60.0) == []
-        text = outbox.chunk_texts(first.tenant, [first])[first.chunk or 0].text
+        text = outbox.chunk_texts(first.tenant, [first])[first.chunk or 0]
         outbox.finish_encoding(
             whole.tenant, NEXT, [encoded(first, payload=b"kv of " + text.encode())]
         )
@@ -88,7 +88,7 @@ class TestChange:
     def test_sql_may_switch_before_all_is_there(self, whole: Company) -> None:
         begin(whole)
         [first, *rest] = outbox.claim(NEXT, 100, 60.0)
-        text = outbox.chunk_texts(first.tenant, [first])[first.chunk or 0].text
+        text = outbox.chunk_texts(first.tenant, [first])[first.chunk or 0]
         memory = encoded(first, payload=b"kv of " + text.encode())
         outbox.finish_encoding(whole.tenant, NEXT, [memory])
         outbox.release(rest)

@@ -128,9 +128,9 @@ class TestCommand:
         profiles.switch()
         bank = find_bank("harbor", "handbook")
         assert bank.spec == asdict(OURS)
-        settings_of(replace(OURS, codec="int8", selection="match", context="9 tokens before it"))
+        settings_of(replace(OURS, codec="int8", selection="match", chunk_tokens=64))
         assert codec_of(bank).name == "rotated4"
-        with pytest.raises(ProfileError, match="another context: set MEMBANK_CONTEXT as"):
+        with pytest.raises(ProfileError, match="another chunk_tokens: set chunk_tokens as"):
             require_splitting(bank)
         settings_of(replace(OURS, codec="int8"))
         require_splitting(bank)

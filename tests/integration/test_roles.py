@@ -328,7 +328,7 @@ class TestWriting:
             def bank_of(_: Document) -> Bank:
                 return bank
 
-            return ingest([tmp_path], bank_of, None, lambda t: len(t.split()), 1000, 0, who)
+            return ingest([tmp_path], bank_of, None, lambda t: len(t.split()), 1000, who)
 
         with pytest.raises(ForbiddenError, match="scope write"):
             next(ingested(alice, "read", "admin"))

@@ -34,8 +34,7 @@ def tasks(database: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def text_of(work: Work) -> str | None:
-    chunk = outbox.chunk_texts(work.tenant, [work]).get(work.chunk or 0)
-    return None if chunk is None else chunk.text
+    return outbox.chunk_texts(work.tenant, [work]).get(work.chunk or 0)
 
 
 def encode_unless(poison: str):  # type: ignore[no-untyped-def]

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from app.queue.outbox import ChunkText
 from workers import encoding
 
 
@@ -13,11 +12,11 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[str]]]:
     """The texts of each part, with a model of two streams that makes nothing of them."""
     parts: list[list[str]] = []
 
-    def memories(chunks: Sequence[ChunkText]) -> list[tuple[list[float], bytes]]:
-        parts.append([chunk.text for chunk in chunks])
-        if any("poison" in chunk.text for chunk in chunks):
+    def memories(texts: Sequence[str]) -> list[tuple[list[float], bytes]]:
+        parts.append(list(texts))
+        if any("poison" in text for text in texts):
             raise ValueError("poison")
-        return [([float(len(chunk.text))], chunk.text.encode()) for chunk in chunks]
+        return [([float(len(text))], text.encode()) for text in texts]
 
     monkeypatch.setattr(encoding, "_streams", lambda: 2)
     monkeypatch.setattr(encoding, "_memories", memories)
@@ -27,14 +26,10 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[str]]]:
     encoding._threads.cache_clear()
 
 
-def chunks(texts: Sequence[str]) -> list[ChunkText]:
-    return [ChunkText(text, "") for text in texts]
-
-
 @pytest.mark.parametrize("count", [2, 3, 64, 65])
 def test_each_chunk_gets_its_own_memory(taken: list[list[str]], count: int) -> None:
     texts = ["x" * (i * 37 % 101) + str(i) for i in range(count)]
-    found = encoding._encode(chunks(texts))
+    found = encoding._encode(texts)
     assert [payload.decode() for _, payload in found] == texts
     assert [key for key, _ in found] == [[float(len(text))] for text in texts]
     assert len(taken) == 2
@@ -42,10 +37,10 @@ def test_each_chunk_gets_its_own_memory(taken: list[list[str]], count: int) -> N
 
 
 def test_one_chunk_takes_no_thread(taken: list[list[str]]) -> None:
-    assert encoding._encode(chunks(["one"])) == [([3.0], b"one")]
+    assert encoding._encode(["one"]) == [([3.0], b"one")]
     assert encoding._encode([]) == []
 
 
 def test_what_fails_in_a_part_fails_the_whole(taken: list[list[str]]) -> None:
     with pytest.raises(ValueError, match="poison"):
-        encoding._encode(chunks(["good", "poison", "better"]))
+        encoding._encode(["good", "poison", "better"])

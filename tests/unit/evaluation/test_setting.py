@@ -33,7 +33,7 @@ def dense(encoder: Encoder) -> list[KV]:
 
 def applied(encoder: Encoder, name: str, dense: list[KV]) -> tuple[list[KV], int]:
     settings = Settings(encoder, "0" * 64, Path("/nowhere")).of([name])
-    return settings[-1].apply(Encoded(CHUNKS, [[], CHUNKS[0]], dense))
+    return settings[-1].apply(Encoded(CHUNKS, dense))
 
 
 def test_dense_comes_first_and_each_name_once(encoder: Encoder) -> None:
@@ -80,20 +80,3 @@ def test_compacted_memories_go_through_the_codec(encoder: Encoder, dense: list[K
     assert [kv.entries for kv in back] == [8, 5]
     assert [kv.length for kv in back] == [16, 9]
     assert size == sum(len(pack(kv, "dense")) for kv in kept)
-
-
-def test_in_context_a_chunk_has_seen_the_end_of_what_is_before_it(
-    encoder: Encoder, dense: list[KV]
-) -> None:
-    back, _ = applied(encoder, "context:5/dense", dense)
-    expected = encoder.encode(CHUNKS, before=[[], CHUNKS[0][-5:]])
-    for kv, other in zip(back, expected, strict=True):
-        assert torch.allclose(kv.keys, other.keys, atol=1e-6)
-    assert not torch.allclose(back[1].keys, dense[1].keys, atol=1e-3)
-
-
-def test_a_documents_chunks_follow_one_another(encoder: Encoder) -> None:
-    encoded = Encoded.of(encoder, [[[5, 6], [7], [8, 9]], [[10, 11]]])
-    assert encoded.chunks == [[5, 6], [7], [8, 9], [10, 11]]
-    assert encoded.before == [[], [5, 6], [5, 6, 7], []]
-    assert [kv.entries for kv in encoded.dense] == [2, 1, 2, 2]

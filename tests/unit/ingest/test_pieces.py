@@ -1,4 +1,4 @@
-"""What a chunk is kept with: its text, and what it is to have in sight while it is encoded."""
+"""What a chunk is kept with, and what an edit changes."""
 
 from app.ingest.service import pieces_of
 
@@ -11,22 +11,14 @@ def words(text: str) -> int:
     return 10 * len(text.split())
 
 
-def test_without_context_nothing_stands_before_a_chunk() -> None:
+def test_a_piece_is_its_chunk_and_where_it_stands() -> None:
     pieces = pieces_of("", TEXT, words)
     assert [piece.text for piece in pieces] == PARAGRAPHS
-    assert {piece.before for piece in pieces} == {""}
+    assert [TEXT[piece.start : piece.end] for piece in pieces] == PARAGRAPHS
 
 
-def test_whole_chunks_that_hold_the_context_stand_before_a_chunk() -> None:
-    pieces = pieces_of("", TEXT, words, context=100)
-    fronts = [PARAGRAPHS[max(0, i - 2) : i] for i in range(len(PARAGRAPHS))]
-    assert [p.before for p in pieces] == ["".join(f"{one}\n\n" for one in f) for f in fronts]
-
-
-def test_an_edit_changes_what_has_it_in_sight_and_nothing_else() -> None:
-    before = pieces_of("", TEXT, words, context=100)
-    after = pieces_of("", TEXT.replace("b3", "b33"), words, context=100)
+def test_an_edit_changes_the_hash_of_its_own_piece_alone() -> None:
+    before = pieces_of("", TEXT, words)
+    after = pieces_of("", TEXT.replace("b3", "b33"), words)
     changed = [a.hash != b.hash for a, b in zip(before, after, strict=True)]
-    assert changed == [False, True, True, True, False, False]
-    alone = pieces_of("", TEXT, words)
-    assert [a.hash == b.hash for a, b in zip(alone, before, strict=True)] == [True] + [False] * 5
+    assert changed == [False, True, False, False, False, False]

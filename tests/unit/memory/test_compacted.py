@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from app.memory.compose import Layout, compose
+from app.memory.compose import compose
 from app.memory.encode import Encoder
 from app.memory.kv import ABSENT, KV
 from app.memory.model.load import LanguageModel
@@ -49,15 +49,14 @@ def masked(model: Any, masks: list[Tensor]) -> Iterator[None]:
             hook.remove()
 
 
-def reference(lm: LanguageModel, encoder: Encoder, memories: list[KV], layout: Layout) -> Tensor:
+def reference(lm: LanguageModel, encoder: Encoder, memories: list[KV]) -> Tensor:
     """Logits of LIVE; entry by entry, head by head, without anything that composes or injects."""
     config, n = lm.model.config, len(LIVE)
     group = config.num_attention_heads // encoder.prefix.keys.shape[1]
     placed, place = [(encoder.prefix, 0)], encoder.prefix.entries
     for kv in memories:
         placed.append((kv, place))
-        place += kv.length if layout == "sequence" else 0
-    start = place if layout == "sequence" else place + max(kv.length for kv in memories)
+        place += kv.length
     types = getattr(config, "layer_types", None)
     cache, masks = DynamicCache(), []
     for layer in range(config.num_hidden_layers):
@@ -77,7 +76,7 @@ def reference(lm: LanguageModel, encoder: Encoder, memories: list[KV], layout: L
                     turned.append(lm.rotary.rotate(own, torch.tensor([[where]]))[layer, 0, 0])
                     seen = bias[layer, head, entry].clamp_min(ABSENT).repeat(n)
                     if window is not None:
-                        seen[torch.arange(start, start + n) - where >= window] = ABSENT
+                        seen[torch.arange(place, place + n) - where >= window] = ABSENT
                     column += [seen] * group
                 keys.append(torch.stack(turned))
                 values.append(kv.values[layer, :, entry : entry + 1])
@@ -90,22 +89,21 @@ def reference(lm: LanguageModel, encoder: Encoder, memories: list[KV], layout: L
     with torch.no_grad(), masked(lm.model, masks):
         return lm.model(
             input_ids=torch.tensor([LIVE]),
-            position_ids=torch.arange(start, start + n)[None],
+            position_ids=torch.arange(place, place + n)[None],
             past_key_values=cache,
         ).logits[0]
 
 
-@pytest.mark.parametrize("layout", ["sequence", "shared"])
 def test_dense_and_compacted_memories_equal_plain_attention_over_their_entries(
-    lm: LanguageModel, layout: Layout
+    lm: LanguageModel,
 ) -> None:
     encoder = Encoder(lm, PREFIX)
     a, b, c = encoder.encode(CHUNKS)
     requests = [[thinned(a, 3, seed=1), b, thinned(c, 4, seed=2)], [c], [thinned(a, 2, seed=3)]]
-    composed = compose(requests, lm.rotary, encoder.prefix, layout)
+    composed = compose(requests, lm.rotary, encoder.prefix)
     together = read(lm, composed, [LIVE] * len(requests))
     for memories, got in zip(requests, together, strict=True):
-        assert (got - reference(lm, encoder, memories, layout)).abs().max() < 1e-3
+        assert (got - reference(lm, encoder, memories)).abs().max() < 1e-3
 
 
 def test_all_tokens_in_another_order_are_the_dense_memory(lm: LanguageModel) -> None:
@@ -126,7 +124,7 @@ def test_a_memory_absent_from_every_layer_is_read_as_the_prefix_alone() -> None:
     encoder = Encoder(lm, PREFIX)
     (dense,) = encoder.encode([CHUNKS[0]])
     nowhere = KV(dense.keys, dense.values, torch.full(dense.keys.shape[:3], -torch.inf))
-    absent = compose([[nowhere]], lm.rotary, encoder.prefix, "shared")
+    absent = compose([[nowhere]], lm.rotary, encoder.prefix)
     got = read(lm, absent, [LIVE])
     bare = compose([[]], lm.rotary, encoder.prefix)
     bare.start.copy_(absent.start)

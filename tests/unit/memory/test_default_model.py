@@ -39,7 +39,7 @@ def encoder(lm: LanguageModel, prompt: Prompt) -> Encoder:
 
 
 def logits(lm: LanguageModel, encoder: Encoder, memories: list[KV], tail: list[int]) -> Tensor:
-    composed = compose([memories], lm.rotary, encoder.prefix, "shared")
+    composed = compose([memories], lm.rotary, encoder.prefix)
     with torch.no_grad(), injected(lm.model, composed):
         return lm.model(
             torch.tensor([tail]),
@@ -66,17 +66,21 @@ def test_three_memories_equal_one_block_diagonal_pass_at_the_same_positions(
     chunks = [prompt.chunk(fact) for fact in FACTS]
     got = logits(lm, encoder, encoder.encode(chunks), tail)
 
+    # Each chunk sees a prefix right before itself, as when it was encoded; the question sees the
+    # first one and every chunk.
     p = len(prefix)
-    ids = [*prefix, *(i for chunk in chunks for i in chunk), *tail]
-    block = [0] * p + [i for i, chunk in enumerate(chunks, 1) for _ in chunk] + [9] * len(tail)
-    start = p + max(map(len, chunks))
-    places = [
-        *range(p),
-        *(p + i for chunk in chunks for i in range(len(chunk))),
-        *range(start, start + len(tail)),
-    ]
+    ids, block, places, place = list(prefix), [0] * p, list(range(p)), p
+    for number, chunk in enumerate(chunks, 1):
+        ids += [*prefix, *chunk]
+        block += [-number] * p + [number] * len(chunk)
+        places += [*range(place - p, place), *range(place, place + len(chunk))]
+        place += len(chunk)
+    ids, block = ids + tail, block + [9] * len(tail)
+    places += range(place, place + len(tail))
     segment = torch.tensor(block)
-    sees = (segment[:, None] == segment) | (segment == 0) | (segment[:, None] == 9)
+    sees = (segment[:, None].abs() == segment.abs()) & (segment[:, None] != 0)
+    sees |= (segment[:, None] == 0) & (segment == 0)
+    sees |= (segment[:, None] == 9) & (segment >= 0)
     sees &= torch.ones(len(ids), len(ids)).tril().bool()
     with torch.no_grad():
         plain = lm.model(

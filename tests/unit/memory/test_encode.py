@@ -1,4 +1,4 @@
-"""What a chunk's memory depends on: itself, the prefix, and in a document what stands before it."""
+"""What a chunk's memory depends on: itself and the prefix."""
 
 from collections.abc import Iterator
 
@@ -30,27 +30,9 @@ def same(kv: KV, keys: Tensor, values: Tensor) -> bool:
     return bool((kv.keys - keys).abs().max() < 1e-3 and (kv.values - values).abs().max() < 1e-3)
 
 
-def before(context: int) -> list[list[int]]:
-    """The tokens that stand before each chunk, at most `context` of them."""
-    text = [token for chunk in CHUNKS for token in chunk]
-    starts = [sum(map(len, CHUNKS[:i])) for i in range(len(CHUNKS))]
-    return [text[max(0, start - context) : start] for start in starts]
-
-
-@pytest.mark.parametrize("context", [6, 100])
-def test_a_chunk_in_a_document_has_seen_the_tokens_before_it(
-    lm: LanguageModel, context: int
-) -> None:
-    fronts = before(context)
-    encoded = Encoder(lm, PREFIX).encode(CHUNKS, before=fronts)
-    for kv, chunk, seen in zip(encoded, CHUNKS, fronts, strict=True):
-        assert same(kv, *plain(lm, [*PREFIX, *seen, *chunk], len(chunk)))
-
-
-def test_a_chunk_without_context_is_that_chunk_alone() -> None:
-    encoder = Encoder(lm_of(tiny("llama")), PREFIX)
-    pairs = zip(encoder.encode(CHUNKS, before=before(0)), encoder.encode(CHUNKS), strict=True)
-    assert all(same(a, b.keys, b.values) for a, b in pairs)
+def test_a_chunk_has_seen_the_prefix_and_nothing_else(lm: LanguageModel) -> None:
+    for kv, chunk in zip(Encoder(lm, PREFIX).encode(CHUNKS), CHUNKS, strict=True):
+        assert same(kv, *plain(lm, [*PREFIX, *chunk], len(chunk)))
 
 
 def test_a_stream_is_read_no_further_than_a_few_batches_ahead() -> None:

@@ -12,8 +12,8 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from app.errors import MembankError, ModelError
-from app.memory.attention import injected
-from app.memory.compose import Layout, compose
+from app.memory.attention import Glance, injected, watched
+from app.memory.compose import compose
 from app.memory.encode import Encoder
 from app.memory.kv import KV
 from app.memory.model.load import LanguageModel
@@ -94,31 +94,17 @@ def test_one_dense_memory_gives_the_logits_of_the_text_in_the_prompt(lm: Languag
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2], [2, 0]])
-def test_memories_at_shared_positions_equal_one_block_diagonal_pass(
+def test_memories_in_sequence_equal_one_block_diagonal_pass(
     lm: LanguageModel, order: list[int]
 ) -> None:
-    encoder = Encoder(lm, PREFIX)
-    memories = encoder.encode([CHUNKS[i] for i in order])
-    got = read(lm, compose([memories], lm.rotary, encoder.prefix, "shared"), [LIVE])[0]
-    ids, segments, positions = list(PREFIX), [-1] * 4, list(range(4))
-    for i in order:
-        ids += CHUNKS[i]
-        segments += [i] * len(CHUNKS[i])
-        positions += range(4, 4 + len(CHUNKS[i]))
-    start = 4 + max(len(CHUNKS[i]) for i in order)
-    ids, segments = ids + LIVE, segments + [99] * len(LIVE)
-    positions += range(start, start + len(LIVE))
-    assert (got - reference(lm, segments, ids, positions)).abs().max() < 1e-3
-
-
-def test_memories_in_sequence_equal_one_block_diagonal_pass(lm: LanguageModel) -> None:
     """Each chunk sees a prefix right before itself, as when it was encoded; the live tokens see
     the first one only."""
     encoder = Encoder(lm, PREFIX)
-    memories = encoder.encode(CHUNKS)
+    chunks = [CHUNKS[i] for i in order]
+    memories = encoder.encode(chunks)
     got = read(lm, compose([memories], lm.rotary, encoder.prefix), [LIVE])[0]
     ids, segments, positions, place = list(PREFIX), [-1] * 4, list(range(4)), 4
-    for i, chunk in enumerate(CHUNKS):
+    for i, chunk in enumerate(chunks):
         ids += PREFIX + chunk
         segments += [100 + i] * 4 + [i] * len(chunk)
         positions += [*range(place - 4, place), *range(place, place + len(chunk))]
@@ -138,17 +124,14 @@ def test_without_prefix_sequence_equals_plain_block_diagonal_text(lm: LanguageMo
     assert (got - expected).abs().max() < 1e-3
 
 
-@pytest.mark.parametrize("layout", ["sequence", "shared"])
-def test_requests_with_different_memories_equal_each_one_alone(
-    lm: LanguageModel, layout: Layout
-) -> None:
+def test_requests_with_different_memories_equal_each_one_alone(lm: LanguageModel) -> None:
     encoder = Encoder(lm, PREFIX)
     a, b, c = encoder.encode(CHUNKS)
     requests = [[a], [c, b, a], [], [b]]
     live = [LIVE, LIVE[::-1], LIVE[1:] + LIVE[:1], LIVE]
-    together = read(lm, compose(requests, lm.rotary, encoder.prefix, layout), live)
+    together = read(lm, compose(requests, lm.rotary, encoder.prefix), live)
     for request, question, got in zip(requests, live, together, strict=True):
-        alone = read(lm, compose([request], lm.rotary, encoder.prefix, layout), [question])[0]
+        alone = read(lm, compose([request], lm.rotary, encoder.prefix), [question])[0]
         assert (got - alone).abs().max() < 1e-4
 
 
@@ -276,20 +259,19 @@ def test_after_injection_the_model_is_exactly_the_base_model(lm: LanguageModel) 
         assert torch.equal(lm.model(ids).logits, before)
 
 
-def test_shares_of_attention_follow_the_memory_that_is_read() -> None:
+def test_shares_of_attention_are_those_of_the_prompts_last_token() -> None:
     lm = lm_of(tiny("llama"))
     encoder = Encoder(lm, PREFIX)
     stored = encoder.encode(CHUNKS)
     memories = compose([stored], lm.rotary, encoder.prefix)
-    read(lm, memories, [LIVE])
-    shares = memories.shares(0, 3)
-    assert all(0 < share < 1 for share in shares)
-    assert sum(shares) < 1
-    reordered = compose([stored[::-1]], lm.rotary, encoder.prefix, "shared")
-    same_places = compose([stored], lm.rotary, encoder.prefix, "shared")
-    read(lm, reordered, [LIVE])
-    read(lm, same_places, [LIVE])
-    assert reordered.shares(0, 3) == pytest.approx(same_places.shares(0, 3)[::-1], abs=1e-5)
+    glances: list[Glance] = []
+    with watched(glances.append):
+        read(lm, memories, [LIVE])
+    last = torch.stack([one.weights[0, :, -1] for one in glances if one.weights is not None])
+    expected = [float(last.mean(dim=(0, 1))[memories.owner[0] == i].sum()) for i in range(3)]
+    assert memories.shares(0, 3) == pytest.approx(expected, abs=1e-6)
+    assert all(0 < share < 1 for share in expected)
+    assert sum(expected) < 1
 
 
 _MLA = {
