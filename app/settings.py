@@ -134,7 +134,7 @@ class Settings(BaseSettings):
     codec: str = Field(
         "auto",
         description="How memories are made small: auto (the codebook fitted to the model, else"
-        " rotated4), int8, int4, int2, rotated1 to rotated4, or the path of a codebook.",
+        " rotated4), int8, rotated4, or the path of a codebook.",
     )
     compaction: str = Field(
         "all",

@@ -17,8 +17,7 @@ from app.errors import BlobError, UsageError
 from app.memory.codec.pack import Codec, check, decode
 from app.memory.kv import KV
 from app.process.tracing import span
-from app.runtime.identity import codec_of
-from app.runtime.models import models
+from app.runtime.models import codec_of, models
 from app.search.search import Passage, search
 from app.settings import settings
 from app.store.blobs import Held, fetch, readable

@@ -1,4 +1,7 @@
-"""What this process encodes and reads with, as the settings name it; loads no weights."""
+"""What this process encodes and reads with, as the settings name it.
+
+Loads no weights, and torch only to read a compaction that keeps less than all.
+"""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -7,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from app.bank.find import Bank
 from app.errors import ModelError, ProfileError, UsageError
-from app.memory.codec.pack import Codec, codec_for, codec_named
-from app.memory.codec.transform import Transform
+from app.memory.codec.names import CodecName, chosen
 from app.memory.model.fingerprint import fingerprint
 from app.memory.model.packaged import embedder_folder, language_model_folder
 from app.memory.model.prompt import Prompt
@@ -39,17 +41,16 @@ def profile() -> Profile:
         model=_fingerprint(language_model_folder(settings().model, settings().models)),
         embedder=_fingerprint(embedder_folder(settings().embedder)),
         prefix=prompt().prefix_text,
-        codec=codec().name,
-        selection=str(compactor()),
+        codec=codec_name().name,
+        selection=_selection(),
     )
 
 
 @lru_cache(maxsize=1)
-def codec() -> Codec:
+def codec_name() -> CodecName:
     """The codec that the settings choose for the configured model."""
-    chosen = settings()
-    model = _fingerprint(language_model_folder(chosen.model, chosen.models))
-    return codec_for(chosen.codec, model, codebooks(), native())
+    model = _fingerprint(language_model_folder(settings().model, settings().models))
+    return chosen(settings().codec, model, codebooks())
 
 
 @lru_cache(maxsize=1)
@@ -57,13 +58,18 @@ def compactor() -> "Compactor":
     """What the settings keep of a memory. Raises UsageError when they cannot be read."""
     from app.memory.sparse.compact import Compactor
 
-    chosen = Compactor.parse(settings().compaction)
-    if chosen.drops_layers and isinstance(codec(), Transform):
+    found = Compactor.parse(settings().compaction)
+    if found.drops_layers and codec_name().codebook is not None:
         raise UsageError(
             f"MEMBANK_COMPACTION={settings().compaction} drops layers, and the fitted codec takes"
             " all of them together: set MEMBANK_CODEC to another, or leave the layers out"
         )
-    return chosen
+    return found
+
+
+def _selection() -> str:
+    everything = "all"
+    return everything if settings().compaction == everything else str(compactor())
 
 
 def codebooks() -> Path:
@@ -85,18 +91,12 @@ def _fingerprint(folder: str) -> str:
     return fingerprint(folder, settings().models.expanduser() / "fingerprints.json")
 
 
-def codec_of(bank: Bank) -> Codec:
-    """What a bank's memories are decoded with. Raises ProfileError when they cannot be read here.
+def require_reading(bank: Bank) -> None:
+    """Raises ProfileError when a bank's memories cannot be read by this process.
 
     Codec and selection may be others than this process's: a blob says how it is packed.
     """
     _require(bank, READING)
-    return _codec_named(str(bank.spec["codec"]))
-
-
-@lru_cache(maxsize=8)
-def _codec_named(name: str) -> Codec:
-    return codec_named(name, codec(), codebooks())
 
 
 def require_splitting(bank: Bank) -> None:

@@ -5,11 +5,21 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
-from app.memory.codec.pack import Codec
+from app.bank.find import Bank
+from app.memory.codec.names import recorded
+from app.memory.codec.pack import Codec, load_codec
 from app.memory.model.packaged import embedder_folder, language_model_folder
 from app.memory.model.prompt import Prompt
 from app.memory.profile import Profile
-from app.runtime.identity import codec, native, profile, prompt, tokenizer
+from app.runtime.identity import (
+    codebooks,
+    codec_name,
+    native,
+    profile,
+    prompt,
+    require_reading,
+    tokenizer,
+)
 from app.settings import settings
 
 if TYPE_CHECKING:
@@ -65,6 +75,25 @@ def models() -> Models:
 def loaded() -> bool:
     """True once the models are loaded."""
     return models.cache_info().currsize > 0
+
+
+@lru_cache(maxsize=1)
+def codec() -> Codec:
+    """The codec that the settings choose for the configured model."""
+    return load_codec(codec_name(), native())
+
+
+def codec_of(bank: Bank) -> Codec:
+    """What decodes a bank's memories. Raises ProfileError where they cannot be read."""
+    require_reading(bank)
+    return _codec_recorded(str(bank.spec["codec"]))
+
+
+@lru_cache(maxsize=8)
+def _codec_recorded(name: str) -> Codec:
+    if name == codec_name().name:
+        return codec()
+    return load_codec(recorded(name, codec_name(), codebooks()))
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,8 @@ from app.bank.banks import add_bank
 from app.errors import ProfileError
 from app.memory.codec.pack import SIMPLE, check
 from app.queue import outbox
-from app.runtime import identity
 from app.runtime import models as loaded
-from app.runtime.identity import codec, compactor, profile
+from app.runtime.identity import codec_name, compactor, profile
 from app.runtime.models import models
 from app.settings import settings
 from tests.conftest import Company, administer
@@ -31,8 +30,8 @@ QUESTION = "What colour is the badge of a visitor?"
 def process(monkeypatch: pytest.MonkeyPatch, **chosen: str) -> Iterator[None]:
     """Another process of the same models: nothing of the settings is remembered."""
     cached = (
-        *(settings, profile, codec, compactor, models),
-        *(loaded._reading, loaded._generator, identity._codec_named),
+        *(settings, profile, codec_name, compactor, models),
+        *(loaded._reading, loaded._generator, loaded.codec, loaded._codec_recorded),
     )
     with monkeypatch.context() as patch:
         patch.setenv("MEMBANK_DTYPE", "float32")

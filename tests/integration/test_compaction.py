@@ -10,8 +10,8 @@ from app.errors import UsageError
 from app.ingest.service import pieces_of
 from app.memory.codec.pack import unpack
 from app.queue import outbox
-from app.runtime.identity import codec, compactor, count_tokens, profile
-from app.runtime.models import models
+from app.runtime.identity import codec_name, compactor, count_tokens, profile
+from app.runtime.models import codec, models
 from app.settings import settings
 from tests.conftest import PROFILE, Company, ask
 from workers import encoding
@@ -20,7 +20,7 @@ TEXT = "\n\n".join(
     f"Rule {i}. " + f"On day {i} of the month the {word} is to be shown at the gate. " * 6
     for i, word in enumerate(("badge", "permit", "letter", "key"))
 )
-CACHED = (settings, profile, models, codec, compactor)
+CACHED = (settings, profile, models, codec_name, codec, compactor)
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +63,7 @@ def test_the_profile_names_the_compaction(monkeypatch: pytest.MonkeyPatch) -> No
     assert profile().selection == "reconstruction:0.5+match"
     monkeypatch.setenv("MEMBANK_COMPACTION", "layers:0-9")
     monkeypatch.setenv("MEMBANK_CODEC", "auto")
-    for one in (settings, profile, codec, compactor):
+    for one in CACHED:
         one.cache_clear()
     with pytest.raises(UsageError, match="MEMBANK_COMPACTION=layers:0-9 drops layers"):
         profile()

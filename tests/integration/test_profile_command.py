@@ -121,7 +121,8 @@ class TestCommand:
     def test_readers_of_the_same_models_may_differ_in_the_rest(
         self, whole: Company, settings_of: Callable[[Profile], None]
     ) -> None:
-        from app.runtime.identity import codec_of, require_splitting
+        from app.runtime.identity import require_splitting
+        from app.runtime.models import codec_of
 
         begin(whole, OURS.id, OURS.json())
         work_off(profile=OURS.id)

@@ -1,4 +1,4 @@
-"""Memories <-> blobs: which codec a profile names, and what stands around its tensors."""
+"""Memories <-> blobs: what stands around the tensors that a codec makes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,10 +8,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from app.errors import BlobError, ProfileError, UsageError
+from app.errors import BlobError
 from app.memory.codec import blob
 from app.memory.codec.blob import Spec
-from app.memory.codec.quantise import Int8, Linear, Rotated, Shape
+from app.memory.codec.names import CodecName, chosen
+from app.memory.codec.quantise import Int8, Rotated4, Shape
 from app.memory.codec.transform import Codebook, Transform
 from app.memory.kv import ABSENT, KV
 
@@ -19,9 +20,6 @@ _LOWEST = -60_000.0
 """Below this a float16 log-bias stands for an entry that is not there."""
 _MOST = 65_536
 """Layers, heads, entries, channels and tokens of one memory."""
-UNFITTED = "rotated4"
-"""What a model without a codebook gets."""
-SHIPPED = Path(__file__).parent / "codebooks"
 
 
 class Codec(Protocol):
@@ -43,61 +41,26 @@ class Codec(Protocol):
         """Keys and values of some memories again, as good as the codec can."""
 
 
-_CODECS: list[Codec] = [Int8(), Linear(4), Linear(2), *(Rotated(bits) for bits in (4, 3, 2, 1))]
-SIMPLE = {codec.name: codec for codec in _CODECS}
+SIMPLE: dict[str, Codec] = {codec.name: codec for codec in (Int8(), Rotated4())}
+"""The codecs that need no codebook."""
 
 
 def codec_for(name: str, model: str, folder: Path, native: Path | None = None) -> Codec:
-    """A codec by its name; "auto" is the codebook fitted to `model`, or else UNFITTED.
+    """The codec that a setting names; arguments and what is raised as in `names.chosen`.
 
-    name: also the path of a codebook. model: the model's fingerprint. folder: where this machine
-    keeps codebooks, beside those that come with the program. native: as `Transform` takes it.
-    Raises UsageError for an unknown name, ProfileError for a codebook that cannot be read or was
-    fitted to another model.
+    native: where this machine keeps what it compiled for itself, as `Transform` takes it.
     """
-    if name == "auto":
-        return _fitted(model, folder, native) or SIMPLE[UNFITTED]
-    if name in SIMPLE:
-        return SIMPLE[name]
-    if not name.endswith(".safetensors"):
-        raise UsageError(
-            f"codec {name!r} is unknown: take auto, one of {', '.join(SIMPLE)}, or the path of a"
-            " codebook that `membank codebook` wrote"
-        )
-    codebook = Codebook.load(Path(name).expanduser())
-    if codebook.model != model:
-        raise ProfileError(
-            f"codebook {name} was fitted to model {codebook.model[:12]}, this model is"
-            f" {model[:12]}: fit one with `membank codebook`, or set MEMBANK_CODEC=auto"
-        )
-    return Transform(codebook, native)
+    return load_codec(chosen(name, model, folder), native)
 
 
-def codec_named(name: str, known: Codec, folder: Path) -> Codec:
-    """The codec that a profile names, to read what it packed: `known` or one of this machine.
+def load_codec(name: CodecName, native: Path | None = None) -> Codec:
+    """The codec of a name. Raises ProfileError for a codebook that cannot be read.
 
-    folder: where this machine keeps codebooks, beside those that come with the program.
-    Raises ProfileError for one that is not here.
+    native: where this machine keeps what it compiled for itself, as `Transform` takes it.
     """
-    for codec in (known, *_CODECS):
-        if codec.name == name:
-            return codec
-    for file in (file for place in (folder, SHIPPED) for file in place.glob("*.safetensors")):
-        codec = Transform(Codebook.load(file))
-        if codec.name == name:
-            return codec
-    raise ProfileError(
-        f"codec {name} is not on this machine: put its codebook into {folder}, or its path into"
-        " MEMBANK_CODEC"
-    )
-
-
-def _fitted(model: str, folder: Path, native: Path | None) -> Codec | None:
-    for place in (folder, SHIPPED):
-        file = place / f"{model[:16]}.safetensors"
-        if file.is_file():
-            return codec_for(str(file), model, folder, native)
-    return None
+    if name.codebook is None:
+        return SIMPLE[name.name]
+    return Transform(Codebook.load(name.codebook), native)
 
 
 def pack(kv: KV, profile: str, codec: Codec = SIMPLE["int8"]) -> bytes:

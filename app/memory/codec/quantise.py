@@ -17,6 +17,7 @@ from app.memory.codec.blob import Spec
 Shape = tuple[int, int, int, int]
 _TINY = torch.finfo(torch.float32).tiny
 _SIGN_SEED = 20_240_701
+_BITS = 4
 
 
 class _OneByOne:
@@ -68,68 +69,19 @@ class Int8(_OneByOne):
         )
 
 
-class Linear(_OneByOne):
-    """`bits` bits between the least and the greatest: keys per channel, values per token (KIVI)."""
-
-    def __init__(self, bits: int) -> None:
-        self.name = f"int{bits}"
-        self.bits = bits
-
-    def spec(self, shape: Shape) -> Spec:
-        layers, heads, entries, dim = shape
-        planes = (self.bits, layers, heads, entries, math.ceil(dim / 8))
-        per_channel, per_token = (layers, heads, 1, dim), (layers, heads, entries, 1)
-        return {
-            "keys": ("U8", planes),
-            "key_low": ("BF16", per_channel),
-            "key_step": ("BF16", per_channel),
-            "values": ("U8", planes),
-            "value_low": ("BF16", per_token),
-            "value_step": ("BF16", per_token),
-        }
-
-    def encode(self, keys: Tensor, values: Tensor) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
-        for name, x, dim in (("key", keys.float(), 2), ("value", values.float(), 3)):
-            low = x.amin(dim=dim, keepdim=True)
-            # Halved before the difference, which could leave float32's range.
-            step = (x.amax(dim=dim, keepdim=True) / 2 - low / 2) / (2 ** (self.bits - 1) - 0.5)
-            low, step = low.bfloat16(), step.bfloat16()
-            codes = (x - low.float()) / step.float().clamp_min(_TINY)
-            codes = codes.nan_to_num().round().clamp(0, 2**self.bits - 1).to(torch.uint8)
-            found |= {f"{name}s": planes(codes, self.bits), f"{name}_low": low}
-            found[f"{name}_step"] = step
-        return found
-
-    def decode_one(
-        self, stored: Mapping[str, Tensor], shape: Shape, dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor]:
-        keys, values = (
-            torch.addcmul(
-                stored[f"{name}_low"].to(dtype),
-                codes_of(stored[f"{name}s"], shape[3]).to(dtype),
-                stored[f"{name}_step"].to(dtype),
-            )
-            for name in ("key", "value")
-        )
-        return keys, values
-
-
-class Rotated(_OneByOne):
-    """`bits` bits of a Gaussian codebook after a fixed random rotation (TurboQuant, 2504.19874).
+class Rotated4(_OneByOne):
+    """4 bits of a Gaussian codebook after a fixed random rotation (TurboQuant, 2504.19874).
 
     The rotation, random signs and a Hadamard transform (QuIP#, 2402.04396), makes every channel
     look like a Gaussian, for which one codebook is best (Max, 1960). Each token keeps its norm;
     keys first lose their mean over the chunk, which is the larger part of them.
     """
 
-    def __init__(self, bits: int) -> None:
-        self.name = f"rotated{bits}"
-        self.bits = bits
+    name = "rotated4"
 
     def spec(self, shape: Shape) -> Spec:
         layers, heads, entries, dim = shape
-        packed = (self.bits, layers, heads, entries, math.ceil(dim / 8))
+        packed = (_BITS, layers, heads, entries, math.ceil(dim / 8))
         norm = ("BF16", (layers, heads, entries, 1))
         return {
             "keys": ("U8", packed),
@@ -154,7 +106,7 @@ class Rotated(_OneByOne):
     def decode_one(
         self, stored: Mapping[str, Tensor], shape: Shape, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
-        levels, back = gaussian_levels(self.bits).to(dtype), rotation(shape[3]).to(dtype).T
+        levels, back = gaussian_levels().to(dtype), rotation(shape[3]).to(dtype).T
         keys, values = (
             levels[codes_of(stored[f"{name}s"], shape[3]).int()]
             .mul_(stored[f"{name}_norm"].to(dtype))
@@ -166,14 +118,14 @@ class Rotated(_OneByOne):
     def _codes(self, x: Tensor) -> tuple[Tensor, Tensor]:
         turned = x @ rotation(x.shape[-1]).double()
         norm = turned.square().mean(dim=-1, keepdim=True).sqrt().bfloat16()
-        levels = gaussian_levels(self.bits).double()
+        levels = gaussian_levels().double()
         unit = turned / norm.double().clamp_min(_TINY)
         codes = torch.bucketize(unit, (levels[1:] + levels[:-1]) / 2).to(torch.uint8)
-        return planes(codes, self.bits), norm
+        return planes(codes), norm
 
 
-def planes(codes: Tensor, bits: int) -> Tensor:
-    """Codes (..., n) below 2^bits, uint8 -> their bit planes (bits, ..., ceil(n / 8)), uint8.
+def planes(codes: Tensor) -> Tensor:
+    """Codes (..., n) of 4 bits, uint8 -> their bit planes (4, ..., ceil(n / 8)), uint8.
 
     Plane i holds bit i of every code; in a byte the lowest bit is the first code.
     """
@@ -182,12 +134,12 @@ def planes(codes: Tensor, bits: int) -> Tensor:
     wide = padded.view(*codes.shape[:-1], padded.shape[-1] // 8, 8)
     weights = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8)
     return torch.stack(
-        [(((wide >> i) & 1) * weights).sum(-1, dtype=torch.uint8) for i in range(bits)]
+        [(((wide >> i) & 1) * weights).sum(-1, dtype=torch.uint8) for i in range(_BITS)]
     )
 
 
 def codes_of(packed: Tensor, n: int) -> Tensor:
-    """The inverse of `planes`: (bits, ..., ceil(n / 8)) -> (..., n), uint8."""
+    """Bit planes (4, ..., ceil(n / 8)), uint8, as `planes` makes them -> codes (..., n), uint8."""
     shifts = torch.arange(8, dtype=torch.uint8)
     codes = torch.zeros(*packed.shape[1:], 8, dtype=torch.uint8)
     for i, plane in enumerate(packed):
@@ -197,9 +149,9 @@ def codes_of(packed: Tensor, n: int) -> Tensor:
 
 
 @lru_cache
-def gaussian_levels(bits: int) -> Tensor:
-    """The 2^bits levels that represent a standard Gaussian with least square error, float32."""
-    level = torch.linspace(-1, 1, 2**bits, dtype=torch.float64) * (1 + bits / 2)
+def gaussian_levels() -> Tensor:
+    """The 16 levels that represent a standard Gaussian with least square error, float32."""
+    level = torch.linspace(-3, 3, 2**_BITS, dtype=torch.float64)
     infinity = torch.tensor([torch.inf], dtype=torch.float64)
     for _ in range(2_000):  # Lloyd's iteration in closed form: each level the mean of its cell
         edges = torch.cat([-infinity, (level[1:] + level[:-1]) / 2, infinity])

@@ -10,8 +10,6 @@ are cut into pieces that need about 8 bits each and every piece is replaced by t
 """
 
 import ctypes
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from ctypes import c_int64, c_void_p
 from dataclasses import dataclass
@@ -26,12 +24,12 @@ from torch import Tensor
 
 from app.errors import BlobError, ModelError, ProfileError
 from app.memory.codec.blob import Spec
+from app.memory.codec.names import fitted_name, header, metadata
 from app.memory.codec.quantise import Shape
 from app.memory.model.compiled import library
 
 WORDS = 256
 _NUMBERS = torch.arange(WORDS, dtype=torch.int32)
-_VERSION = "1"
 
 
 @dataclass(frozen=True)
@@ -83,15 +81,8 @@ class Codebook:
             tensors[f"{i}.synthesis"], tensors[f"{i}.synthesis_scale"] = _small(group.synthesis)
             for j, words in enumerate(group.words):
                 tensors[f"{i}.words.{j}"] = words.half()
-        about = {"version": _VERSION, "model": self.model, "shape": list(self.shape)}
-        return serialise(
-            {n: t.contiguous() for n, t in tensors.items()}, {"codebook": json.dumps(about)}
-        )
-
-    @cached_property
-    def digest(self) -> str:
-        """16 hex digits of sha256 over the file: two codebooks never share one."""
-        return hashlib.sha256(self.payload).hexdigest()[:16]
+        about = metadata(self.model, self.shape)
+        return serialise({n: t.contiguous() for n, t in tensors.items()}, about)
 
     @classmethod
     def load(cls, file: Path) -> "Codebook":
@@ -104,11 +95,7 @@ class Codebook:
     @classmethod
     def parse(cls, payload: bytes) -> "Codebook":
         """The inverse of `payload`. Raises ValueError, KeyError, TypeError or SafetensorError."""
-        length = int.from_bytes(payload[:8], "little")
-        about = json.loads(json.loads(payload[8 : 8 + length])["__metadata__"]["codebook"])
-        if about["version"] != _VERSION:
-            raise ValueError(f"it is of version {about['version']}, not {_VERSION}")
-        tensors = parse(payload)
+        about, tensors = header(payload), parse(payload)
         layers, heads, dim = about["shape"]
         count = 1 + max(int(name.split(".")[0]) for name in tensors)
         groups = tuple(_group(tensors, i) for i in range(count))
@@ -123,7 +110,7 @@ class Transform:
     def __init__(self, codebook: Codebook, native: Path | None = None) -> None:
         """`native`: folder of the compiled search for codewords; without it, torch searches."""
         self.codebook, self._native = codebook, native
-        self.name = f"transform-{codebook.digest}"
+        self.name = fitted_name(codebook.payload)
 
     def spec(self, shape: Shape) -> Spec:
         layers, heads, entries, dim = shape

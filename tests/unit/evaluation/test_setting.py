@@ -63,7 +63,7 @@ def test_bfloat16_takes_two_bytes_a_number(encoder: Encoder, dense: list[KV]) ->
         assert torch.equal(kv.values, was.values.bfloat16().float())
 
 
-@pytest.mark.parametrize("name", ["int8", "rotated2"])
+@pytest.mark.parametrize("name", ["int8", "rotated4"])
 def test_a_codecs_bytes_are_whole_blobs(encoder: Encoder, dense: list[KV], name: str) -> None:
     back, size = applied(encoder, name, dense)
     payloads = [pack(kv, "dense", SIMPLE[name]) for kv in dense]

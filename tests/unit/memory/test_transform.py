@@ -134,7 +134,7 @@ def test_a_codebook_is_its_file(codebook: Codebook, tmp_path: Path, encoder: Enc
     file = tmp_path / "c.safetensors"
     file.write_bytes(codebook.payload)
     loaded = Codebook.load(file)
-    assert loaded.digest == codebook.digest
+    assert Transform(loaded).name == Transform(codebook).name
     assert (loaded.shape, loaded.model) == (codebook.shape, codebook.model)
     kv = encoder.encode(chunks(1, 96))[0]
     codec = codec_for(str(file), "m" * 64, tmp_path)
