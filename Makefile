@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help setup demo test check chaos fuzz rights soak adapters clean
+.PHONY: help setup demo test check chaos fuzz rights soak adapters measured clean
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -42,6 +42,10 @@ fuzz: setup ## Calls made from the description of the HTTP service; CALLS=n, CLI
 
 adapters: setup ## Train the reader adapters again, hours; DATA=folder of the training files, OUT=folder
 	PATH="$(abspath $(BIN)):$$PATH" app/training/recipe.sh $(or $(DATA),../shared/data) $(or $(OUT),adapters)
+
+measured: setup ## docs/measured.md anew; SUBJECTS="cache search", DATA=folder, LIST=1, PEERS="--llama-python P"
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m benchmarks.measured $(SUBJECTS) \
+	    $(if $(DATA),--data $(DATA)) $(PEERS) $(if $(LIST),--list)
 
 check: setup ## Formatting, lint, types, import contracts
 	$(BIN)/ruff format --check .
