@@ -16,7 +16,7 @@ from app.evaluation.questions import read
 from app.process import console
 from benchmarks.data import corpus, hotpot, main, squad
 from benchmarks.measured import SUBJECTS, missing, words
-from benchmarks.measured_page import Result, render, tables
+from benchmarks.measured_page import Result, first_token, quality, render, tables
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "measured.md").read_text()
@@ -87,6 +87,15 @@ def test_page_and_chart_are_those_of_the_results(tmp_path: Path) -> None:
     assert drawn == (ROOT / "docs" / "measured.svg").read_text()
     assert ElementTree.fromstring(drawn).tag.endswith("svg")  # noqa: S314 (our own)
     assert result("first-token").machine in drawn
+
+
+def test_readme_has_the_figures_of_the_results() -> None:
+    readme = (ROOT / "README.md").read_text()
+    first, answers = first_token(result("first-token")), quality(result("quality-squad"))
+    for name in ("memory", "text, transformers"):
+        assert " / ".join(f"{value:,.0f}" for value, _, _ in first.series[name]) in readme
+    for rows in answers.series.values():
+        assert f" {max(rows)[0]:.1f}" in readme
 
 
 SQUAD = {
