@@ -347,7 +347,8 @@ def test_dockerfile_copies_every_package_and_the_ignore_file_lets_it_pass() -> N
     project = tomllib.loads(text_of("pyproject.toml"))
     packages = project["tool"]["setuptools"]["packages"]["find"]["include"]
     expected = {name.rstrip("*") for name in packages}
-    assert copied == expected | {"constraints.txt", "pyproject.toml", project["project"]["readme"]}
+    files = {"constraints.txt", "pyproject.toml", *project["project"]["license-files"]}
+    assert copied == expected | files | {project["project"]["readme"]}
     rules = [r for r in text_of(".dockerignore").splitlines() if r and not r.startswith("#")]
     assert rules[0] == "*"
     assert {rule[1:] for rule in rules if rule.startswith("!")} == copied
