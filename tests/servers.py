@@ -27,7 +27,10 @@ TEMPLATE = "migrated"
 
 # A machine that fails takes the tests with it, so nothing need wait for the disk. A large pool of
 # pages only costs: each dropped table and database is looked for in all of it.
-_SETTINGS = ("fsync=off", "full_page_writes=off", "synchronous_commit=off", "shared_buffers=128MB")
+_SETTINGS = (
+    *("fsync=off", "full_page_writes=off", "synchronous_commit=off"),
+    *("shared_buffers=128MB", "min_wal_size=32MB"),
+)
 
 
 class PostgresOfTests(EmbeddedPostgres):

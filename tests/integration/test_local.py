@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from app.local.postgres import EmbeddedPostgres
 from app.local.processes import Processes, wait_until
 from app.local.server import EmbeddedServer
 from app.local.valkey import EmbeddedValkey
+from tests.servers import lend
 
 
 @dataclass(frozen=True)
@@ -53,20 +54,55 @@ def stack_in(home: Path) -> Stack:
     return Stack(processes, EmbeddedPostgres(home, processes), EmbeddedValkey(home, processes))
 
 
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    # Below a folder that is closed to everyone else, and with what a careless quoting breaks on.
-    private = tmp_path / "private"
+def place_in(folder: Path) -> Path:
+    """A home below a folder that is closed to everyone else, with what a careless quoting breaks
+    on."""
+    private = folder / "private"
     private.mkdir(mode=0o700)
     return private / 'my "own" håme'
 
 
-@pytest.fixture
-def stack(home: Path) -> Iterator[Stack]:
+@contextmanager
+def ended(home: Path) -> Iterator[Stack]:
     stack = stack_in(home)
     yield stack
     stack.stop()
     stack.processes.end_strays()
+
+
+@pytest.fixture(scope="module")
+def shared(laid_out_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    home = place_in(tmp_path_factory.mktemp("shared"))
+    lend(laid_out_home, home)
+    with ended(home) as stack:
+        yield stack
+
+
+@pytest.fixture
+def stack(shared: Stack) -> Stack:
+    """Running, whatever the test before has done to it."""
+    shared.start()
+    return shared
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return place_in(tmp_path)
+
+
+@pytest.fixture
+def new(home: Path) -> Iterator[Stack]:
+    """Never started."""
+    with ended(home) as stack:
+        yield stack
+
+
+@pytest.fixture
+def own(laid_out_home: Path, home: Path) -> Iterator[Stack]:
+    """Never started, with a Postgres that is laid out, for a test that spoils its data."""
+    lend(laid_out_home, home)
+    with ended(home) as stack:
+        yield stack
 
 
 def query(url: str, sql: str) -> list[tuple[object, ...]]:
@@ -147,7 +183,6 @@ def test_valkey_runs_with_the_settings_of_the_stack(stack: Stack) -> None:
 
 
 def test_wrong_password_is_refused(stack: Stack) -> None:
-    stack.start()
     for server in stack.servers:
         endpoint = Endpoint.load(server.home / f"{server.name}.json")
         assert endpoint is not None
@@ -161,7 +196,6 @@ def test_wrong_password_is_refused(stack: Stack) -> None:
 
 
 def test_second_start_is_harmless(stack: Stack) -> None:
-    stack.start()
     pids, urls = stack.pids(), [server.url for server in stack.servers]
     again = stack_in(stack.processes.home)
     again.start()
@@ -169,17 +203,17 @@ def test_second_start_is_harmless(stack: Stack) -> None:
     assert [server.url for server in again.servers] == urls
 
 
-def test_starts_at_the_same_time_make_one_server(home: Path, stack: Stack) -> None:
+def test_starts_at_the_same_time_make_one_server(home: Path, new: Stack) -> None:
     others = [stack_in(home) for _ in range(3)]
     threads = [threading.Thread(target=other.start) for other in others]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    masters = [p for p in in_data_folder(stack.postgres) if p.pid in stack.pids()]
+    masters = [p for p in in_data_folder(new.postgres) if p.pid in new.pids()]
     assert len(masters) == 1
-    assert len(in_data_folder(stack.valkey)) == 1
-    assert query(stack.postgres.url, "select 1") == [(1,)]
+    assert len(in_data_folder(new.valkey)) == 1
+    assert query(new.postgres.url, "select 1") == [(1,)]
 
 
 def test_killed_postgres_comes_back_with_its_data(stack: Stack) -> None:
@@ -213,15 +247,13 @@ def test_killed_postgres_comes_back_although_a_session_of_it_is_busy(stack: Stac
     assert query(stack.postgres.url, "select 1") == [(1,)]
 
 
-def test_pid_file_that_names_another_program_does_not_block_postgres(stack: Stack) -> None:
-    stack.postgres.start()
-    stack.postgres.stop()
-    other = stack.processes.start("other", ["sleep", "600"])
-    lines = [str(other.pid), str(stack.postgres.folder), "0", "5432", "", "127.0.0.1", "", ""]
-    (stack.postgres.folder / "postmaster.pid").write_text("\n".join(lines))
-    stack.postgres.start()
-    assert query(stack.postgres.url, "select 1") == [(1,)]
-    assert stack.processes.get("other") == other
+def test_pid_file_that_names_another_program_does_not_block_postgres(own: Stack) -> None:
+    other = own.processes.start("other", ["sleep", "600"])
+    lines = [str(other.pid), str(own.postgres.folder), "0", "5432", "", "127.0.0.1", "", ""]
+    (own.postgres.folder / "postmaster.pid").write_text("\n".join(lines))
+    own.postgres.start()
+    assert query(own.postgres.url, "select 1") == [(1,)]
+    assert own.processes.get("other") == other
 
 
 def test_killed_valkey_comes_back_with_its_keys(stack: Stack) -> None:
@@ -234,20 +266,19 @@ def test_killed_valkey_comes_back_with_its_keys(stack: Stack) -> None:
         assert client.get("kept") == b"42"
 
 
-def test_lost_records_do_not_lead_to_two_servers_on_one_data_folder(stack: Stack) -> None:
-    stack.start()
-    first = stack.pids()
-    query(stack.postgres.url, "create table kept as select 42 as n")
-    for record in (stack.processes.home / "run").glob("*.json"):
+def test_lost_records_do_not_lead_to_two_servers_on_one_data_folder(own: Stack) -> None:
+    own.start()
+    first = own.pids()
+    query(own.postgres.url, "create table kept as select 42 as n")
+    for record in (own.processes.home / "run").glob("*.json"):
         record.unlink()
-    stack.start()
+    own.start()
     # A process that has ended is there until its parent, the system, has taken note of it.
     assert wait_until(lambda: not any(map(psutil.pid_exists, first)), 60)
-    assert query(stack.postgres.url, "select n from kept") == [(42,)]
+    assert query(own.postgres.url, "select n from kept") == [(42,)]
 
 
 def test_stop_leaves_no_process(stack: Stack) -> None:
-    stack.start()
     with closing(psycopg.connect(stack.postgres.url)):
         assert len(stack.processes.strays()) == 2
         stack.stop()
@@ -258,7 +289,6 @@ def test_stop_leaves_no_process(stack: Stack) -> None:
 
 
 def test_stop_after_a_kill_leaves_no_process(stack: Stack) -> None:
-    stack.start()
     for pid in stack.pids():
         kill(pid)
     stack.stop()
@@ -266,7 +296,6 @@ def test_stop_after_a_kill_leaves_no_process(stack: Stack) -> None:
 
 
 def test_stopped_stack_comes_back_on_its_ports(stack: Stack) -> None:
-    stack.start()
     urls = [server.url for server in stack.servers]
     stack.stop()
     assert [server.url for server in stack.servers] == urls
@@ -275,7 +304,6 @@ def test_stopped_stack_comes_back_on_its_ports(stack: Stack) -> None:
 
 
 def test_taken_port_is_chosen_again(stack: Stack) -> None:
-    stack.start()
     stack.stop()
     urls = [server.url for server in stack.servers]
     files = [server.home / f"{server.name}.json" for server in stack.servers]
@@ -289,40 +317,36 @@ def test_taken_port_is_chosen_again(stack: Stack) -> None:
         assert query(stack.postgres.url, "select 1") == [(1,)]
 
 
-def test_two_homes_do_not_touch_each_other(stack: Stack, tmp_path: Path) -> None:
-    other = stack_in(tmp_path / "other")
-    try:
-        stack.start()
-        other.start()
-        assert not set(stack.pids()) & set(other.pids())
-        query(stack.postgres.url, "create table mine as select 1")
-        assert query(other.postgres.url, "select to_regclass('mine')") == [(None,)]
-    finally:
-        other.stop()
-    assert other.processes.end_strays() == 0
+def test_two_homes_do_not_touch_each_other(stack: Stack, own: Stack) -> None:
+    own.start()
+    assert not set(stack.pids()) & set(own.pids())
+    query(stack.postgres.url, "create table mine as select 1")
+    assert query(own.postgres.url, "select to_regclass('mine')") == [(None,)]
+    own.stop()
+    assert own.processes.end_strays() == 0
     assert len(stack.pids()) == 2
     assert query(stack.postgres.url, "select * from mine") == [(1,)]
 
 
-def test_state_is_private_and_folders_above_stay_as_they_are(stack: Stack) -> None:
-    stack.start()
-    home = stack.processes.home
+def test_state_is_private_and_folders_above_stay_as_they_are(new: Stack) -> None:
+    new.start()
+    home = new.processes.home
     for path in ("postgres.json", "valkey.json", "valkey/valkey.conf", "run/postgres.json"):
         assert mode(home / path) == 0o600, path
     for folder in (home.parent, home, home / "postgres", home / "valkey", home / "logs"):
         assert mode(folder) == 0o700, folder
 
 
-def test_passwords_are_in_no_argument_environment_or_other_file(stack: Stack) -> None:
-    stack.start()
-    home = stack.processes.home
-    for server in stack.servers:
+def test_passwords_are_in_no_argument_environment_or_other_file(new: Stack) -> None:
+    new.start()
+    home = new.processes.home
+    for server in new.servers:
         endpoint = Endpoint.load(home / f"{server.name}.json")
         assert endpoint is not None
         assert endpoint.password not in repr(endpoint)
         for process in in_data_folder(server):
             assert endpoint.password not in " ".join(process.cmdline())
-        for process in stack.processes.strays():
+        for process in new.processes.strays():
             assert endpoint.password not in " ".join(process.environ().values())
         holders = [p for p in home.rglob("*") if p.is_file() and holds(p, endpoint.password)]
         assert {p.name for p in holders} <= {f"{server.name}.json", "valkey.conf"}
@@ -332,85 +356,81 @@ def holds(path: Path, text: str) -> bool:
     return text.encode() in path.read_bytes()
 
 
-def test_child_of_a_killed_process_is_found_and_ended(stack: Stack) -> None:
+def test_child_of_a_killed_process_is_found_and_ended(new: Stack) -> None:
     script = "import subprocess; subprocess.run(['sleep', '600'])"
-    parent = stack.processes.start("worker", [sys.executable, "-c", script])
+    parent = new.processes.start("worker", [sys.executable, "-c", script])
     assert wait_until(lambda: len(psutil.Process(parent.pid).children()) == 1, 60)
     child = psutil.Process(parent.pid).children()[0]
     assert wait_until(lambda: child.name() == "sleep", 60)
     os.kill(parent.pid, signal.SIGKILL)
-    assert wait_until(lambda: stack.processes.get("worker") is None, 60)
-    assert stack.processes.strays() == [child]
-    assert stack.processes.end_strays() == 1
-    assert stack.processes.strays() == []
+    assert wait_until(lambda: new.processes.get("worker") is None, 60)
+    assert new.processes.strays() == [child]
+    assert new.processes.end_strays() == 1
+    assert new.processes.strays() == []
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 
-def test_address_of_a_stack_never_started_says_how_to_start_it(stack: Stack) -> None:
+def test_address_of_a_stack_never_started_says_how_to_start_it(new: Stack) -> None:
     with pytest.raises(UnavailableError, match=r"membank up.*MEMBANK_DATABASE_URL"):
-        _ = stack.postgres.url
+        _ = new.postgres.url
     with pytest.raises(UnavailableError, match=r"membank up.*MEMBANK_REDIS_URL"):
-        _ = stack.valkey.url
+        _ = new.valkey.url
 
 
-def test_data_without_its_password_is_refused_and_kept(stack: Stack) -> None:
-    stack.postgres.start()
-    stack.postgres.stop()
-    (stack.processes.home / "postgres.json").unlink()
+def test_data_without_its_password_is_refused_and_kept(own: Stack) -> None:
+    (own.processes.home / "postgres.json").unlink()
     with pytest.raises(UnavailableError, match=r"postgres\.json.* is missing: restore it"):
-        stack.postgres.start()
-    assert (stack.postgres.folder / "PG_VERSION").exists()
+        own.postgres.start()
+    assert (own.postgres.folder / "PG_VERSION").exists()
 
 
-def test_damaged_state_file_is_named(stack: Stack) -> None:
-    stack.processes.home.mkdir()
-    (stack.processes.home / "valkey.json").write_text("{")
+def test_damaged_state_file_is_named(new: Stack) -> None:
+    new.processes.home.mkdir()
+    (new.processes.home / "valkey.json").write_text("{")
     with pytest.raises(UnavailableError, match=r"valkey\.json is damaged"):
-        stack.valkey.start()
+        new.valkey.start()
 
 
-def test_foreign_data_folder_is_refused_and_kept(stack: Stack) -> None:
-    stack.postgres.folder.mkdir(parents=True)
-    (stack.postgres.folder / "thesis.txt").write_text("mine")
+def test_foreign_data_folder_is_refused_and_kept(new: Stack) -> None:
+    new.postgres.folder.mkdir(parents=True)
+    (new.postgres.folder / "thesis.txt").write_text("mine")
     with pytest.raises(UnavailableError, match="is not a Postgres data folder"):
-        stack.postgres.start()
-    assert (stack.postgres.folder / "thesis.txt").read_text() == "mine"
+        new.postgres.start()
+    assert (new.postgres.folder / "thesis.txt").read_text() == "mine"
 
 
-def test_half_initialised_folder_is_begun_anew(stack: Stack) -> None:
-    half = stack.processes.home / "postgres.new"
+def test_half_initialised_folder_is_begun_anew(new: Stack) -> None:
+    half = new.processes.home / "postgres.new"
     half.mkdir(parents=True)
     (half / "PG_VERSION").write_text("18")
-    stack.postgres.start()
-    assert query(stack.postgres.url, "select 1") == [(1,)]
+    new.postgres.start()
+    assert query(new.postgres.url, "select 1") == [(1,)]
     assert not half.exists()
 
 
-def test_server_that_ends_at_once_is_reported_with_its_log(stack: Stack) -> None:
-    stack.postgres.start()
-    stack.postgres.stop()
-    with (stack.postgres.folder / "postgresql.conf").open("a") as configuration:
+def test_server_that_ends_at_once_is_reported_with_its_log(own: Stack) -> None:
+    with (own.postgres.folder / "postgresql.conf").open("a") as configuration:
         configuration.write("no_such_setting = 1\n")
     with pytest.raises(UnavailableError, match=r"Postgres exited immediately.*no_such_setting"):
-        stack.postgres.start()
-    assert stack.processes.strays() == []
+        own.postgres.start()
+    assert own.processes.strays() == []
 
 
-def test_missing_wheel_says_what_to_install(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_wheel_says_what_to_install(new: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(binaries, "find_spec", lambda name: None)
     with pytest.raises(UnavailableError, match=r"membank\[embedded\].*MEMBANK_DATABASE_URL"):
-        stack.postgres.start()
+        new.postgres.start()
     with pytest.raises(UnavailableError, match=r"membank\[embedded\].*MEMBANK_REDIS_URL"):
-        stack.valkey.start()
+        new.valkey.start()
 
 
 def test_root_without_user_namespaces_is_told_the_way_out(
-    stack: Stack, monkeypatch: pytest.MonkeyPatch
+    new: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(binaries, "_ORDINARY_USER", ("false",))
     with pytest.raises(UnavailableError, match=r"as an ordinary user.*MEMBANK_DATABASE_URL"):
-        stack.postgres.start()
+        new.postgres.start()
 
 
 def test_wheels_are_found_without_running_their_code() -> None:
