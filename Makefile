@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help setup demo test check chaos fuzz rights soak adapters measured clean
+.PHONY: help setup demo test test-long check chaos fuzz rights soak adapters measured clean
 
 help: ## List the targets
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
 
 setup: $(VENV)/.ready ## Make .venv with everything: program, servers, default models, tools
 
@@ -25,20 +25,22 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: setup ## The main job on sample handbooks, about a minute
 	$(BIN)/membank demo
 
-test: setup ## All tests, with servers that they start themselves
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+test: setup ## All tests but the long ones, with servers that they start themselves
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+
+test-long: chaos rights fuzz soak ## Those four in turn, an hour; KILLS, QUESTIONS, CALLS, SECONDS
 
 chaos: setup ## 200 kills at random while documents change; KILLS=n and SEED=s are taken
-	$(BIN)/python -m tests.chaos.run --kills $(or $(KILLS),200) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m tests.long.chaos.run --kills $(or $(KILLS),200) $(if $(SEED),--seed $(SEED))
 
 rights: setup ## 10,000 random questions against a plain model of the rights; QUESTIONS=n and SEED=s
-	$(BIN)/python -m tests.rights.run --questions $(or $(QUESTIONS),10000) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m tests.long.rights.run --questions $(or $(QUESTIONS),10000) $(if $(SEED),--seed $(SEED))
 
 soak: setup ## The HTTP service under clients for ten minutes, killed once; SECONDS=n and SEED=s
-	$(BIN)/python -m tests.soak.run --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m tests.long.soak.run --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
 
 fuzz: setup ## Calls made from the description of the HTTP service; CALLS=n, CLIENTS=n and SEED=s
-	$(BIN)/python -m tests.fuzz.run --calls $(or $(CALLS),5000) --clients $(or $(CLIENTS),1) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m tests.long.fuzz.run --calls $(or $(CALLS),5000) --clients $(or $(CLIENTS),1) $(if $(SEED),--seed $(SEED))
 
 adapters: setup ## Train the reader adapters again, hours; DATA=folder of the training files, OUT=folder
 	PATH="$(abspath $(BIN)):$$PATH" app/training/recipe.sh $(or $(DATA),../shared/data) $(or $(OUT),adapters)

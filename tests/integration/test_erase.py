@@ -21,8 +21,8 @@ from app.upkeep.erase import erase
 from app.vault import keyring
 from app.vault.keyring import KeyName
 from app.vault.seal import Place, unseal
-from tests.chaos.verdict import _traces
 from tests.conftest import PROFILE, Company, ask, begin_request, work_off
+from tests.long.chaos.verdict import _traces
 
 
 @pytest.fixture

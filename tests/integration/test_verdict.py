@@ -9,8 +9,8 @@ import redis
 
 from app.local.processes import Processes
 from app.local.valkey import EmbeddedValkey
-from tests.chaos.verdict import _left_over, _traces
 from tests.conftest import Company, work_off
+from tests.long.chaos.verdict import _left_over, _traces
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,8 @@ from app.demo import sample
 from app.local.processes import wait_until
 from app.local.stack import ENCODING, Stack
 from app.settings import settings
+from tests.long.soak.clients import Client
 from tests.serving import free_port
-from tests.soak.clients import Client
 
 _CLIENTS = 8
 _LONGEST_START = 60.0

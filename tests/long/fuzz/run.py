@@ -19,11 +19,13 @@ from app.bank.roles import Role
 from app.demo import sample
 from app.process.log import configure
 from app.runtime.models import generator
-from tests.fuzz.calls import Caller, Seen
-from tests.fuzz.known import Known
+from tests.long.fuzz.calls import Caller, Seen
+from tests.long.fuzz.known import Known
 from tests.serving import served
 
 PRINCIPAL = "hana"
+_SUCCEED = ("POST /v1/files", "POST /v1/chat/completions", "POST /v1/membank/erasure")
+"""Routes of which at least one call must succeed, or the calls are not worth much."""
 _FILES = {
     "dogs.md": b"# Dogs\n\nDogs may come on Friday.\n\n## Cats\n\nCats may not.\n",
     "rows.jsonl": b'{"id": "row", "text": "A row.", "metadata": {"n": 1}}\n{"text": "Another."}\n',
@@ -67,6 +69,7 @@ def run(
         caller.call(store.Case(path_parameters={"vector_store_id": f"vs_{found.id}"}))
         erasure = caller.schema["/v1/membank/erasure"]["POST"]
         caller.call(erasure.Case(body={"tenant": tenant}, media_type="application/json"))
+        caller.judge(_SUCCEED)
     return caller.seen
 
 

@@ -4,7 +4,7 @@ import math
 import random
 import threading
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +23,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from tests.fuzz.known import Known
+from tests.long.fuzz.known import Known
 
 CHECKS = [
     not_a_server_error,
@@ -95,7 +95,7 @@ class Caller:
                 tell(f"{made} calls, {len(self.seen.faults)} faults")
 
     def call(self, case: Case) -> None:
-        route = f"{case.operation.method.upper()} {case.operation.path}"
+        route = _route(case.operation)
         try:
             response = case.call(
                 *(self._url, self._session, self._headers),
@@ -118,12 +118,26 @@ class Caller:
             with self._alone:
                 self._known.learn(response.json())
 
+    def judge(self, succeed: Iterable[str]) -> None:
+        """Add the described routes that were never called to the faults, and those of `succeed` of
+        which no call succeeded."""
+        routes = {_route(found.ok()) for found in self.schema.get_all_operations()}
+        for route in sorted(routes - {route for route, _ in self.seen.statuses}):
+            self.seen.faults[f"{route}: never called"] = ""
+        done = {route for route, status in self.seen.statuses if status < 300}
+        for route in sorted(set(succeed) - done):
+            self.seen.faults[f"{route}: no call succeeded"] = ""
+
     def _note(self, fault: str, case: Case) -> None:
         try:
             curl = case.as_curl_command(base_url=self._url)
         except Exception:  # what no command can hold
             curl = repr(case)
         self.seen.faults.setdefault(fault, f'{curl} -H "Authorization: Bearer $KEY"')
+
+
+def _route(operation: Any) -> str:
+    return f"{operation.method.upper()} {operation.path}"
 
 
 def _cases(schema: Any, count: int, seed: str) -> list[Case]:

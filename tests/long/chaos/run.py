@@ -32,8 +32,8 @@ from app.queue import status
 from app.runtime.identity import profile
 from app.runtime.models import models
 from app.settings import settings
-from tests.chaos.changes import Client, Writer
-from tests.chaos.verdict import faults
+from tests.long.chaos.changes import Client, Writer
+from tests.long.chaos.verdict import faults
 
 SERVICES = (*ENCODING, "api")
 VICTIMS = (*("worker", "worker", "relay", "valkey", "postgres") * 3, "api")
