@@ -48,6 +48,23 @@ hypothesis_settings.register_profile(
 hypothesis_settings.load_profile("membank")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep in one process what shares the stack, or a fixture of its module; all else goes to
+    whichever process is free."""
+    for item in items:
+        if group := _group(item):
+            item.add_marker(pytest.mark.xdist_group(group))
+
+
+def _group(item: pytest.Item) -> str | None:
+    fixtures = item._fixtureinfo.name2fixturedefs  # type: ignore[attr-defined]
+    if any(fixture.scope == "session" for fixture in fixtures.get("stack", ())):
+        return "stack"
+    if any(each.scope in ("module", "class") for found in fixtures.values() for each in found):
+        return item.nodeid.partition("::")[0]
+    return None
+
+
 @pytest.fixture(scope="session")
 def laid_out_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home to copy, see `servers.laid_out`."""

@@ -1,10 +1,11 @@
-"""One real stack for all end-to-end tests: Postgres, Valkey, worker, relay, the default models."""
+"""One real stack for the end-to-end tests: servers, worker, relay, HTTP service, default models."""
 
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,11 +15,19 @@ from app.access.tenants import add_tenant
 from app.bank.banks import add_bank
 from app.cli import main
 from app.demo.sample import temporary_stack
-from app.local.stack import Stack
+from app.local.stack import SERVICES, Stack
 from app.runtime.identity import profile
 from tests.serving import free_port
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Stacks that are started count for the test that comes first."""
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(here) and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(300))
 
 
 @pytest.fixture(scope="session")
@@ -28,8 +37,14 @@ def stack() -> Iterator[Stack]:
         patch.setenv("MEMBANK_LEASE_SECONDS", "6")
         # Nobody else takes it while the service is down.
         patch.setenv("MEMBANK_API_PORT", str(free_port()))
-        with temporary_stack(lambda _: None) as running:
+        with temporary_stack(lambda _: None, SERVICES) as running:
             yield running
+
+
+@pytest.fixture(scope="session")
+def url(stack: Stack) -> str:
+    """Of the stack's HTTP service, which whoever ends it starts again."""
+    return str(stack.addresses()["api_url"])
 
 
 @pytest.fixture(scope="session")

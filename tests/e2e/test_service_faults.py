@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -31,13 +30,6 @@ SUBJECTS = {
     "parking": ("parking places for visitors", (12, 55)),
 }
 QUESTION = "How many days of annual leave are there?"
-
-
-@pytest.fixture(scope="module")
-def url(stack: Stack) -> Iterator[str]:
-    stack.service("api")
-    yield str(stack.addresses()["api_url"])
-    stack.processes.stop("api")
 
 
 @pytest.fixture(scope="module")
