@@ -292,6 +292,7 @@ class TestDisk:
         assert whole.read_bytes() == good
 
     def test_files_are_their_owners_and_named_by_numbers(self, warm: list[Passage]) -> None:
+        assert len(files()) == len(warm) > 0
         for file in files():
             assert file.stat().st_mode & 0o777 == 0o600
             assert file.parent.stat().st_mode & 0o777 == 0o700

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from app.demo.sample import HANDBOOKS
 from app.ingest.blocks import first_heading
 from app.ingest.document import Document
 from app.ingest.read import read
@@ -282,13 +283,16 @@ def test_work_grows_no_faster_than_the_text(kind: str) -> None:
     assert work(40_000) < 5 * work(10_000)
 
 
-HANDBOOKS = Path(__file__).parents[4] / "shared/data/demo_handbooks.jsonl.gz"
+SAMPLES = {HANDBOOKS / "northwind": 21, HANDBOOKS / "harbor": 21}
+REAL = Path(__file__).parents[4] / "shared/data/demo_handbooks.jsonl.gz"
+if REAL.exists():
+    SAMPLES[REAL] = 531
 
 
-@pytest.mark.skipif(not HANDBOOKS.exists(), reason="the shared handbooks are not here")
-def test_real_handbooks_are_read_and_split_without_a_failure() -> None:
-    documents = list(read([HANDBOOKS], 64_000_000))
-    assert len(documents) == 531
+@pytest.mark.parametrize("handbooks", SAMPLES, ids=lambda path: path.name)
+def test_handbooks_are_read_and_split_without_a_failure(handbooks: Path) -> None:
+    documents = list(read([handbooks], 64_000_000))
+    assert len(documents) == SAMPLES[handbooks]
     for document in documents:
         assert isinstance(document, Document), document
         chunks = split(document.title, document.text, thirds)

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from app.errors import TrainingError
+from app.local.processes import wait_until
 from app.memory.encode import Encoder
 from app.memory.model.load import LanguageModel
 from app.training.checkpoint import Checkpoint, whole
@@ -135,9 +135,8 @@ def test_a_killed_process_resumes_to_the_same_weights(tmp_path: Path) -> None:
     here = os.environ | {"OMP_NUM_THREADS": "1"}
     killed = subprocess.Popen([*command, str(tmp_path / "cut"), "slow"], env=here)
     file = tmp_path / "cut" / "checkpoint.safetensors"
-    while not file.exists():
-        assert killed.poll() is None
-        time.sleep(0.05)
+    assert wait_until(lambda: killed.poll() is not None or file.exists(), 100)
+    assert killed.poll() is None
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     for folder in ("cut", "whole"):
