@@ -18,6 +18,7 @@ from sqlalchemy import text
 
 from app.db.addresses import database_url
 from app.db.session import Asker, driver_of, outside, transaction
+from app.db.sql import statements
 from app.db.tenants import next_tenant
 
 PREFIX = "memory_key_near_"
@@ -122,17 +123,8 @@ def _there(owner: psycopg.Connection) -> dict[str, bool]:
     return dict(rows.fetchall())
 
 
-_COUNTED = text(
-    """
-    SELECT c.bank_id, c.profile_id, c.count, (
-        SELECT vector_dims(k.embedding) FROM memory_key k
-        WHERE k.tenant_id = :tenant AND k.bank_id = c.bank_id AND k.profile_id = c.profile_id
-        LIMIT 1) AS dimensions
-    FROM (
-        SELECT k.bank_id, k.profile_id, count(*) FROM memory_key k WHERE k.tenant_id = :tenant
-        GROUP BY k.bank_id, k.profile_id HAVING count(*) >= :least) c
-    """
-)
+_SQL = statements(__file__)
+_COUNTED = text(_SQL["counted"])
 
 
 def _large(least: float) -> list[_Keys]:

@@ -18,6 +18,7 @@ from sqlalchemy import Connection, Row, TextClause, text
 
 from app.bank import filters
 from app.db.session import Asker
+from app.db.sql import statements
 from app.search.indexes import index_name
 
 Way = Literal["all", "index", "documents"]
@@ -27,57 +28,12 @@ _SCANNED = 60
 _REMEMBERED = 60.0
 """Seconds before an index is tried again for an asker to whom it returned too few rows."""
 
-# Rights (by policy), staleness and filter are settled before LIMIT, so as many rows come back as
-# may be read. Documents are joined after it: joined before, the planner expects to find one of them
-# and reads all keys again for each (250 ms instead of 10 for 3,853 keys). For the same reason texts
-# are looked up one by one: joined, all documents were gone through for each (40 ms for 12,500).
-_OF_ALL = """
-    WITH near AS MATERIALIZED (
-        SELECT k.chunk_id, k.document_id, {distance} AS distance
-        FROM memory_key k
-        WHERE k.tenant_id = :tenant AND k.bank_id = :bank AND k.profile_id = :profile
-            AND k.document_id NOT IN (  -- hashed, however many there are
-                SELECT d.id FROM document d WHERE d.tenant_id = :tenant AND d.bank_id = :bank
-                    AND (d.revision <> d.split_revision OR d.text_hash <> d.content_hash{unfit}))
-        ORDER BY {order} LIMIT :size)
-    """
-_BY_DOCUMENTS = """
-    WITH fit AS MATERIALIZED (
-        SELECT d.id FROM document d WHERE d.tenant_id = :tenant AND d.bank_id = :bank
-            AND d.revision = d.split_revision AND d.text_hash = d.content_hash{fit}),
-    near AS MATERIALIZED (
-        SELECT k.chunk_id, k.document_id, k.distance
-        FROM fit CROSS JOIN LATERAL (  -- OFFSET keeps the planner from turning it round
-            SELECT k.chunk_id, k.document_id, {distance} AS distance FROM memory_key k
-            WHERE k.tenant_id = :tenant AND k.bank_id = :bank AND k.document_id = fit.id
-                AND k.profile_id = :profile OFFSET 0) k
-        ORDER BY {order} LIMIT :size)
-    """
-_WITH_TEXTS = """
-    SELECT n.chunk_id, n.document_id, n.distance, d.title, d.source, c.text,
-        c.heading, c.start_at, c.end_at, d.file_id
-    FROM near n
-    CROSS JOIN LATERAL (SELECT title, source, file_id FROM document WHERE tenant_id = :tenant
-        AND bank_id = :bank AND id = n.document_id LIMIT 1) d
-    CROSS JOIN LATERAL (SELECT text, heading, start_at, end_at FROM chunk
-        WHERE tenant_id = :tenant AND id = n.chunk_id LIMIT 1) c
-    ORDER BY n.distance + 0, n.chunk_id  -- the index's own order is a rough one
-    """
+_SQL = statements(__file__)
+_OF_ALL = _SQL["of_all"]
+_BY_DOCUMENTS = _SQL["by_documents"]
+_WITH_TEXTS = _SQL["with_texts"]
 
-# Of a tenant's documents hardly any is not served, but the planner takes all to be so, and would
-# rather read every one than ask the index of those. Where all keys of a bank are compared, rights
-# are hashed once (each_alone() in migrations/schema). What an index brings later may be nearer than
-# what it brought before, and strict_order would drop it.
-_READY = text(
-    "SELECT usable, set_config('enable_seqscan', 'off', true),"
-    " set_config('membank.searched', :bank, true),"
-    " set_config('membank.each_alone', CASE WHEN usable THEN 'on' ELSE 'off' END, true),"
-    " set_config('hnsw.iterative_scan', 'relaxed_order', true),"
-    " set_config('hnsw.ef_search', :list, true), set_config('hnsw.max_scan_tuples', :most, true)"
-    " FROM (SELECT coalesce((SELECT i.indisvalid FROM pg_class c"
-    " JOIN pg_index i ON i.indexrelid = c.oid WHERE c.relname = :name"
-    " AND c.relnamespace = 'public'::regnamespace), false) AS usable) u"
-)
+_READY = text(_SQL["ready"])
 _TOGETHER = text("SELECT set_config('membank.each_alone', 'off', true)")
 
 _short: OrderedDict[tuple[object, ...], float] = OrderedDict()
@@ -139,7 +95,7 @@ class Nearest:
             "unfit": "" if fits is None else f" OR {fits} IS NOT TRUE",
         }
         ways = _BY_DOCUMENTS if way == "documents" else _OF_ALL
-        return text(ways.format(**parts) + _WITH_TEXTS), values
+        return text(f"{ways.format(**parts)}\n{_WITH_TEXTS}"), values
 
     def _run(self, connection: Connection, way: Way, size: int) -> Sequence[Row[Any]]:
         return connection.execute(*self.statement(way, size)).all()

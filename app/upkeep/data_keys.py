@@ -7,22 +7,15 @@ from sqlalchemy import text
 from app.access import audit
 from app.access.tenants import tenant_id
 from app.db.session import Asker, transaction
+from app.db.sql import statements
 from app.errors import ConflictError, UsageError
 from app.vault import keyring
 from app.vault.keyring import KeyName
 from app.vault.masters import masters
 from app.vault.seal import add_key, last_version
 
-_STATUS = text(
-    """
-    SELECT t.name AS tenant, t.id AS tenant_id, k.version, k.id, k.created_at, k.destroyed_at,
-           (SELECT count(*) FROM memory_blob b WHERE b.tenant_id = t.id
-                AND b.key_version = k.version) AS blobs,
-           (SELECT count(*) FROM memory_blob b WHERE b.tenant_id = t.id
-                AND b.key_version IS NULL) AS plain
-    FROM tenant t LEFT JOIN tenant_key k ON k.tenant_id = t.id ORDER BY t.name, k.version
-    """
-)
+_SQL = statements(__file__)
+_STATUS = text(_SQL["status"])
 
 
 def status() -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""What an analyser of row-level security says of the schema, but for what is so by design."""
+"""What an analyser of row-level security says of the schema, but for what is so by design.
+
+It asks in its own words what app/db/isolation.py asks in ours.
+"""
 
 import json
 import subprocess

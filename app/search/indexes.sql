@@ -1,0 +1,9 @@
+-- name: counted
+-- Banks of a tenant with so many keys or more, and how long their keys are.
+SELECT c.bank_id, c.profile_id, c.count, (
+    SELECT vector_dims(k.embedding) FROM memory_key k
+    WHERE k.tenant_id = :tenant AND k.bank_id = c.bank_id AND k.profile_id = c.profile_id
+    LIMIT 1) AS dimensions
+FROM (
+    SELECT k.bank_id, k.profile_id, count(*) FROM memory_key k WHERE k.tenant_id = :tenant
+    GROUP BY k.bank_id, k.profile_id HAVING count(*) >= :least) c
