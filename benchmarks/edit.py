@@ -7,6 +7,7 @@ then the new one, and whether it is still the old one. RAG reads the same text i
 import random
 import re
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,12 @@ from typing import Any
 import torch
 
 from app.errors import UsageError
-from app.evaluation.command import Plan, Reader
 from app.evaluation.corpus import Corpus, pieces_of
 from app.evaluation.memories import MemoryStore
 from app.evaluation.metrics import Interval, contains, interval
+from app.evaluation.plan import Plan
 from app.evaluation.questions import Question, read, sample
-from app.evaluation.reading import answers
+from app.evaluation.reading import Reader
 from app.evaluation.retrieval import Retrieved
 from app.process import console
 from app.runtime.identity import count_tokens
@@ -88,10 +89,9 @@ def run(file: Path, n: int, adapter: str | None, seed: int, as_json: bool) -> No
     if len(some) < n:
         raise UsageError(f"{file} gives {len(some)} edits, -n asks for {n}")
     m = models()
-    store = MemoryStore.of(m)
-    reader = Reader(m, store, Plan(modes=_MODES, adapter=adapter))
+    plan = Plan(modes=_MODES, max_tokens=_MOST_TOKENS, adapter=adapter)
     told: dict[Mode, list[Told]] = {mode: [] for mode in _MODES}
-    with console.progress() as bar:
+    with closing(Reader(m, MemoryStore.of(m), plan)) as reader, console.progress() as bar:
         task = bar.add_task("edits", total=n, rate="")
         for edit in some:
             for mode in _MODES:
@@ -110,10 +110,9 @@ def run(file: Path, n: int, adapter: str | None, seed: int, as_json: bool) -> No
 
 
 def _ask(reader: Reader, mode: Mode, edit: Edit) -> Told:
-    tail = reader.tail(mode, edit.question)
-    read = [Retrieved((text,), (1.0,), ("",)) for text in (edit.before, edit.after)]
-    memories = reader.memories(mode, read, 1)
-    return Told(*answers(reader.read(mode).lm, [tail, tail], memories, _MOST_TOKENS))
+    found = [Retrieved((text,), (1.0,), ("",)) for text in (edit.before, edit.after)]
+    read = [reader.memories(mode, one, 1) for one in found]
+    return Told(*reader.said(mode, [edit.question] * 2, read))
 
 
 def _scores(some: Sequence[Edit], told: Sequence[Told]) -> dict[str, Any]:

@@ -8,52 +8,57 @@ was cut off goes on where it stopped, and a setting added later is measured alon
 
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.answer import question as answering
+from app.answer.engine import Engine
 from app.errors import UsageError
 from app.evaluation.questions import Question, sample
 from app.evaluation.questions import read as read_questions
-from app.evaluation.reading import Asking, read
 from app.ingest.split import split
+from app.memory.compose import Memories, compose
 from app.memory.encode import Encoder
 from app.memory.kv import KV
-from app.memory.model.load import LanguageModel
 from app.memory.model.prompt import CLOSED_INSTRUCTION, Prompt
 from app.process import console
 from app.runtime.identity import codebooks, count_tokens
 from app.runtime.models import Models, models, reading
+from app.settings import settings
 from benchmarks import frontier_report
+from benchmarks.divergence import Asking, read
 from benchmarks.frontier_results import Answer, Asked, Results
 from benchmarks.setting import DEFAULT, DENSE, Encoded, Setting, Settings
 
 RAG, CLOSED = "rag", "closed"
 _ROWS = 48
-"""Of a batch. On two cores 11, 33 and 45 rows decode a token in 0.19, 0.25 and 0.28 s; 132 spend
-far more on moving memory than they save."""
+"""Of a batch: each keeps its memories, and once more in its cache."""
 
 
 @dataclass(frozen=True)
 class Reader:
     """One model with what is in front of a question: the shared prefix, or closed book's.
 
-    lm: what reads, the model itself or with a reader adapter.
+    adapter: what reads, as MEMBANK_ADAPTER names it.
     """
 
     models: Models
-    lm: LanguageModel
+    engine: Engine
+    adapter: str
     closed: Encoder
 
     @classmethod
-    def of(cls, m: Models, lm: LanguageModel) -> "Reader":
-        return cls(m, lm, Encoder(m.lm, Prompt.of(m.lm.tokenizer, CLOSED_INSTRUCTION).prefix))
+    def of(cls, m: Models, engine: Engine, adapter: str) -> "Reader":
+        closed = Encoder(m.lm, Prompt.of(m.lm.tokenizer, CLOSED_INSTRUCTION).prefix)
+        return cls(m, engine, adapter, closed)
 
     def ask(
         self, questions: Sequence[Question], compared: Sequence[Setting], max_tokens: int
     ) -> list[Asked]:
-        """All rows of questions of one length; the first of `compared` is the dense reference."""
+        """All rows of some questions; the first of `compared` is the dense reference."""
         sheets = [self._sheet(question, compared) for question in questions]
-        readings = read(self.lm, [sheet.asking for sheet in sheets], max_tokens)
+        readings = read(self.engine, [sheet.asking for sheet in sheets], max_tokens)
         names = [*(setting.name for setting in compared), RAG, CLOSED]
         return [
             Asked(
@@ -77,15 +82,13 @@ class Reader:
         text = dense if len(dense) == 1 else m.encoder.encode([[i for c in chunks for i in c]])
         memories = [_behind(m.encoder, kvs) for kvs, _ in small]
         rows = [*memories, _behind(m.encoder, text), _behind(self.closed, [])]
+        asked = answering.Question(question.question, adapter=self.adapter)
         return _Sheet(
-            Asking(self.tail(question), rows),
+            Asking(asked, m.prompt.tail(question.question), rows),
             [*(size for _, size in small), None, None],
             sum(map(len, chunks)),
             sum(2 * (kv.keys.numel() + kv.values.numel()) for kv in dense),
         )
-
-    def tail(self, question: Question) -> list[int]:
-        return self.models.prompt.tail(question.question)
 
     def chunks(self, question: Question) -> list[list[int]]:
         """Token ids of the gold passages' chunks, split as a worker splits documents."""
@@ -135,8 +138,7 @@ def run(
         name: _drawn(file, n, seed) for (name, file), n in zip(files.items(), numbers, strict=True)
     }
     m = models()
-    reader = reading("memory", adapter)
-    learnt = "none" if reader.adapter is None else reader.adapter.id
+    learnt = reading("memory", adapter).adapter
     compared = Settings(m.encoder, m.profile.model, codebooks()).of(names or DEFAULT)
     results = Results.of(
         out,
@@ -145,10 +147,12 @@ def run(
             "dtype": str(m.lm.dtype).removeprefix("torch."),
             "prefix": m.profile.prefix,
             "max_tokens": max_tokens,
-            "adapter": learnt,
+            "adapter": "none" if learnt is None else learnt.id,
+            "weights": settings().weights,
         },
     )
-    _measure(Reader.of(m, reader.lm), asked, compared, results, max_tokens)
+    with closing(Engine(_ROWS)) as engine:
+        _measure(Reader.of(m, engine, adapter), asked, compared, results, max_tokens)
     found = {
         name: results.asked(name, [question.id for question in questions])
         for name, questions in asked.items()
@@ -173,7 +177,7 @@ def _measure(
     """Ask what `results` does not hold yet, one line of it for each question."""
     with console.progress() as progress:
         for name, questions in asked.items():
-            batches = _batches(reader, name, questions, compared, results)
+            batches = _batches(name, questions, compared, results)
             left = sum(len(batch) for batch, _ in batches)
             task = progress.add_task(
                 name, total=len(questions), completed=len(questions) - left, rate=""
@@ -188,21 +192,20 @@ def _measure(
 
 
 def _batches(
-    reader: Reader,
     name: str,
     questions: Sequence[Question],
     compared: Sequence[Setting],
     results: Results,
 ) -> list[tuple[list[Question], list[Setting]]]:
-    """Questions of one length that miss the same settings, and these after the dense one."""
-    alike: dict[tuple[int, tuple[int, ...]], list[Question]] = {}
+    """Questions that miss the same settings, and these after the dense one."""
+    alike: dict[tuple[int, ...], list[Question]] = {}
     for question in questions:
         done = results.known(name, question.id)
         missing = tuple(i for i, s in enumerate(compared) if i and s.name not in done)
         if missing or not done:
-            alike.setdefault((len(reader.tail(question)), missing), []).append(question)
+            alike.setdefault(missing, []).append(question)
     batches = []
-    for (_, missing), some in sorted(alike.items(), key=lambda item: item[0]):
+    for missing, some in sorted(alike.items()):
         size = max(1, _ROWS // (len(missing) + 3))
         settings_ = [compared[0], *(compared[i] for i in missing)]
         batches += [(some[i : i + size], settings_) for i in range(0, len(some), size)]
@@ -216,5 +219,5 @@ def _drawn(file: Path, n: int, seed: int) -> list[Question]:
     return sample(fit, n, seed)
 
 
-def _behind(encoder: Encoder, kvs: Sequence[KV]) -> list[KV]:
-    return [*([] if encoder.prefix is None else [encoder.prefix]), *kvs]
+def _behind(encoder: Encoder, kvs: Sequence[KV]) -> Memories:
+    return compose([kvs], encoder.lm.rotary, encoder.prefix)

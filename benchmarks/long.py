@@ -6,16 +6,17 @@ stands anywhere in it. Truncation is what a user does without search: the text t
 
 import random
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
 from app.errors import UsageError
-from app.evaluation.command import Plan, Reader
 from app.evaluation.corpus import Corpus, Piece, Vectors
 from app.evaluation.memories import MemoryStore
 from app.evaluation.metrics import Interval, contains, f1, interval
+from app.evaluation.plan import Plan
 from app.evaluation.questions import Passage, Question, read, sample
-from app.evaluation.reading import answers
+from app.evaluation.reading import Reader
 from app.evaluation.retrieval import Retrieved
 from app.ingest.split import split
 from app.memory.compose import compose
@@ -25,7 +26,7 @@ from app.runtime.models import Models, models
 
 _MOST_TOKENS = 24
 _ROWS = 4
-"""Questions of a batch that read a whole window: each holds its keys and values again."""
+"""Questions of a batch that read a whole window: each keeps its keys and values."""
 
 
 def document(questions: Sequence[Question], n: int, tokens: int, seed: int) -> tuple[str, int]:
@@ -65,12 +66,13 @@ def run(
     text, size = document(drawn, n, tokens, seed)
     asked = drawn[:n]
     m = models()
-    reader = Reader(m, MemoryStore.of(m), Plan(modes=("memory", "rag"), adapter=adapter))
+    plan = Plan(modes=("memory", "rag"), max_tokens=_MOST_TOKENS, adapter=adapter)
     window, seen = _window(m, asked, text)
-    told = {
-        f"memory, k = {k}": _remembered(m, reader, asked, text, k),
-        "truncated": _truncated(m, reader, asked, window),
-    }
+    with closing(Reader(m, MemoryStore.of(m), plan)) as reader:
+        told = {
+            f"memory, k = {k}": _remembered(m, reader, asked, text, k),
+            "truncated": _truncated(m, reader, asked, window),
+        }
     inside = [float(any(_body(p) in seen for p in q.gold_passages)) for q in asked]
     scores = {mode: _scores(asked, said) for mode, said in told.items()}
     of_each = [[f1(a, q.answers) for q, a in zip(asked, s, strict=True)] for s in told.values()]
@@ -122,10 +124,8 @@ def _remembered(
         task = bar.add_task("memory", total=len(asked), rate="")
         for question, nearest, relevances in zip(asked, hits.pieces, hits.scores, strict=True):
             texts = tuple(pieces[i].text for i in nearest)
-            read = Retrieved(texts, tuple(relevances), texts)
-            memories = reader.memories("memory", [read], k)
-            tail = reader.tail("memory", question)
-            said += answers(reader.read("memory").lm, [tail], memories, _MOST_TOKENS)
+            read = reader.memories("memory", Retrieved(texts, tuple(relevances), texts), k)
+            said += reader.said("memory", [question], [read])
             bar.advance(task)
     return said
 
@@ -134,22 +134,15 @@ def _truncated(
     m: Models, reader: Reader, asked: Sequence[Question], window: list[int]
 ) -> list[str]:
     """The same beginning is in front of every question, so it is read once."""
-    (beginning,) = m.encoder.encode([window])
-    said: dict[str, str] = {}
-    alike: dict[int, list[Question]] = {}
-    for question in asked:
-        alike.setdefault(len(reader.tail("rag", question)), []).append(question)
+    read = compose([m.encoder.encode([window])], m.lm.rotary, m.encoder.prefix)
+    said = list[str]()
     with console.progress() as bar:
         task = bar.add_task("truncated", total=len(asked), rate="")
-        for group in alike.values():
-            for start in range(0, len(group), _ROWS):
-                some = group[start : start + _ROWS]
-                memories = compose([[beginning]] * len(some), m.lm.rotary, m.encoder.prefix)
-                tails = [reader.tail("rag", question) for question in some]
-                told = answers(reader.read("rag").lm, tails, memories, _MOST_TOKENS)
-                said.update((q.id, answer) for q, answer in zip(some, told, strict=True))
-                bar.advance(task, len(some))
-    return [said[question.id] for question in asked]
+        for start in range(0, len(asked), _ROWS):
+            some = asked[start : start + _ROWS]
+            said += reader.said("rag", some, [read] * len(some))
+            bar.advance(task, len(some))
+    return said
 
 
 def _scores(asked: Sequence[Question], said: Sequence[str]) -> dict[str, Interval]:

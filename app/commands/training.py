@@ -71,9 +71,10 @@ def evaluate(
 ) -> None:
     """Ask a question file in each mode: how right, what was found, and what was made up."""
     from app.evaluation import command
+    from app.evaluation.plan import Plan
 
     modes: Any = tuple(part.strip() for part in mode.split(","))
-    plan = command.Plan(modes, tuple(numbers("-k", k)), n, seed, max_tokens, gold, adapter)
+    plan = Plan(modes, tuple(numbers("-k", k)), n, seed, max_tokens, gold, adapter)
     report, value = command.run(file, plan, corpus, out)
     if as_json:
         console.print_json(value)
