@@ -1,12 +1,12 @@
-"""The exception tree. Every message names the thing that is wrong and the way out."""
+"""The exception tree. Every message names what is wrong and the way out."""
 
 
 class MembankError(Exception):
-    """Anything a user can cause or mend. The command prints it as one line and exits with 1."""
+    """Anything that a user can cause or fix. The command prints it as one line and exits with 1."""
 
     exit_code = 1
     retry_after: float | None = None
-    """Seconds after which the same may succeed, where that is known."""
+    """Seconds after which a retry may succeed, if known."""
 
 
 class UsageError(MembankError):
@@ -16,53 +16,53 @@ class UsageError(MembankError):
 
 
 class TooLargeError(UsageError):
-    """A request with more bytes than are taken."""
+    """A request that has more bytes than are accepted."""
 
 
 class FilterError(UsageError):
-    """A condition on metadata that cannot be understood, or on a field that no document has."""
+    """A metadata filter that cannot be parsed, or names a field that no document has."""
 
 
 class NotFoundError(MembankError):
-    """A tenant, principal, bank or document that is not there, or not for the one who asks."""
+    """A tenant, principal, bank or document that does not exist, or that the asker may not see."""
 
 
 class ModelNotFoundError(NotFoundError):
-    """A bank or an adapter, named as a model, that is not there, or not for the one who asks."""
+    """A bank or adapter, named as a model, that does not exist, or that the asker may not see."""
 
 
 class UnauthorizedError(MembankError):
-    """A key or token that is missing, wrong, expired or revoked: nobody knows who asks."""
+    """A key or token that is missing, wrong, expired or revoked, so the asker is unknown."""
 
 
 class ForbiddenError(MembankError):
-    """Who asks is known, and may not do this."""
+    """The asker is known, but may not do this."""
 
 
 class ConflictError(MembankError):
-    """Something of that name exists already."""
+    """Something with that name already exists, or was changed at the same time."""
 
 
 class QuotaError(MembankError):
-    """A tenant holds, or has asked today, as much as its quota lets it."""
+    """A tenant holds, or has used today, as much as its quota allows."""
 
 
 class BusyError(MembankError):
-    """More is asked at once than can be answered soon."""
+    """More requests at once than can be answered soon."""
 
     retry_after = 1.0
 
 
 class LateError(MembankError):
-    """What was asked for took longer than a request may."""
+    """A request that took longer than it may."""
 
 
 class VaultError(MembankError):
-    """A memory that does not open: no key, a wrong one, or another row than it was sealed for."""
+    """A memory that does not open: the key is missing or wrong, or it belongs to another row."""
 
 
 class UnavailableError(MembankError):
-    """A server that is needed does not answer: Postgres, Valkey."""
+    """A server that is needed, such as Postgres or Valkey, does not answer."""
 
     retry_after = 1.0
 
@@ -72,7 +72,7 @@ class IngestError(MembankError):
 
 
 class ModelError(MembankError):
-    """A model that cannot be found, loaded or supported."""
+    """A model that cannot be found or loaded, or is not supported."""
 
 
 class ProfileError(MembankError):
@@ -80,7 +80,7 @@ class ProfileError(MembankError):
 
 
 class TrainingError(MembankError):
-    """Data that cannot be trained on, a run that cannot go on, a result that cannot be kept."""
+    """Data that cannot be trained on, a run that cannot go on, or a result that cannot be saved."""
 
 
 class AdapterError(MembankError):

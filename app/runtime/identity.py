@@ -1,6 +1,6 @@
-"""What this process encodes and reads with, as the settings name it.
+"""The profile, codec and prompt that the settings give this process.
 
-Loads no weights, and torch only to read a compaction that keeps less than all.
+Loads no weights, and imports torch only to parse a compaction that keeps less than all.
 """
 
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ def tokenizer() -> Any:
 
 @lru_cache(maxsize=1)
 def profile() -> Profile:
-    """The encoder profile of the configured models. Loads no weights."""
+    """The encoder profile of the configured models."""
     return Profile(
         model=_fingerprint(language_model_folder(settings().model, settings().models)),
         embedder=_fingerprint(embedder_folder(settings().embedder)),
@@ -48,21 +48,24 @@ def profile() -> Profile:
 
 @lru_cache(maxsize=1)
 def codec_name() -> CodecName:
-    """The codec that the settings choose for the configured model."""
+    """The name of the codec that the settings select for the configured model."""
     model = _fingerprint(language_model_folder(settings().model, settings().models))
     return chosen(settings().codec, model, codebooks())
 
 
 @lru_cache(maxsize=1)
 def compactor() -> "Compactor":
-    """What the settings keep of a memory. Raises UsageError when they cannot be read."""
+    """The compaction that the settings select.
+
+    Raises UsageError when it cannot be read, or does not go with the codec.
+    """
     from app.memory.sparse.compact import Compactor
 
     found = Compactor.parse(settings().compaction)
     if found.drops_layers and codec_name().codebook is not None:
         raise UsageError(
-            f"MEMBANK_COMPACTION={settings().compaction} drops layers, and the fitted codec takes"
-            " all of them together: set MEMBANK_CODEC to another, or leave the layers out"
+            f"MEMBANK_COMPACTION={settings().compaction} drops layers, but a fitted codec packs"
+            " all layers together: set MEMBANK_CODEC to another codec, or leave out `layers`"
         )
     return found
 
@@ -73,17 +76,17 @@ def _selection() -> str:
 
 
 def codebooks() -> Path:
-    """Where this machine keeps the codebooks that were fitted here."""
+    """The folder of the codebooks that were fitted on this machine."""
     return settings().models.expanduser() / "codebooks"
 
 
 def native() -> Path:
-    """Where this machine keeps what it compiled for itself."""
+    """The folder of the C code that was compiled on this machine."""
     return settings().models.expanduser() / "native"
 
 
 def cache() -> Path:
-    """Where this machine keeps vectors and memories of training and evaluation texts."""
+    """The folder of cached vectors and memories of training and evaluation texts."""
     return settings().models.expanduser().parent / "evaluation"
 
 
@@ -92,15 +95,15 @@ def _fingerprint(folder: str) -> str:
 
 
 def require_reading(bank: Bank) -> None:
-    """Raises ProfileError when a bank's memories cannot be read by this process.
+    """Raises ProfileError when this process cannot read a bank's memories.
 
-    Codec and selection may be others than this process's: a blob says how it is packed.
+    Codec and selection may differ from this process's, because a blob says how it is packed.
     """
     _require(bank, READING)
 
 
 def require_splitting(bank: Bank) -> None:
-    """Raises ProfileError when a bank's documents are split otherwise than by this process."""
+    """Raises ProfileError when this process would split a bank's documents differently."""
     _require(bank, SPLITTING)
 
 
@@ -112,21 +115,21 @@ def _require(bank: Bank, fields: Sequence[str]) -> None:
     if bank.switched_at:
         told += f" since {bank.switched_at:%Y-%m-%d %H:%M:%S%z}"
     if bank.next_profile:
-        told += f" and is being encoded anew under {bank.next_profile}"
+        told += f" and is being re-encoded under {bank.next_profile}"
     names = " and ".join(dict.fromkeys(SETTINGS.get(field, field) for field in strange))
     raise ProfileError(
         f"{told}; this process has {profile().id} (model {settings().model}), with another"
-        f" {', '.join(strange)}: set {names} as the bank's profile has it, let the bank be encoded"
-        " anew (membank bank reencode), or make a new bank and ingest again"
+        f" {', '.join(strange)}: set {names} as in the bank's profile, re-encode the bank"
+        " (membank bank reencode), or make a new bank and ingest again"
     )
 
 
 @lru_cache(maxsize=1)
 def prompt() -> Prompt:
-    """The configured model's prompt, without its weights."""
+    """The configured model's prompt."""
     return Prompt.of(tokenizer())
 
 
 def count_tokens(text: str) -> int:
-    """Tokens that a chunk takes, the blank line that follows it included."""
+    """The number of tokens in a chunk, including the blank line after it."""
     return len(prompt().chunk(text))

@@ -1,4 +1,4 @@
-"""The models of this process, loaded once, as the settings name them."""
+"""The models that the settings name, loaded once per process."""
 
 import threading
 from dataclasses import dataclass
@@ -45,13 +45,13 @@ class Models:
 
     @property
     def window(self) -> int:
-        """Tokens that a question and its answer may have."""
+        """The most tokens that a prompt and its answer may have together."""
         return int(self.lm.model.config.get_text_config().max_position_embeddings)
 
 
 @lru_cache(maxsize=1)
 def models() -> Models:
-    """Load everything. Takes some seconds, once per process."""
+    """Load all models. The first call takes several seconds."""
     import torch
 
     from app.memory.embed.embedder import Embedder
@@ -79,12 +79,12 @@ def loaded() -> bool:
 
 @lru_cache(maxsize=1)
 def codec() -> Codec:
-    """The codec that the settings choose for the configured model."""
+    """The codec that the settings select for the configured model."""
     return load_codec(codec_name(), native())
 
 
 def codec_of(bank: Bank) -> Codec:
-    """What decodes a bank's memories. Raises ProfileError where they cannot be read."""
+    """The codec that decodes a bank's memories. Raises ProfileError when they cannot be read here."""
     require_reading(bank)
     return _codec_recorded(str(bank.spec["codec"]))
 
@@ -98,20 +98,20 @@ def _codec_recorded(name: str) -> Codec:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a mode's answers are read with: the model, changed by an adapter if there is one."""
+    """The model that reads in a mode, with an adapter merged into it if there is one."""
 
     lm: "LanguageModel"
     adapter: "Adapter | None"
 
 
 _loading = threading.RLock()
-"""Held while something is loaded, so that threads that want the same wait for it."""
+"""Held while something is loaded, so that other threads that need it wait for it."""
 
 
 def reading(mode: Mode, choice: str | None = None) -> Reading:
-    """The model that reads in a mode. `choice`: an adapter, default what the settings name.
+    """The model that reads in a mode, with the adapter `choice`, by default the settings'.
 
-    Raises AdapterError for one that is damaged or does not fit.
+    Raises AdapterError when the adapter is damaged or does not fit.
     """
     with _loading:
         return _reading(mode, settings().adapter if choice is None else choice)
@@ -129,7 +129,10 @@ def _reading(mode: Mode, choice: str) -> Reading:
 
 
 def generator(mode: Mode = "closed", choice: str | None = None) -> "Generator":
-    """What answers in a mode with an adapter, as in `reading`. Its weights are packed first."""
+    """The generator of answers in a mode, with an adapter as in `reading`. Packs its weights first.
+
+    Raises AdapterError when the adapter is damaged or does not fit.
+    """
     chosen = settings().adapter if choice is None else choice
     with _loading:
         adapted = reading(mode, chosen).adapter is not None

@@ -138,7 +138,7 @@ class TestCommand:
         settings_of(replace(OURS, model="x" * 64, embedder="y" * 64))
         begin(whole, "third")
         says = (
-            f"bank 'handbook' is encoded under profile {OURS.id} since .* anew under third;"
+            f"bank 'handbook' is encoded under profile {OURS.id} since .* re-encoded under third;"
             ".*another model, embedder: set MEMBANK_MODEL and MEMBANK_EMBEDDER"
         )
         with pytest.raises(ProfileError, match=says):
