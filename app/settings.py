@@ -23,104 +23,117 @@ class Settings(BaseSettings):
         env_prefix="MEMBANK_", env_file=".env", env_ignore_empty=True, extra="ignore"
     )
 
-    home: Path = Field(Path(".membank"), description="State of the local stack: data, logs, pids.")
+    home: Path = Field(
+        Path(".membank"),
+        description="Folder of the local stack's state: data, logs and process records.",
+    )
     models: Path = Field(
         Path("~/.cache/membank/models"),
-        description="Folder of converted default models, shared by all homes of this user.",
+        description="Folder of the converted default models, shared by all of this user's homes.",
     )
     database_url: str | None = Field(
         None,
-        description="Postgres to use instead of the embedded one. Logged in as membank_app it is"
-        " used as it is; any other user is an administrator that `membank up` provisions with.",
+        description="Postgres to use instead of the embedded one. If it logs in as membank_app it is"
+        " used as it is; any other user is taken for an administrator, with whom `membank"
+        " up` sets up roles and schema.",
     )
     owner_database_url: str | None = Field(
-        None, description="Role membank_owner: migrations. Derived from MEMBANK_DATABASE_URL."
+        None,
+        description="Address for the role membank_owner, which migrates. Derived from"
+        " MEMBANK_DATABASE_URL if unset.",
     )
     app_database_url: str | None = Field(
-        None, description="Role membank_app: questions. Derived likewise."
+        None,
+        description="Address for the role membank_app, which answers questions. Derived from"
+        " MEMBANK_DATABASE_URL if unset.",
     )
     worker_database_url: str | None = Field(
-        None, description="Role membank_worker: ingest and encode. Derived likewise."
+        None,
+        description="Address for the role membank_worker, which ingests and encodes. Derived from"
+        " MEMBANK_DATABASE_URL if unset.",
     )
     admin_database_url: str | None = Field(
-        None, description="Role membank_admin: people with psql. Derived likewise."
+        None,
+        description="Address for the role membank_admin, for people with psql. Derived from"
+        " MEMBANK_DATABASE_URL if unset.",
     )
     context_key: SecretStr | None = Field(
         None,
-        description="Secret that signs who is asking, 32 characters or more, the same in all"
-        " processes. Without it, the file context.key in MEMBANK_HOME.",
+        description="Secret that signs who is asking: at least 32 characters, the same in all"
+        " processes. If unset, the file context.key in MEMBANK_HOME holds it.",
     )
     redis_url: str | None = Field(
         None, description="Redis or Valkey to use instead of the embedded one."
     )
     oidc_issuer: str | None = Field(
         None,
-        description="Issuer of tokens (OpenID Connect) that are taken beside API keys, as its"
-        " tokens name it in iss.",
+        description="OpenID Connect issuer whose tokens are accepted besides API keys, as its tokens"
+        " name it in iss.",
     )
     oidc_audience: str | None = Field(
-        None, description="What tokens for this service name in aud; needed with an issuer."
+        None, description="The aud claim of tokens for this service; required with an issuer."
     )
     oidc_keys: str | None = Field(
         None,
-        description="The issuer's public keys (JWK set): a file or an https address. Without it,"
-        " what the issuer's discovery document names.",
+        description="The issuer's public keys (JWK set): a file or an https address. If unset, the one"
+        " that the issuer's discovery document names.",
     )
     oidc_tenant_claim: str = Field(
-        "tenant", description="Claim of a token that holds the name of the tenant."
+        "tenant", description="Claim of a token that holds the tenant's name."
     )
     oidc_principal_claim: str = Field(
-        "sub", description="Claim of a token that holds the name of the principal."
+        "sub", description="Claim of a token that holds the principal's name."
     )
     master_key: SecretStr | None = Field(
         None,
-        description="Key that the data keys of tenants are wrapped with: 32 bytes in base64. With"
-        " it, or with a file or a KMS, memories are encrypted.",
+        description="Key that wraps the tenants' data keys: 32 bytes in base64. If this, a key file or"
+        " a KMS is set, memories are encrypted.",
     )
     master_key_file: Path | None = Field(
-        None, description="File that holds the same, which only its owner may read."
+        None, description="File that holds the master key instead, readable only by its owner."
     )
     master_kms: str | None = Field(
         None,
-        description="Instead of a master key, MODULE:FUNCTION that makes a client of a key"
-        " management service (app.vault.masters.Master).",
+        description="Function, as MODULE:FUNCTION, that returns a client of a key management service to"
+        " use instead of a master key (app.vault.masters.Master).",
     )
     old_master_key_file: Path | None = Field(
-        None, description="Key that was the master before, until `membank vault rewrap` has run."
+        None,
+        description="File of the previous master key, needed until `membank vault rewrap` has run.",
     )
     keyring: Path | None = Field(
         None,
-        description="Folder of the wrapped data keys, the same for all processes, in no backup of"
-        " the database; keyring in MEMBANK_HOME without it.",
+        description="Folder of the wrapped data keys, the same for all processes and in no database"
+        " backup. If unset, keyring in MEMBANK_HOME.",
     )
     blob_store: str | None = Field(
         None,
-        description="Object store that new memories are kept in: a folder that all processes share,"
-        " or s3://BUCKET/PREFIX. Without it they are in Postgres.",
+        description="Object store for new memories: a folder that all processes share, or"
+        " s3://BUCKET/PREFIX. If unset, they are stored in Postgres.",
     )
     old_blob_store: str | None = Field(
         None,
-        description="Store that was set before, read until `membank store move` has emptied it.",
+        description="Object store that was set before, read until `membank store move` has emptied it.",
     )
     cache_bytes: int = Field(
         500_000_000,
         ge=0,
-        description="Bytes of decoded memories that a process keeps; 0: none.",
+        description="Bytes of decoded memories that each process keeps; 0 turns this cache off.",
     )
     cache_disk_bytes: int = Field(
         2_000_000_000,
         ge=0,
-        description="Bytes of memories, as they are stored, that are kept in the cache folder; 0:"
-        " none.",
+        description="Bytes of memories, as stored, that are kept in the cache folder; 0 turns this"
+        " cache off.",
     )
     cache_folder: Path | None = Field(
-        None, description="That folder, of this machine; cache in MEMBANK_HOME without it."
+        None, description="Local folder for that cache. If unset, cache in MEMBANK_HOME."
     )
     audit_days: int = Field(
         0,
         ge=0,
-        description="Days after which the relay deletes events of the audit log, 30 or more; 0:"
-        " never.",
+        description="Days after which the relay deletes audit events, at least 30; 0 keeps them"
+        " forever.",
     )
     model: str = Field(
         "smollm2-135m-instruct",
@@ -133,27 +146,29 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the models run.")
     codec: str = Field(
         "auto",
-        description="How memories are made small: auto (the codebook fitted to the model, else"
+        description="How memories are compressed: auto (the codebook fitted to the model, or else"
         " rotated4), int8, rotated4, or the path of a codebook.",
     )
     compaction: str = Field(
         "all",
-        description="What is kept of a memory: all, or parts joined by + of layers:FIRST-LAST,"
+        description="What is kept of each memory: all, or parts joined by + out of layers:FIRST-LAST,"
         " SCORER:SHARE[:FLOOR] and match, such as reconstruction:0.5+match.",
     )
     adapter: str = Field(
         "auto",
-        description="Reader adapter: auto (the one that comes with the program for the model, if"
-        " any), none, or the --out folder of `membank train`.",
+        description="Reader adapter: auto (the one shipped for the model, if any), none, or the --out"
+        " folder of `membank train`.",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Weights and memories: bfloat16 where the processor has it."
+        "auto",
+        description="Type of weights and memories; auto is bfloat16 where the hardware computes in it,"
+        " else float32.",
     )
     weights: Literal["auto", "float", "int8", "int4"] = Field(
         "auto",
-        description="Weights that answers are computed with: as they are loaded (float), rounded to"
-        " 8 or 4 bits, which the CPU reads faster and which needs a C compiler, or auto: rounded"
-        " where that is possible, to 4 bits only where they lose no more than 8.",
+        description="Weights that answers are computed with: float (as loaded), int8 or int4 (rounded,"
+        " which the CPU reads faster and which needs a C compiler), or auto (rounded where"
+        " possible, to 4 bits only where that loses no more than 8 bits).",
     )
     threads: int = Field(
         0,
@@ -161,92 +176,108 @@ class Settings(BaseSettings):
         description="Threads that compute, per process; 0: as many as there are cores, and no more"
         " than a container's CPU quota pays for.",
     )
-    top_k: int = Field(1, ge=1, le=100, description="Memories per question when -k is not given.")
+    top_k: int = Field(1, ge=1, le=100, description="Memories per question if -k is not given.")
     min_score: float = Field(
         0.4,
         ge=-1,
         le=1,
-        description="Cosine below which a memory does not count as an answer's source.",
+        description="Cosine below which a memory is not used as a source of an answer.",
     )
     max_document_bytes: int = Field(
-        20_000_000, ge=1, description="Documents with more UTF-8 bytes of text are refused."
+        20_000_000,
+        ge=1,
+        description="Documents with more bytes of UTF-8 text than this are refused.",
     )
     max_upload_bytes: int = Field(
-        50_000_000, ge=1, description="Files with more bytes are refused by the HTTP service."
+        50_000_000,
+        ge=1,
+        description="Files with more bytes than this are refused by the HTTP service.",
     )
     adapters: Path | None = Field(
         None,
-        description="Folder of `membank train --out` folders, which the HTTP service reads with"
-        " when a request asks for BANK@NAME.",
+        description="Folder of `membank train --out` folders, whose adapters the HTTP service uses for"
+        " requests that name a model BANK@NAME.",
     )
     requests_at_once: int = Field(
         256,
         ge=1,
         le=10_000,
-        description="Answers that the HTTP service works on at most at a time, for a tenant half"
-        " of them.",
+        description="Most answers that the HTTP service works on at a time; a single tenant gets at"
+        " most half of them.",
     )
     max_batch: int = Field(
         32,
         ge=1,
         le=256,
-        description="Answers that the HTTP service computes at a time; more wait for their turn.",
+        description="Most answers that the HTTP service computes at a time; further ones wait for their"
+        " turn.",
     )
     request_seconds: float = Field(
-        120, gt=0, description="Seconds after which the HTTP service gives an answer up."
+        120, gt=0, description="Seconds after which the HTTP service gives up on an answer."
     )
     rate_per_minute: int = Field(
         0,
         ge=0,
-        description="Requests a minute that the HTTP service takes from a tenant, over all of its"
-        " processes; 0: any number.",
+        description="Requests per minute that the HTTP service accepts from a tenant, over all of its"
+        " processes; 0 is unlimited.",
     )
     max_request_bytes: int = Field(
         2_000_000,
         ge=1,
-        description="Bytes of a request to the HTTP service, files apart.",
+        description="Most bytes of a request to the HTTP service, except file uploads.",
     )
     batch_tokens: int = Field(
-        2048, ge=128, description="Tokens that a worker encodes in one model call."
+        2048, ge=128, description="Tokens that a worker encodes per model call."
     )
     lease_seconds: int = Field(
-        30, ge=2, description="Work of a worker that falls silent is free again after this long."
+        30,
+        ge=2,
+        description="Seconds after which the work of a worker that has gone silent becomes free again.",
     )
-    max_attempts: int = Field(5, ge=1, description="Failures of one chunk before dead_letter.")
-    poll_seconds: float = Field(0.5, gt=0, description="How often the relay looks for work.")
+    max_attempts: int = Field(
+        5, ge=1, description="Failures of a chunk after which it goes to dead_letter."
+    )
+    poll_seconds: float = Field(
+        0.5, gt=0, description="Seconds between the relay's looks for work."
+    )
     reconcile_seconds: float = Field(
-        300, gt=0, description="How often the relay looks for changes that no trigger noticed."
+        300,
+        gt=0,
+        description="Seconds between the relay's searches for changes that triggers missed.",
     )
     hnsw_from: int = Field(
         20_000,
         ge=100,
-        description="Memories from which on a bank gets a vector index; smaller ones are searched"
-        " exactly.",
+        description="Number of memories from which a bank gets a vector index; smaller banks are"
+        " searched exactly.",
     )
     maintain_seconds: float = Field(
-        300, gt=0, description="How often the relay looks for banks that need an index, or no more."
+        300,
+        gt=0,
+        description="Seconds between the relay's searches for banks that need an index, or no longer"
+        " need one.",
     )
     api_host: str = Field("127.0.0.1", description="Address that the HTTP service listens on.")
     api_port: int = Field(
         0,
         ge=0,
         le=65_535,
-        description="Its port; 0: the one that this home had before, else the first free one from"
-        " 8000 on.",
+        description="Port that the HTTP service listens on; 0 is the port that this home used before,"
+        " or else the first free one from 8000.",
     )
     api_admin: bool | None = Field(
         None,
         description="Whether the HTTP service offers administration, for which it logs in as"
-        " membank_admin. Without it: where the address of that role is known.",
+        " membank_admin. If unset, it does where that role's address is known.",
     )
     api_stale_seconds: float = Field(
         600,
         gt=0,
-        description="Age of the oldest due work from which on the HTTP service says that it is not"
-        " ready.",
+        description="Age of the oldest due work at which the HTTP service reports that it is not ready.",
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        "INFO", description="Least severe log line that worker, relay and HTTP service write."
+        "INFO",
+        description="Least severe log level that the worker, the relay and the HTTP service write.",
     )
 
     @field_validator("audit_days")
