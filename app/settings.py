@@ -33,9 +33,9 @@ class Settings(BaseSettings):
     )
     database_url: str | None = Field(
         None,
-        description="Postgres to use instead of the embedded one. If it logs in as membank_app it is"
-        " used as it is; any other user is taken for an administrator, with whom `membank"
-        " up` sets up roles and schema.",
+        description="Postgres to use instead of the embedded one. If it logs in as membank_app it"
+        " is used as it is; any other user is taken for an administrator, with whom"
+        " `membank up` sets up roles and schema.",
     )
     owner_database_url: str | None = Field(
         None,
@@ -67,16 +67,16 @@ class Settings(BaseSettings):
     )
     oidc_issuer: str | None = Field(
         None,
-        description="OpenID Connect issuer whose tokens are accepted besides API keys, as its tokens"
-        " name it in iss.",
+        description="OpenID Connect issuer whose tokens are accepted besides API keys, as its"
+        " tokens name it in iss.",
     )
     oidc_audience: str | None = Field(
         None, description="The aud claim of tokens for this service; required with an issuer."
     )
     oidc_keys: str | None = Field(
         None,
-        description="The issuer's public keys (JWK set): a file or an https address. If unset, the one"
-        " that the issuer's discovery document names.",
+        description="The issuer's public keys (JWK set): a file or an https address. If unset,"
+        " the one that the issuer's discovery document names.",
     )
     oidc_tenant_claim: str = Field(
         "tenant", description="Claim of a token that holds the tenant's name."
@@ -86,16 +86,16 @@ class Settings(BaseSettings):
     )
     master_key: SecretStr | None = Field(
         None,
-        description="Key that wraps the tenants' data keys: 32 bytes in base64. If this, a key file or"
-        " a KMS is set, memories are encrypted.",
+        description="Key that wraps the tenants' data keys: 32 bytes in base64. If this, a key"
+        " file or a KMS is set, memories are encrypted.",
     )
     master_key_file: Path | None = Field(
         None, description="File that holds the master key instead, readable only by its owner."
     )
     master_kms: str | None = Field(
         None,
-        description="Function, as MODULE:FUNCTION, that returns a client of a key management service to"
-        " use instead of a master key (app.vault.masters.Master).",
+        description="Function, as MODULE:FUNCTION, that returns a client of a key management"
+        " service to use instead of a master key (app.vault.masters.Master).",
     )
     old_master_key_file: Path | None = Field(
         None,
@@ -103,8 +103,8 @@ class Settings(BaseSettings):
     )
     keyring: Path | None = Field(
         None,
-        description="Folder of the wrapped data keys, the same for all processes and in no database"
-        " backup. If unset, keyring in MEMBANK_HOME.",
+        description="Folder of the wrapped data keys, the same for all processes and in no"
+        " database backup. If unset, keyring in MEMBANK_HOME.",
     )
     blob_store: str | None = Field(
         None,
@@ -113,7 +113,8 @@ class Settings(BaseSettings):
     )
     old_blob_store: str | None = Field(
         None,
-        description="Object store that was set before, read until `membank store move` has emptied it.",
+        description="Object store that was set before, read until `membank store move` has"
+        " emptied it.",
     )
     cache_bytes: int = Field(
         500_000_000,
@@ -123,8 +124,8 @@ class Settings(BaseSettings):
     cache_disk_bytes: int = Field(
         2_000_000_000,
         ge=0,
-        description="Bytes of memories, as stored, that are kept in the cache folder; 0 turns this"
-        " cache off.",
+        description="Bytes of memories, as stored, that are kept in the cache folder; 0 turns"
+        " this cache off.",
     )
     cache_folder: Path | None = Field(
         None, description="Local folder for that cache. If unset, cache in MEMBANK_HOME."
@@ -151,24 +152,26 @@ class Settings(BaseSettings):
     )
     compaction: str = Field(
         "all",
-        description="What is kept of each memory: all, or parts joined by + out of layers:FIRST-LAST,"
-        " SCORER:SHARE[:FLOOR] and match, such as reconstruction:0.5+match.",
+        description="What is kept of each memory: all, or parts joined by + out of"
+        " layers:FIRST-LAST, SCORER:SHARE[:FLOOR] and match, such as"
+        " reconstruction:0.5+match.",
     )
     adapter: str = Field(
         "auto",
-        description="Reader adapter: auto (the one shipped for the model, if any), none, or the --out"
-        " folder of `membank train`.",
+        description="Reader adapter: auto (the one shipped for the model, if any), none, or the"
+        " --out folder of `membank train`.",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
-        description="Type of weights and memories; auto is bfloat16 where the hardware computes in it,"
-        " else float32.",
+        description="Type of weights and memories; auto is bfloat16 where the hardware computes"
+        " in it, else float32.",
     )
     weights: Literal["auto", "float", "int8", "int4"] = Field(
         "auto",
-        description="Weights that answers are computed with: float (as loaded), int8 or int4 (rounded,"
-        " which the CPU reads faster and which needs a C compiler), or auto (rounded where"
-        " possible, to 4 bits only where that loses no more than 8 bits).",
+        description="Weights that answers are computed with: float (as loaded), int8 or int4"
+        " (rounded, which the CPU reads faster and which needs a C compiler), or auto"
+        " (rounded where possible, to 4 bits only where that loses no more than 8"
+        " bits).",
     )
     threads: int = Field(
         0,
@@ -195,22 +198,22 @@ class Settings(BaseSettings):
     )
     adapters: Path | None = Field(
         None,
-        description="Folder of `membank train --out` folders, whose adapters the HTTP service uses for"
-        " requests that name a model BANK@NAME.",
+        description="Folder of `membank train --out` folders, whose adapters the HTTP service"
+        " uses for requests that name a model BANK@NAME.",
     )
     requests_at_once: int = Field(
         256,
         ge=1,
         le=10_000,
-        description="Most answers that the HTTP service works on at a time; a single tenant gets at"
-        " most half of them.",
+        description="Most answers that the HTTP service works on at a time; a single tenant gets"
+        " at most half of them.",
     )
     max_batch: int = Field(
         32,
         ge=1,
         le=256,
-        description="Most answers that the HTTP service computes at a time; further ones wait for their"
-        " turn.",
+        description="Most answers that the HTTP service computes at a time; further ones wait for"
+        " their turn.",
     )
     request_seconds: float = Field(
         120, gt=0, description="Seconds after which the HTTP service gives up on an answer."
@@ -218,8 +221,8 @@ class Settings(BaseSettings):
     rate_per_minute: int = Field(
         0,
         ge=0,
-        description="Requests per minute that the HTTP service accepts from a tenant, over all of its"
-        " processes; 0 is unlimited.",
+        description="Requests per minute that the HTTP service accepts from a tenant, over all of"
+        " its processes; 0 is unlimited.",
     )
     max_request_bytes: int = Field(
         2_000_000,
@@ -232,7 +235,8 @@ class Settings(BaseSettings):
     lease_seconds: int = Field(
         30,
         ge=2,
-        description="Seconds after which the work of a worker that has gone silent becomes free again.",
+        description="Seconds after which the work of a worker that has gone silent becomes free"
+        " again.",
     )
     max_attempts: int = Field(
         5, ge=1, description="Failures of a chunk after which it goes to dead_letter."
@@ -254,16 +258,16 @@ class Settings(BaseSettings):
     maintain_seconds: float = Field(
         300,
         gt=0,
-        description="Seconds between the relay's searches for banks that need an index, or no longer"
-        " need one.",
+        description="Seconds between the relay's searches for banks that need an index, or no"
+        " longer need one.",
     )
     api_host: str = Field("127.0.0.1", description="Address that the HTTP service listens on.")
     api_port: int = Field(
         0,
         ge=0,
         le=65_535,
-        description="Port that the HTTP service listens on; 0 is the port that this home used before,"
-        " or else the first free one from 8000.",
+        description="Port that the HTTP service listens on; 0 is the port that this home used"
+        " before, or else the first free one from 8000.",
     )
     api_admin: bool | None = Field(
         None,
@@ -273,7 +277,8 @@ class Settings(BaseSettings):
     api_stale_seconds: float = Field(
         600,
         gt=0,
-        description="Age of the oldest due work at which the HTTP service reports that it is not ready.",
+        description="Age of the oldest due work at which the HTTP service reports that it is not"
+        " ready.",
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO",

@@ -1,7 +1,7 @@
-"""Loading memories, and the first token of an answer from them, from each place they can be in.
+"""Loading memories from each place they can be in, and the first token of an answer from them.
 
-The tiers take turns, so that a disturbance of the machine meets all of them; the object store, a
-folder of this machine, comes last. Beside them what it takes to encode the same texts again.
+The tiers take turns, so that a disturbance of the machine affects all alike; the object store, a
+local folder, comes last. Encoding the same texts again is measured for comparison.
 """
 
 import time
@@ -30,12 +30,12 @@ Times = dict[str, float]
 
 
 def run(n: int, ks: Sequence[int], as_json: bool) -> None:
-    """Medians over n loads and n answers of each kind, milliseconds."""
+    """Measure medians over n loads and n answers of each kind, in milliseconds."""
     with temporary_stack(lambda _: None):
         reader = filled("cached")
         memories = len(found_for(reader.begin(), _QUESTION, 100, -1.0).passages)
         if memories < max(ks):
-            raise UsageError(f"the sample has {memories} memories: give a smaller -k")
+            raise UsageError(f"the sample has only {memories} memories: lower -k")
         rows = {k: _turns(reader, k, n, _TIERS) | _encoding(reader, k, n) for k in ks}
         with variables(MEMBANK_BLOB_STORE=str(settings().home / "objects")):
             for _ in move("object"):

@@ -1,7 +1,7 @@
-"""Encoding: tokens per second beside the bare forward pass, and memory while a document streams.
+"""Encoding: tokens per second compared with the bare forward pass, and memory while streaming.
 
 The bare pass is transformers' own (sdpa, no cache, no logits) over the same chunks in the same
-batches. The ways take turns, so that a disturbance of the machine meets all of them.
+batches. The ways take turns, so that a disturbance of the machine affects all alike.
 """
 
 import threading
@@ -31,7 +31,7 @@ _MIB = 2**20
 
 @dataclass(frozen=True)
 class Row:
-    """Median tokens per second, and the median over the turns of its ratio to the bare pass."""
+    """Median tokens per second, and the median over turns of the ratio to the bare pass."""
 
     tokens_per_second: float
     against_bare: float
@@ -39,19 +39,19 @@ class Row:
 
 @dataclass(frozen=True)
 class Streamed:
-    """Peak resident bytes above the loaded model, in MiB, after a quarter and after all."""
+    """Peak resident memory above the loaded model, in MiB, after a quarter and after all."""
 
     tokens: int
     peak_mib_of_first_quarter: float
     peak_mib: float
     dense_mib: float
-    """What all memories of the document would take together."""
+    """Size of all the document's memories together."""
 
 
 def run(repeats: int, compaction: str, document_tokens: int, as_json: bool) -> None:
     """Measure and print the tables. Needs no database."""
     if repeats < 1 or document_tokens < 1:
-        raise UsageError("-n and --document-tokens are to be at least 1")
+        raise UsageError("-n and --document-tokens must be at least 1")
     compactor = Compactor.parse(compaction)
     m = models()
     streamed = _stream(m, document_tokens)
@@ -91,7 +91,7 @@ def run(repeats: int, compaction: str, document_tokens: int, as_json: bool) -> N
 def measure(
     m: Models, chunks: Sequence[list[int]], compactor: Compactor, repeats: int
 ) -> dict[str, Row]:
-    """Time each way in turn, after one turn to warm up."""
+    """Time each way in turn, after a warm-up turn."""
     ways: dict[str, Callable[[], object]] = {
         "bare forward": lambda: _bare(m, chunks),
         "encode": lambda: m.encoder.encode(chunks),
@@ -121,7 +121,8 @@ def _bare(m: Models, chunks: Sequence[list[int]]) -> None:
 
 
 def loading(m: Models, chunks: Sequence[list[int]], repeats: int) -> dict[str, float]:
-    """Codec -> GB of keys and values a second that one core makes of blobs, checksums included."""
+    """Map each codec to the GB of keys and values per second that one core decodes, checksums
+    included."""
     dense = m.encoder.encode(chunks)
     size = sum(kv.keys.nbytes + kv.values.nbytes for kv in dense)
     threads, found = torch.get_num_threads(), {}
@@ -165,7 +166,7 @@ def _stream(m: Models, tokens: int) -> Streamed:
 
 @contextmanager
 def _sampled(process: psutil.Process) -> Iterator[Callable[[], int]]:
-    """The highest resident size so far, looked at every 10 ms."""
+    """The highest resident size so far, sampled every 10 ms."""
     seen, done = [process.memory_info().rss], threading.Event()
 
     def look() -> None:
@@ -182,13 +183,13 @@ def _sampled(process: psutil.Process) -> Iterator[Callable[[], int]]:
 
 
 def _chunks(m: Models, tokens: int) -> list[list[int]]:
-    """Whole chunks of the sample handbooks, of at most `tokens` padded tokens together."""
+    """Whole chunks of the sample handbooks, at most `tokens` padded tokens in all."""
     found = list(islice(_text(m, 2 * tokens), tokens // m.profile.chunk_tokens))
     return found[: tokens // max(map(len, found))]
 
 
 def _text(m: Models, tokens: int) -> Iterator[list[int]]:
-    """Chunks of the sample handbooks, over and over, until there are `tokens` of them."""
+    """Chunks of the sample handbooks, repeated until there are `tokens` tokens."""
     files = sorted(HANDBOOKS.rglob("*.md"))
     pieces = [
         m.prompt.chunk(piece.text)

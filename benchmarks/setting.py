@@ -1,9 +1,9 @@
-"""Ways to keep memories small, by name: what `membank bench frontier` compares.
+"""Ways to keep memories small, by name, which `membank bench frontier` compares.
 
-dense                           as they are encoded: the reference
-bfloat16                        what a cache takes in that type
-int8, rotated4, FILE, ...       a codec as MEMBANK_CODEC names it, a codebook's file too
-reconstruction:0.5+match@int8   compacted as `app.memory.sparse.compact` reads it, then one of these
+dense                           as encoded: the reference
+bfloat16                        as a cache of that type holds them
+int8, rotated4, FILE            packed by a codec as MEMBANK_CODEC names it, or by a codebook's file
+reconstruction:0.5+match@int8   compacted (`app.memory.sparse.compact`), then in one of these ways
 """
 
 from collections.abc import Callable, Sequence
@@ -28,43 +28,42 @@ DEFAULT = [
     "reconstruction:0.5+match@bfloat16",
     "reconstruction:0.5+match@int8",
 ]
-"""What is measured where nothing else is asked for."""
+"""The settings that are measured by default."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Chunks' token ids and their dense memories."""
+    """The token ids of chunks, and their dense memories."""
 
     chunks: Sequence[Sequence[int]]
     dense: Sequence[KV]
 
 
 Apply = Callable[[Encoded], tuple[list[KV], int]]
-"""To the memories as they are read back, and the bytes that are stored for them, all overhead
-included."""
+"""Returns memories as read back, and the bytes stored for them, including all overhead."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A name, and what it makes of memories."""
+    """A named way to keep memories small."""
 
     name: str
     apply: Apply
 
 
 class Settings:
-    """The settings of one model."""
+    """The settings for one model."""
 
     def __init__(self, encoder: Encoder, model: str, codebooks: Path) -> None:
-        """`model`: its fingerprint; `codebooks`: where this machine keeps fitted codecs."""
+        """`model` is its fingerprint, `codebooks` this machine's folder of fitted codecs."""
         self.encoder = encoder
         self.model = model
         self.codebooks = codebooks
 
     def of(self, names: Sequence[str]) -> list[Setting]:
-        """The dense setting, then those of `names`, each once.
+        """Return the dense setting, then those of `names`, each once.
 
-        Raises UsageError or ProfileError for a compaction or a codec that there is not.
+        Raises UsageError or ProfileError for a compaction or codec that does not exist.
         """
         found = [Setting(DENSE, _dense), *(self._named(name) for name in names)]
         return list({setting.name: setting for setting in found}.values())
@@ -90,13 +89,13 @@ def _dense(encoded: Encoded) -> tuple[list[KV], int]:
 
 
 def _coded(kv: KV, codec: Codec) -> tuple[KV, int]:
-    """Packed and read back, its tensors where the dense ones are."""
+    """Pack memories and read them back, with tensors on the dense ones' device."""
     payload = pack(kv, DENSE, codec)
     return unpack(payload, DENSE, codec, kv.keys.dtype).to(kv.keys.device), len(payload)
 
 
 def _halved(kv: KV) -> tuple[KV, int]:
-    """In bfloat16 and back, without a header: what a cache of that type takes."""
+    """Convert memories to bfloat16 and back, counting the bytes of a cache without a header."""
     half = replace(kv, keys=kv.keys.to(torch.bfloat16), values=kv.values.to(torch.bfloat16))
     back = replace(half, keys=half.keys.to(kv.keys.dtype), values=half.values.to(kv.values.dtype))
     return back, half.nbytes

@@ -84,7 +84,7 @@ def codec() -> Codec:
 
 
 def codec_of(bank: Bank) -> Codec:
-    """The codec that decodes a bank's memories. Raises ProfileError when they cannot be read here."""
+    """The codec that decodes a bank's memories. Raises ProfileError if they cannot be read."""
     require_reading(bank)
     return _codec_recorded(str(bank.spec["codec"]))
 
