@@ -1,6 +1,8 @@
 """The `membank` command: what it consists of, and how it ends."""
 
 import sys
+from importlib import metadata
+from typing import Annotated
 
 import typer
 
@@ -29,6 +31,26 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        console.say(f"membank {metadata.version('membank')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _membank(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version and exit.", callback=_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
 for each in (stack, models, documents, questions, reconcile, training):
     app.add_typer(each.commands)
 app.add_typer(tenants.tenants, name="tenant")

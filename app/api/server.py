@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def _load() -> None:
-    """The model of answers from memory, with what is found out when two first come together."""
+    """Load the model that answers from memory, and read one batch: the first is slower."""
     start = Start([0], 0)
     generator("memory").decoder.read([start, start])
 

@@ -1,4 +1,4 @@
-"""Measurements, each beside a peer."""
+"""Benchmarks, each with a peer in the same run."""
 
 import re
 from pathlib import Path
@@ -9,12 +9,12 @@ import typer
 from app.commands.options import Adapter, Json, LlamaPython, numbers
 from app.errors import UsageError
 
-commands = typer.Typer(help="Measure, beside a peer, in one run.", no_args_is_help=True)
+commands = typer.Typer(help="Benchmarks: Membank and a peer in the same run.", no_args_is_help=True)
 
 
 @commands.command("ttft")
 def bench_ttft(
-    n: Annotated[int, typer.Option("-n", help="Questions asked.")] = 20,
+    n: Annotated[int, typer.Option("-n", help="Questions to ask.")] = 20,
     k: Annotated[
         str, typer.Option("-k", help="Memories per question: one number or several.")
     ] = "1,2,5,10,20",
@@ -45,12 +45,12 @@ def bench_ttft(
 
 @commands.command("encode")
 def bench_encode(
-    n: Annotated[int, typer.Option("-n", help="Turns.")] = 5,
+    n: Annotated[int, typer.Option("-n", help="Rounds.")] = 5,
     compaction: Annotated[
-        str, typer.Option(help="What is compacted, as a profile says it.")
+        str, typer.Option(help="What to compact, as in MEMBANK_COMPACTION.")
     ] = "reconstruction:0.5+match",
     document_tokens: Annotated[
-        int, typer.Option(help="Length of the document that is streamed.")
+        int, typer.Option(help="Length of the streamed document, in tokens.")
     ] = 8192,
     as_json: Json = False,
 ) -> None:
@@ -62,7 +62,7 @@ def bench_encode(
 
 @commands.command("decode")
 def bench_decode(
-    n: Annotated[int, typer.Option("-n", help="Rounds in which all take turns.")] = 5,
+    n: Annotated[int, typer.Option("-n", help="Rounds; every variant runs once in each.")] = 5,
     k: Annotated[int, typer.Option("-k", help="Memories of 128 tokens.")] = 5,
     llama_python: LlamaPython = None,
     as_json: Json = False,
@@ -94,7 +94,7 @@ def bench_frontier(
         Path, typer.Option(help="Folder of table, plot and answers; a run goes on from these.")
     ] = Path("frontier"),
     max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 24,
-    seed: Annotated[int, typer.Option(help="Draws the questions.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed for the questions.")] = 0,
     adapter: Annotated[
         str, typer.Option(help="What reads: DIR of an adapter, auto, or none for the model itself.")
     ] = "none",
@@ -116,7 +116,7 @@ def bench_edit(
     file: Annotated[Path, typer.Argument(help="Question file: .jsonl or .jsonl.gz.")],
     n: Annotated[int, typer.Option("-n", help="Passages to edit.")] = 60,
     adapter: Adapter = None,
-    seed: Annotated[int, typer.Option(help="Draws passages and new answers.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed for passages and new answers.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Swap the answer in a passage, encode it again, ask again: the new answer or the old one."""
@@ -131,7 +131,7 @@ def bench_language(
     n: Annotated[int, typer.Option("-n", help="Passages to read.")] = 100,
     k: Annotated[int, typer.Option("-k", help="Irrelevant memories.")] = 5,
     adapter: Adapter = None,
-    seed: Annotated[int, typer.Option(help="Draws passages.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed for passages.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Perplexity of plain text, alone and beside memories that have nothing to do with it."""
@@ -147,7 +147,7 @@ def bench_long(
     k: Annotated[int, typer.Option("-k", help="Memories of a question.", min=1, max=100)] = 3,
     tokens: Annotated[int, typer.Option(help="Least length of the document.", min=1)] = 100_000,
     adapter: Adapter = None,
-    seed: Annotated[int, typer.Option(help="Draws questions and the order of passages.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed for questions and the order of passages.")] = 0,
     as_json: Json = False,
 ) -> None:
     """One document beyond the model's window: memories of it, or its beginning in the prompt."""
@@ -163,7 +163,8 @@ def bench_queue(
     ] = None,
     rows: Annotated[int, typer.Option(help="Rows through the database alone.", min=100)] = 20_000,
     workers: Annotated[
-        int, typer.Option(help="So many beside one: the files go through again.", min=1)
+        int,
+        typer.Option(help="Workers to compare with a single one.", min=1),
     ] = 1,
     as_json: Json = False,
 ) -> None:
@@ -221,7 +222,7 @@ def bench_search(
     corpus: Annotated[
         Path | None, typer.Option(help="Passages whose keys are taken; default keys are drawn.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Draws keys and questions.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed for keys and questions.")] = 0,
     langchain_python: Annotated[
         Path | None, typer.Option(help="A Python with langchain-postgres, to measure it as well.")
     ] = None,

@@ -22,7 +22,7 @@ def up(
     ] = 1,
     as_json: Json = False,
 ) -> None:
-    """Start Postgres, Valkey, migrations, workers, relay, HTTP service. Harmless when they run."""
+    """Start Postgres, Valkey, workers, relay and HTTP service, and migrate. Safe to repeat."""
     from app.local.stack import Stack
 
     stack = Stack()
@@ -32,6 +32,9 @@ def up(
             console.say(f"{step.name:<12} {step.detail}")
     if as_json:
         console.print_json(_status(stack))
+        return
+    console.say(f"\nAPI          {stack.addresses()['api_url']}/v1")
+    console.say("next         membank tenant add NAME, or membank --help")
 
 
 @commands.command()

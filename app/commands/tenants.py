@@ -10,19 +10,19 @@ from app.commands.options import Json, Tenant, made
 from app.errors import ConflictError, UsageError
 from app.process import console
 
-tenants = typer.Typer(help="Companies.", no_args_is_help=True)
-principals = typer.Typer(help="Users and services of a tenant.", no_args_is_help=True)
+tenants = typer.Typer(help="The companies that share this installation.", no_args_is_help=True)
+principals = typer.Typer(help="The users and services of a tenant.", no_args_is_help=True)
 groups = typer.Typer(help="Sets of principals.", no_args_is_help=True)
 banks = typer.Typer(help="Collections of documents.", no_args_is_help=True)
 
 _Principal = Annotated[str, typer.Option("--principal", help="Name of the principal.")]
-_Limit = Annotated[str | None, typer.Option(help="A number; none: no limit.")]
+_Limit = Annotated[str | None, typer.Option(help="A number, or none for no limit.")]
 _To = Annotated[str, typer.Option("--to", help="principal:P, group:G or everyone.")]
 
 
 @tenants.command("add")
 def tenant_add(name: str, as_json: Json = False) -> None:
-    """Make a tenant."""
+    """Create a tenant."""
     from app.access.tenants import add_tenant
 
     made({"tenant": name, "id": add_tenant(name)}, f"tenant {name} made", as_json)
@@ -30,7 +30,7 @@ def tenant_add(name: str, as_json: Json = False) -> None:
 
 @tenants.command("pause")
 def tenant_pause(name: str, as_json: Json = False) -> None:
-    """Let workers take none of its work until it is resumed. What it stored is still served."""
+    """Stop working on a tenant's documents until it is resumed. What is stored is still served."""
     from app.access.tenants import pause_tenant
 
     pause_tenant(name, True)
@@ -39,7 +39,7 @@ def tenant_pause(name: str, as_json: Json = False) -> None:
 
 @tenants.command("resume")
 def tenant_resume(name: str, as_json: Json = False) -> None:
-    """Let workers take its work again."""
+    """Work on a paused tenant's documents again."""
     from app.access.tenants import pause_tenant
 
     pause_tenant(name, False)
@@ -49,7 +49,7 @@ def tenant_resume(name: str, as_json: Json = False) -> None:
 @tenants.command("role")
 def tenant_role(
     name: str,
-    drop: Annotated[bool, typer.Option("--drop", help="Remove it instead.")] = False,
+    drop: Annotated[bool, typer.Option("--drop", help="Drop the login instead.")] = False,
     as_json: Json = False,
 ) -> None:
     """Make a psql login that sees and edits this tenant's rows and no other's.
@@ -75,16 +75,16 @@ def tenant_quota(
     name: str,
     documents: _Limit = None,
     memory_bytes: Annotated[
-        str | None, typer.Option("--bytes", help="Of memories; none: no limit.")
+        str | None, typer.Option("--bytes", help="Bytes of memories, or none for no limit.")
     ] = None,
     requests: _Limit = None,
     tokens: _Limit = None,
     upload_bytes: Annotated[
-        str | None, typer.Option(help="Of uploaded files; none: no limit.")
+        str | None, typer.Option(help="Bytes of uploaded files, or none for no limit.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Set limits of a tenant, and show them with what is used. What is left out stays."""
+    """Set a tenant's limits and show what it uses. Limits that are not given stay as they are."""
     from app.access.quota import quota_of, set_quota
     from app.access.tenants import tenant_id
 
@@ -110,10 +110,10 @@ def tenant_quota(
 @tenants.command("erase")
 def tenant_erase(
     name: str,
-    yes: Annotated[bool, typer.Option("--yes", help="It cannot be undone.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Confirm: this cannot be undone.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Destroy a tenant's keys and delete all that it has. Prints a receipt."""
+    """Destroy a tenant's data keys, delete everything it has, and print a receipt."""
     from app.upkeep.erase import erase
 
     if not yes:
@@ -145,10 +145,10 @@ def _limit(name: str, value: str) -> int | None:
 def principal_add(
     name: str,
     tenant: Tenant,
-    group: Annotated[list[str] | None, typer.Option(help="Group to join; made if new.")] = None,
+    group: Annotated[list[str] | None, typer.Option(help="Group to join, created if new.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Make a principal, or let a known one join more groups."""
+    """Create a principal, or add an existing one to more groups."""
     from app.access.principals import add_principal
 
     number = add_principal(tenant, name, group or [])
@@ -159,7 +159,7 @@ def principal_add(
 
 @groups.command("add")
 def group_add(name: str, tenant: Tenant, principal: _Principal, as_json: Json = False) -> None:
-    """Let a principal be in a group, which is made if it is new."""
+    """Add a principal to a group, which is created if it is new."""
     from app.access.principals import join_group
 
     join_group(tenant, name, principal)
@@ -180,11 +180,12 @@ def bank_add(
     name: str,
     tenant: Tenant,
     closed: Annotated[
-        bool, typer.Option("--closed", help="To nobody yet, instead of everyone as reader.")
+        bool,
+        typer.Option("--closed", help="Give nobody access yet (default: all may read)."),
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Make a bank, encoded by the models that the settings name."""
+    """Create a bank, to be encoded by the models that the settings name."""
     from app.bank.banks import add_bank
     from app.runtime.identity import profile
 
@@ -196,7 +197,7 @@ def bank_add(
 def bank_reencode(
     name: str,
     tenant: Tenant,
-    cancel: Annotated[bool, typer.Option("--cancel", help="Drop the change under way.")] = False,
+    cancel: Annotated[bool, typer.Option("--cancel", help="Abandon the change under way.")] = False,
     as_json: Json = False,
 ) -> None:
     """Encode a bank anew under the profile of the settings, while the present one serves.
@@ -227,10 +228,10 @@ def bank_grant(
     name: str,
     tenant: Tenant,
     to: _To,
-    role: Annotated[Role, typer.Option(help="What it may do; each includes those before it.")],
+    role: Annotated[Role, typer.Option(help="What it may do. Each role includes those before it.")],
     as_json: Json = False,
 ) -> None:
-    """Let a principal, a group or everyone have a role in a bank, in place of the one it had."""
+    """Give a principal, a group or everyone a role in a bank, in place of the one it had."""
     from app.bank.find import find_bank
     from app.bank.members import grant
 

@@ -52,7 +52,7 @@ def page(
         ).scalar()
         if start is None:
             name = "after" if window.after is not None else "before"
-            raise UsageError(f"{name} is the id of nothing in this list: take one that it gave")
+            raise UsageError(f"`{name}` is not the id of an item in this list")
         given["page_start"] = start
         sign = "<" if newest_first else ">"
         conditions.append(f"(r.created_at, r.id) {sign} (:page_start, :page_id)")

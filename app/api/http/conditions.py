@@ -7,7 +7,7 @@ from pydantic.json_schema import JsonSchemaValue
 
 from app.api.http.fields import Storable
 
-Key = Annotated[Storable, Field(min_length=1)]
+FieldName = Annotated[Storable, Field(min_length=1)]
 
 
 class _Condition(BaseModel):
@@ -18,7 +18,7 @@ class Equality(_Condition):
     """Documents whose field has the value, or has it not."""
 
     type: Literal["eq", "ne"]
-    key: Key
+    key: FieldName
     value: str | float | bool
 
 
@@ -26,7 +26,7 @@ class Order(_Condition):
     """Documents whose field is greater or less than the value."""
 
     type: Literal["gt", "gte", "lt", "lte"]
-    key: Key
+    key: FieldName
     value: str | float
 
 
@@ -34,7 +34,7 @@ class Membership(_Condition):
     """Documents whose field has one of the values, or none of them."""
 
     type: Literal["in", "nin"]
-    key: Key
+    key: FieldName
     value: Annotated[list[str | float | bool], Field(min_length=1, max_length=100)]
 
 

@@ -43,16 +43,18 @@ Storable = Annotated[Text, AfterValidator(_storable), _without(r"\x00")]
 Printable = Annotated[str, AfterValidator(_printable), _without(r"\x00-\x1f\x7f-\x9f")]
 Name = Annotated[Printable, Field(min_length=1, max_length=200)]
 """Of a principal, a group or a bank."""
-Key = Annotated[Storable, Field(min_length=1, max_length=64)]
+MetadataKey = Annotated[Storable, Field(min_length=1, max_length=64)]
 Value = (
     Annotated[bool, Strict()]
     | Annotated[int, Strict()]
     | Annotated[float, Strict(), Field(allow_inf_nan=False)]
     | Annotated[Storable, Strict(), Field(max_length=512)]
 )
-Attributes = Annotated[dict[Key, Value], Field(max_length=16)]
+Attributes = Annotated[dict[MetadataKey, Value], Field(max_length=16)]
 """Of a file: the metadata of its documents, by which a search can be filtered."""
-Metadata = Annotated[dict[Key, Annotated[Storable, Field(max_length=512)]], Field(max_length=16)]
+Metadata = Annotated[
+    dict[MetadataKey, Annotated[Storable, Field(max_length=512)]], Field(max_length=16)
+]
 FileId = Annotated[Storable, Field(min_length=1, max_length=4000)]
 Expiry = Annotated[Any, WithJsonSchema({"type": "null"})]
 """Nothing but null can be kept: check_expiry."""

@@ -53,7 +53,7 @@ class TestFiles:
         assert [file.id for file in alice.files.list(purpose="batch")] == [other]
         page = alice.files.list(limit=3, order="asc", after=made[2])
         assert ([file.id for file in page.data], page.has_more) == (made[3:6], True)
-        with pytest.raises(openai.BadRequestError, match="nothing in this list"):
+        with pytest.raises(openai.BadRequestError, match="not the id of an item in this list"):
             alice.files.list(after="file-of-nobody")
 
     def test_too_large_ones_are_refused(
