@@ -7,8 +7,9 @@ from dataclasses import asdict
 import structlog
 
 from app.access import audit
+from app.db.addresses import database_url
 from app.db.tenants import next_tenant
-from app.errors import UsageError
+from app.errors import UnavailableError, UsageError
 from app.search.indexes import keep
 from app.settings import settings
 from app.store.disk import disk
@@ -89,11 +90,12 @@ def _cache(stop: threading.Event) -> None:
 
 def _indexes(stop: threading.Event) -> None:
     try:
-        kept = keep(settings().hnsw_from, stop)
-    except UsageError as error:
+        database_url("owner")
+    except (UsageError, UnavailableError):
         # Only the tables' owner can make indexes, and not every relay can log in as owner.
-        log.info("vector indexes are left to membank maintain", reason=str(error))
+        log.info("vector indexes are left to membank maintain: no MEMBANK_OWNER_DATABASE_URL")
         stop.wait()
         return
+    kept = keep(settings().hnsw_from, stop)
     if kept.made or kept.dropped:
         log.info("vector indexes", made=kept.made, dropped=kept.dropped)

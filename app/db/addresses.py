@@ -40,21 +40,21 @@ def administers() -> bool:
     """Whether the HTTP service offers administration: as MEMBANK_API_ADMIN says, and without it
     where the address of membank_admin is known.
 
-    Raises UsageError where it is to and the address is not known.
+    Raises UsageError where it is wanted and the address is not known, and for one that is none.
     """
     wanted = settings().api_admin
     if wanted is False:
         return False
     try:
         database_url("admin")
-    except MembankError as error:
+    except MembankError:
+        if settings().admin_database_url:
+            raise
         if wanted:
             raise UsageError(
                 "MEMBANK_API_ADMIN=true needs MEMBANK_ADMIN_DATABASE_URL, the address of the role"
-                f" membank_admin ({error})"
+                " membank_admin: set it, or MEMBANK_API_ADMIN=false"
             ) from None
-        if settings().admin_database_url:
-            raise
         return False
     return True
 

@@ -4,10 +4,13 @@ import re
 import shlex
 import tomllib
 from fnmatch import fnmatch
+from pathlib import Path
 
 import pytest
 from pydantic.fields import FieldInfo
 
+from app.db import addresses
+from app.errors import UsageError
 from app.local.stack import SERVICES
 from app.settings import Settings
 from tests.compose import ROOT, UnsetError, compose, environment, example, interpolated
@@ -244,6 +247,36 @@ def test_the_example_offers_no_administration_by_http(monkeypatch: pytest.Monkey
     given = environment(compose()["services"]["api"], example())
     assert read(given, monkeypatch).api_admin is False
     assert "MEMBANK_API_ADMIN" not in example()
+
+
+ADMIN_URL = "postgresql://membank_admin:word@postgres/membank"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "url", "offered"),
+    [
+        ("", "", False),
+        ("", ADMIN_URL, True),
+        ("true", ADMIN_URL, True),
+        ("false", ADMIN_URL, False),
+        ("true", "", "MEMBANK_API_ADMIN=true needs MEMBANK_ADMIN_DATABASE_URL"),
+        ("", "mysql://postgres/membank", "MEMBANK_ADMIN_DATABASE_URL is for mysql"),
+    ],
+)
+def test_administration_is_offered_where_it_can_be_and_its_lack_is_named(
+    wanted: str, url: str, offered: bool | str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = environment(compose()["services"]["api"], example())
+    given |= {"MEMBANK_API_ADMIN": wanted, "MEMBANK_ADMIN_DATABASE_URL": url}
+    made = read(given, monkeypatch)
+    monkeypatch.setattr(addresses, "settings", lambda: made)
+    if isinstance(offered, bool):
+        assert addresses.administers() is offered
+        return
+    with pytest.raises(UsageError, match=offered) as caught:
+        addresses.administers()
+    assert "membank up" not in str(caught.value)
 
 
 @pytest.mark.parametrize("service", OURS)
