@@ -314,7 +314,6 @@ CREATE TABLE chunk (
     start_at    integer NOT NULL,
     end_at      integer NOT NULL,
     hash        text NOT NULL,
-    before      text NOT NULL DEFAULT '',
     PRIMARY KEY (tenant_id, id),
     UNIQUE (tenant_id, bank_id, document_id, id),
     FOREIGN KEY (tenant_id, bank_id, document_id)
@@ -324,8 +323,6 @@ CREATE INDEX chunk_document ON chunk (tenant_id, bank_id, document_id, ordinal);
 COMMENT ON TABLE chunk IS
     'A piece of a document, at most 128 tokens. Its text never changes: an edit makes new chunks.';
 COMMENT ON COLUMN chunk.start_at IS 'Place in document.text, in characters from 0.';
-COMMENT ON COLUMN chunk.before IS
-    'What stands before it in its document, as far as it has that in sight when it is encoded.';
 
 CREATE TABLE memory_key (
     tenant_id   bigint NOT NULL,

@@ -78,8 +78,7 @@ BEGIN
 END $$;
 
 CREATE TRIGGER chunk_is_final BEFORE UPDATE ON chunk
-    FOR EACH ROW WHEN (OLD.text IS DISTINCT FROM NEW.text OR OLD.before IS DISTINCT FROM NEW.before
-        OR OLD.hash IS DISTINCT FROM NEW.hash)
+    FOR EACH ROW WHEN (OLD.text IS DISTINCT FROM NEW.text OR OLD.hash IS DISTINCT FROM NEW.hash)
     EXECUTE FUNCTION chunk_is_final();
 
 -- Chunks alone may be emptied too. Then every document waits to be split again.
@@ -172,8 +171,6 @@ CREATE TRIGGER document_load INSTEAD OF INSERT ON document_load
 
 CREATE FUNCTION bank_profile() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp AS $$
-DECLARE
-    seen integer[];
 BEGIN
     IF NEW.profile_id <> OLD.profile_id THEN
         IF NEW.profile_id IS DISTINCT FROM OLD.next_profile_id THEN
@@ -187,17 +184,6 @@ BEGIN
         RAISE EXCEPTION 'bank % is encoded under profile % already', quote_literal(NEW.name),
             NEW.profile_id USING ERRCODE = 'restrict_violation',
             HINT = 'To drop a change that is under way, set next_profile_id to null.';
-    END IF;
-    IF NEW.next_profile_id IS NOT NULL THEN
-        SELECT array_agg(coalesce(substring(p.spec ->> 'context' FROM '^\d+')::integer, 0)
-            ORDER BY p.id = NEW.next_profile_id)
-        INTO seen FROM encoder_profile p
-        WHERE p.tenant_id = NEW.tenant_id AND p.id IN (NEW.profile_id, NEW.next_profile_id);
-        IF seen[2] > seen[1] THEN
-            RAISE EXCEPTION 'bank % keeps % tokens before each chunk, and the next profile needs %',
-                quote_literal(NEW.name), seen[1], seen[2] USING ERRCODE = 'restrict_violation',
-                HINT = 'Make a new bank and ingest again, or take no greater MEMBANK_CONTEXT.';
-        END IF;
     END IF;
     RETURN NEW;
 END $$;

@@ -44,15 +44,6 @@ class TestRefusals:
         with pytest.raises(IntegrityError, match=f"has memories of profile {PROFILE} only"):
             change(Asker(role, whole.tenant), "UPDATE bank SET profile_id = 'third'")  # type: ignore[arg-type]
 
-    def test_a_context_that_its_chunks_do_not_keep(self, whole: Company) -> None:
-        with pytest.raises(ConflictError, match=r"keeps 0 tokens .* needs 40.*Make a new bank"):
-            begin(whole, NEXT, '{"context": "40 tokens before it"}')
-        assert profile_of(whole) == (PROFILE, None)
-
-    def test_a_smaller_context_is_taken(self, whole: Company) -> None:
-        administer('UPDATE encoder_profile SET spec = \'{"context": "40 tokens before it"}\'')
-        begin(whole, NEXT, '{"context": "9 tokens before it"}')
-
     def test_an_unknown_profile(self, whole: Company) -> None:
         with pytest.raises(IntegrityError, match="next_profile_id"):
             administer("UPDATE bank SET next_profile_id = 'nobody knows it'")
