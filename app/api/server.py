@@ -1,4 +1,4 @@
-"""The HTTP service's process: checks, models, then it listens until SIGTERM."""
+"""The HTTP service's process: checks the database, loads the models, listens until SIGTERM."""
 
 import signal
 import socket
@@ -27,7 +27,7 @@ _DRAIN_SECONDS = 30
 
 
 def main() -> None:
-    """Run until SIGTERM: it takes no further request then, and ends when those in hand are done, or
+    """Run until SIGTERM; then take no further requests, and end when those in progress are done, or
     after 30 seconds."""
     quiet()
     configure(settings().log_level)
@@ -69,7 +69,7 @@ def _load() -> None:
 
 
 def sweep(stop: threading.Event) -> None:
-    """Until `stop`, let the tiers of memories keep nothing for long that was forgotten."""
+    """Until `stop` is set, remove forgotten documents' memories from the cache tiers."""
     log = structlog.get_logger("api")
     while not stop.wait(settings().reconcile_seconds):
         try:

@@ -1,4 +1,4 @@
-"""The HTTP service: its routes put together."""
+"""The HTTP service, put together from its routes."""
 
 import contextlib
 from collections.abc import AsyncIterator

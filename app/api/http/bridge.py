@@ -1,4 +1,4 @@
-"""Answers are given in threads, and the event loop hears of them piece by piece."""
+"""Threads compute the answers, and the event loop gets them piece by piece."""
 
 import asyncio
 import contextlib
@@ -17,27 +17,27 @@ from app.process.tracing import carried
 
 T = TypeVar("T")
 SEARCHES = min(8, max(2, os.cpu_count() or 2))
-"""Requests that search and load at a time: no more than processors, or they hold each other up,
-and so few that they do with the connections of one pool."""
+"""Requests that search and load at a time: no more than there are processors, or they slow each
+other down, and few enough for the connections of one pool."""
 
 
 class GoneError(Exception):
-    """Nobody waits for the answer any more."""
+    """The caller has gone away."""
 
 
 class Bridge:
-    """The threads of a process's answers, one for each that is being given."""
+    """The threads in which a process computes answers, one for each answer in progress."""
 
     def __init__(self, most: int) -> None:
-        """`most`: answers at a time; one more is refused, and one more than half of them to a
-        tenant alone, so that others find a place."""
+        """`most`: answers at a time, beyond which requests are refused. A tenant gets at most half
+        of the places, so that others find one."""
         self._pool = ThreadPoolExecutor(most, "answer", _compute_alone)
         self._searches = threading.BoundedSemaphore(SEARCHES)
         self._most, self._held = most, Counter[str]()
         self._counting = threading.Lock()
 
     def begin(self, tenant: str, start: Callable[[], Answering], seconds: float) -> "Running":
-        """Give an answer that may take so long. Raises BusyError when too many are being given."""
+        """Start an answer that may take `seconds`. Raises BusyError when there are too many."""
         running = Running(start, self._searches, seconds)
         self._submit(tenant, running.work)
         return running
@@ -52,7 +52,7 @@ class Bridge:
         return await asyncio.wrap_future(self._submit(tenant, alone))
 
     def close(self) -> None:
-        """Begin nothing more."""
+        """Start no further answers."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _submit(self, tenant: str, work: Callable[[], T]) -> Future[T]:
@@ -74,7 +74,7 @@ class Bridge:
 
 
 class Running:
-    """An answer that a thread is giving."""
+    """An answer that a thread is computing."""
 
     def __init__(
         self, start: Callable[[], Answering], searches: threading.Semaphore, seconds: float
@@ -87,13 +87,13 @@ class Running:
         self._cancelled = False
 
     def cancel(self) -> None:
-        """Let no more be computed. Harmless at any time."""
+        """Stop computing. Safe to call at any time."""
         self._cancelled = True
         if self._answering is not None:
             self._answering.cancel()
 
     async def next(self) -> str | Answer:
-        """The next piece; after the last, the whole.
+        """The next piece of text; after the last piece, the whole answer.
 
         Raises LateError when the time is up, GoneError when the caller has gone, and what went
         wrong in the thread.
@@ -112,7 +112,7 @@ class Running:
 
     @contextlib.asynccontextmanager
     async def attended(self, receive: Receive) -> AsyncIterator[None]:
-        """While the block runs, notice when the caller goes away."""
+        """Cancel the answer if the caller goes away while the block runs."""
         watch = asyncio.create_task(self._watch(receive))
         try:
             yield
@@ -126,7 +126,7 @@ class Running:
         self._said.put_nowait(GoneError())
 
     def work(self) -> None:
-        """All of it, in a thread."""
+        """Compute the whole answer in a thread."""
         try:
             with self._searches:
                 if self._cancelled:

@@ -18,7 +18,7 @@ def identity(
     request: Request,
     shown: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
 ) -> Identity:
-    """Who calls. Identified once a request, which counts against the rate of its tenant."""
+    """The caller. Identified once for each request, which then counts against its tenant's rate."""
     known: Identity | None = getattr(request.state, "identity", None)
     if known is not None:
         return known
@@ -44,7 +44,7 @@ def _count(request: Request, tenant: str) -> None:
 
 
 async def identity_of(request: Request) -> Identity:
-    """The same outside of a route's dependencies."""
+    """Identify the caller of `request` where FastAPI's dependencies are not at hand."""
     return await run_in_threadpool(identity, request, await _bearer(request))
 
 

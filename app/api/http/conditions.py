@@ -1,4 +1,4 @@
-"""How a condition on the metadata of documents is described."""
+"""The OpenAPI description of a condition on documents' metadata."""
 
 from typing import Annotated, Any, Literal
 
@@ -15,7 +15,7 @@ class _Condition(BaseModel):
 
 
 class Equality(_Condition):
-    """Documents whose field has the value, or has it not."""
+    """Documents whose field has the value (eq), or has not (ne)."""
 
     type: Literal["eq", "ne"]
     key: FieldName
@@ -52,4 +52,4 @@ class _DescribedAsCondition:
 
 
 Filters = Annotated[dict[str, Any], _DescribedAsCondition()]
-"""A condition for app.bank.filters.parse, which says better than its description what is wrong."""
+"""A condition for app.bank.filters.parse, whose errors say more than a validation of this type."""

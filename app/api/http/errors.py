@@ -60,13 +60,13 @@ class Error(BaseModel):
 
 
 class Failure(BaseModel):
-    """The body of every response that is no success."""
+    """The body of every response that reports a failure."""
 
     error: Error
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """What a route's description says of its failures: these, and those that every route has."""
+    """The failures in a route's OpenAPI description: `statuses` and those that every route has."""
     every = (400, 401, 403, 408, 409, 413, 422, 429, 500, 503)
     return {status: {"model": Failure} for status in sorted({*statuses, *every})}
 
@@ -92,7 +92,7 @@ def shape(error: MembankError) -> tuple[int, dict[str, Any]]:
 
 
 def handle_errors(app: FastAPI) -> None:
-    """Let `app` answer every failure in OpenAI's shape, and none with what it happened on."""
+    """Make `app` answer every failure in OpenAI's shape, without internals of the service."""
 
     @app.exception_handler(MembankError)
     async def ours(_: Request, error: MembankError) -> JSONResponse:

@@ -1,4 +1,4 @@
-"""Fields that several requests have, and what their description says of them."""
+"""Fields that several requests share, with their OpenAPI descriptions."""
 
 from typing import Annotated, Any, Literal
 
@@ -57,18 +57,18 @@ Metadata = Annotated[
 ]
 FileId = Annotated[Storable, Field(min_length=1, max_length=4000)]
 Expiry = Annotated[Any, WithJsonSchema({"type": "null"})]
-"""Nothing but null can be kept: check_expiry."""
+"""Only null is supported: see check_expiry."""
 
 
 class StaticSizes(BaseModel):
-    """Tokens of a chunk and of what it shares with the next."""
+    """Tokens of a chunk, and of its overlap with the next one."""
 
     max_chunk_size_tokens: Annotated[int, Field(ge=100, le=4096)] = _CHUNK_TOKENS
     chunk_overlap_tokens: Annotated[int, Field(ge=0, le=2048)] = 0
 
 
 class AutoChunking(BaseModel):
-    """As the bank does it."""
+    """As the bank splits documents."""
 
     type: Literal["auto"] = "auto"
 
@@ -84,7 +84,7 @@ Chunking = Annotated[AutoChunking | StaticChunking, Field(discriminator="type")]
 
 
 def check_chunking(chosen: Chunking | None) -> None:
-    """Raises UsageError for chunks that a bank does not make."""
+    """Raises UsageError for chunks that a bank cannot make."""
     if not isinstance(chosen, StaticChunking):
         return
     if chosen.static.max_chunk_size_tokens < _CHUNK_TOKENS or chosen.static.chunk_overlap_tokens:
@@ -96,6 +96,6 @@ def check_chunking(chosen: Chunking | None) -> None:
 
 
 def check_expiry(given: object) -> None:
-    """Raises UsageError: nothing here goes away by itself."""
+    """Raises UsageError when an expiry is given: nothing here expires."""
     if given is not None:
         raise UsageError("expires_after cannot be kept: nothing here expires; delete it instead")

@@ -1,4 +1,4 @@
-"""What every request is held to: its size, its tenant's rate, and a number to find it by."""
+"""What holds for every request: a limit on its size, its tenant's rate, and an id to find it by."""
 
 import asyncio
 import json
@@ -17,11 +17,11 @@ from app.settings import settings
 
 _NUMBER = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 BODY_SECONDS = 60.0
-"""Between two pieces of a request's body."""
+"""Longest wait between two pieces of a request's body."""
 
 
 def hold(app: FastAPI) -> None:
-    """Let all routes of `app` keep to the limits of the settings.
+    """Hold all routes of `app` to the limits in the settings.
 
     A route that takes more in one request gives `max_body_size` where it is declared.
     """
@@ -74,7 +74,7 @@ class Envelope:
 
 
 class _Body:
-    """Receives a request. One whose body stands still for too long is a 408."""
+    """Receives a request; raises a 408 when its body stalls for too long."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive, self._whole = receive, False

@@ -28,7 +28,7 @@ class Paging(BaseModel):
 
 
 class Item(BaseModel):
-    """What a list holds."""
+    """An item of a list."""
 
     id: str
 
@@ -37,7 +37,7 @@ T = TypeVar("T", bound=Item)
 
 
 class Page(BaseModel, Generic[T]):
-    """A page of a list. `last_id` is the cursor of the next one."""
+    """A page of a list. `last_id` is the cursor for the next page."""
 
     object: Literal["list"] = "list"
     data: list[T]

@@ -1,4 +1,4 @@
-"""What every request leaves behind: a line in the log, a count, a span. Never its text or query."""
+"""What every request leaves behind: a log line, a count and a span, never its text or query."""
 
 import time
 
@@ -17,7 +17,7 @@ _GONE = 499
 
 
 class Watch:
-    """Around everything else of the service."""
+    """The outermost middleware."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -76,6 +76,6 @@ class Watch:
 
 
 def _route(scope: Scope) -> str:
-    """The route's pattern, without what a path has in its places."""
+    """The route's pattern, with placeholders instead of the values in the path."""
     known = scope.get("route") or scope.get("endpoint")
     return getattr(known, "path", None) or "unknown"

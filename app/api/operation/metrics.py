@@ -1,4 +1,4 @@
-"""/metrics: what app/process/metrics.py counts, and what is looked at when somebody asks."""
+"""/metrics: what app/process/metrics.py counts, and what is read at the moment of asking."""
 
 import asyncio
 from collections.abc import Iterable, Iterator
@@ -27,7 +27,7 @@ async def metrics(request: Request) -> Response:
 
 
 class Moment:
-    """What engine, cache tiers and queue say now. What does not answer is left out."""
+    """The state of engine, cache tiers and queue now. What does not answer is left out."""
 
     def __init__(self, generates: Any, health: Health) -> None:
         self._generates, self._health = generates, health
