@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sqlalchemy import text
 
-from app.access.tenants import add_tenant
+from app.access.tenants import add_tenant, of_tenant
 from app.bank import documents
 from app.bank.banks import add_bank
 from app.bank.documents import Draft, Piece
@@ -70,8 +70,8 @@ def run(rows: int, paths: Sequence[Path], workers: int, as_json: bool) -> None:
 
 def _rows(count: int, size: int) -> dict[str, float]:
     """Rows a second of each step, and of some together. Rows of one tenant, as in a bulk load."""
-    add_tenant("rows")
-    bank = add_bank("rows", "rows", _NOBODYS, "{}")
+    with transaction(Asker("admin")) as connection:
+        bank = add_bank(connection, add_tenant(connection, "rows"), "rows", _NOBODYS, "{}")
     spent: dict[str, float] = defaultdict(float)
     with _timed(spent, "trigger"):
         for number in range(count // _CHUNKS_OF_A_DOCUMENT):
@@ -110,8 +110,13 @@ def _finished(tenant: int, work: Sequence[Work]) -> int:
 
 def _encoded() -> None:
     # Seldom: every look takes from the worker's cores.
-    if not wait_until(lambda: not any(status.queue().values()), _LONGEST, 0.5):
+    if not wait_until(_idle, _LONGEST, 0.5):
         raise UsageError("the worker does not finish: see membank status and its log")
+
+
+def _idle() -> bool:
+    with transaction(Asker("admin")) as connection:
+        return not any(status.queue(connection).values())
 
 
 @contextmanager
@@ -127,7 +132,13 @@ def _store(bank: Bank, number: int) -> None:
         for i in range(_CHUNKS_OF_A_DOCUMENT)
     ]
     draft = Draft(f"d{number}", "bench", "Rows", f"rows {number}", None, {})
-    documents.store(bank.tenant, bank.id, draft, pieces)
+    _put(bank, draft, pieces)
+
+
+def _put(bank: Bank, draft: Draft, pieces: Sequence[Piece] | None) -> None:
+    asker = Asker("worker", bank.tenant)
+    with transaction(asker) as connection:
+        documents.store(connection, asker, bank.id, draft, pieces)
 
 
 def _pipeline(stack: Stack, workers: int, paths: list[Path], size: int) -> dict[str, float]:
@@ -138,7 +149,7 @@ def _pipeline(stack: Stack, workers: int, paths: list[Path], size: int) -> dict[
     warm = _bank(f"{_WARM}{workers}")
     for number in range(workers * size):  # a claim for each, so that all of them load their models
         draft = Draft(f"d{number}", "bench", "First", f"First text {number}.", None, {})
-        documents.store(warm.tenant, warm.id, draft, None)
+        _put(warm, draft, None)
     _encoded()
     tenant = f"{_MEASURED}{workers}"
     _bank(tenant)
@@ -156,13 +167,16 @@ def _pipeline(stack: Stack, workers: int, paths: list[Path], size: int) -> dict[
 
 
 def _bank(tenant: str) -> Bank:
-    add_tenant(tenant)
-    return add_bank(tenant, _BANK, profile().id, profile().json())
+    encoder = profile()
+    with transaction(Asker("admin")) as connection:
+        number = add_tenant(connection, tenant)
+        return add_bank(connection, number, _BANK, encoder.id, encoder.json())
 
 
 def _encoder_alone(size: int) -> float:
     """Chunks a second of the encoder in this process, the chunks being those of one worker."""
-    bank = find_bank(f"{_MEASURED}1", _BANK)
+    with of_tenant("app", f"{_MEASURED}1") as (connection, asker):
+        bank = find_bank(connection, asker.tenant or 0, _BANK)
     with transaction(Asker("worker", bank.tenant)) as connection:
         texts = list(
             connection.execute(

@@ -13,11 +13,11 @@ import numpy as np
 import psycopg
 from numpy.typing import NDArray
 
-from app.access.principals import add_principal, find_principal
+from app.access.principals import add_principal
 from app.access.tenants import add_tenant
 from app.bank.banks import add_bank
 from app.bank.find import Bank
-from app.db.session import Asker
+from app.db.session import Asker, transaction
 
 Array = NDArray[np.float32]
 
@@ -109,12 +109,13 @@ class Rows:
 
     def tenant(self, name: str, size: int) -> Filled:
         """Add a tenant with a reader for each share, and `size` memories of realistic length."""
-        add_tenant(name)
-        bank = add_bank(name, "bank", PROFILE, "{}")
         readers = {}
-        for share in SHARES:
-            add_principal(name, f"reader{share}")
-            readers[share] = find_principal(name, f"reader{share}")
+        with transaction(Asker("admin")) as administrator:
+            number = add_tenant(administrator, name)
+            bank = add_bank(administrator, number, "bank", PROFILE, "{}")
+            for share in SHARES:
+                reader = add_principal(administrator, number, f"reader{share}")
+                readers[share] = Asker("app", number, reader)
         chance = np.random.default_rng(size)
         texts = [" ".join(some) for some in chance.choice(self._words, size=(size, 70))]
         filled = Filled(bank, self._next, self._keys.draw(size), readers, texts)

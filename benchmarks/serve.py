@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from app.access.keys import issue
+from app.access.tenants import of_tenant
 from app.demo import sample
 from app.errors import MembankError, UsageError
 from app.local.stack import ENCODING, Stack
@@ -86,7 +87,8 @@ def run(clients: Sequence[int], requests: int, k: int, as_json: bool) -> None:
         raise UsageError("the numbers of clients and requests must be at least 1")
     with sample.temporary_stack(console.complain, (*ENCODING, "api")) as stack:
         sample.fill()
-        key = issue("northwind", "hana").token
+        with of_tenant("admin", "northwind") as (connection, asker):
+            key = issue(connection, asker.tenant or 0, "hana").token
         found = _measure(stack, key, clients, requests, k)
     if as_json:
         console.print_json({"k": k, "tokens": _TOKENS, "rows": [asdict(row) for row in found]})

@@ -13,16 +13,15 @@ import psycopg
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from app.access.keys import issue
 from app.access.logins import add_login
-from app.access.tenants import pause_tenant
-from app.bank import attachments, roles, uploads
-from app.bank.members import grant
+from app.bank import roles
 from app.db.addresses import Role, database_url
 from app.db.session import Asker
 from app.db.signing import Key, context_key
 from app.queue import outbox
+from tests import edges
 from tests.conftest import PROFILE, Company, administer, work_off
+from tests.edges import grant, issue, pause_tenant
 
 MARK = "zzforeign"
 THEIRS, NOBODYS = 770_000_000_000, 880_000_000_000
@@ -152,9 +151,9 @@ def _filled(company: Company, word: str) -> Company:
     company.reader(f"{word}-alice")
     issue(company.name, f"{word}-alice", name=f"{word} key")
     alice = company.reader(f"{word}-alice")
-    file = uploads.add(alice, f"{word}.md", "assistants", f"{word} of a file".encode())
+    file = edges.upload(alice, f"{word}.md", "assistants", f"{word} of a file".encode())
     grant(company.bank, f"principal:{word}-alice", roles.Role.WRITER)
-    attachments.attach(alice, company.bank.id, [(file.id, {"of": word})], f"{word}-batch")
+    edges.attach(alice, company.bank.id, [(file.id, {"of": word})], f"{word}-batch")
     company.store(f"{word}-handbook", f"Welcome {word}.\n\nHours {word}.")
     company.store(f"{word}-pay", f"Bands {word}.\n\nRaises {word}.", ["everyone"])
     work_off()

@@ -18,17 +18,16 @@ from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 from sqlalchemy import text
 
-from app.access.principals import add_principal, find_principal
 from app.access.quota import count_request
-from app.access.tenants import add_tenant
 from app.bank import documents
-from app.bank.banks import add_bank
 from app.bank.documents import Draft, Piece, Stored
 from app.bank.find import Bank
 from app.db.session import Asker, transaction
 from app.local.postgres import EmbeddedPostgres
 from app.queue import outbox
 from app.queue.outbox import Encoded, Work
+from tests import edges
+from tests.edges import add_bank, add_principal, add_tenant, find_principal
 from tests.servers import TEMPLATE, copied, laid_out, lend, of_the_run, pointed_at, running
 from workers.uploads import store
 
@@ -149,7 +148,7 @@ class Company:
     ) -> Stored:
         """Store a document as ingest does; each paragraph of `body` is a chunk."""
         draft = Draft(document, f"{document}.md", title, body, access, {"of": self.name})
-        return documents.store(self.tenant, self.bank.id, draft, pieces_of(body))
+        return edges.store(self.tenant, self.bank.id, draft, pieces_of(body))
 
 
 @pytest.fixture
@@ -222,7 +221,7 @@ def _encoded_off(
 
 def split(work: Work) -> bool:
     """Give a document the chunks of its present text, as a worker does."""
-    found = documents.read_text(work.tenant, work.bank, work.document)
+    found = edges.read_text(work.tenant, work.bank, work.document)
     if found is None:
         return False
     _, body, revision = found

@@ -1,10 +1,10 @@
 """A change of profile as tests make it: two profiles, and what is served and waits under them."""
 
-from app.bank import profiles
-from app.bank.find import bank_now
 from app.search.search import search
 from app.store.blobs import load_blobs
+from tests import edges
 from tests.conftest import NORTH, Company, work_off
+from tests.edges import bank_now
 
 NEXT = "next-profile"
 WORK = "SELECT document_id, chunk_id IS NULL, profile_id, priority FROM outbox ORDER BY 1, 2, 3"
@@ -19,7 +19,7 @@ def filled(company: Company) -> Company:
 
 
 def begin(company: Company, profile: str = NEXT, spec: str = "{}") -> None:
-    profiles.begin(company.tenant, company.bank.id, profile, spec)
+    edges.begin(company.tenant, company.bank.id, profile, spec)
 
 
 def profile_of(company: Company) -> tuple[str, str | None]:

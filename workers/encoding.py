@@ -99,7 +99,8 @@ def _memories(chunks: Sequence[str]) -> list[tuple[list[float], bytes]]:
 
 
 def _split(work: Work) -> int:
-    found = documents.read_text(work.tenant, work.bank, work.document)
+    with transaction(Asker("worker", work.tenant)) as connection:
+        found = documents.read_text(connection, work.tenant, work.bank, work.document)
     if found is None:
         return 0
     title, text, revision = found

@@ -8,6 +8,7 @@ import structlog
 
 from app.access import audit
 from app.db.addresses import database_url
+from app.db.session import Asker, transaction
 from app.db.tenants import next_tenant
 from app.errors import UnavailableError, UsageError
 from app.search.indexes import keep
@@ -72,8 +73,10 @@ def _reseal(stop: threading.Event) -> None:
 def _expire(stop: threading.Event) -> None:
     days, tenant = settings().audit_days, next_tenant(0)
     while tenant is not None and not stop.is_set():
-        if days:
-            audit.expire(tenant, days)
+        gone = 1 if days else 0
+        while gone and not stop.is_set():
+            with transaction(Asker("worker", tenant)) as connection:
+                gone = audit.expire(connection, tenant, days)
         tenant = next_tenant(tenant)
 
 

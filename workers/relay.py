@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from app.bank import profiles
 from app.db.addresses import redis_url
 from app.db.schema import await_safe
+from app.db.session import Asker, transaction
 from app.errors import MembankError
 from app.process.log import configure
 from app.queue.outbox import waiting_profiles
@@ -53,8 +54,13 @@ def main() -> None:
 
 def switch() -> None:
     """Switch every bank whose memories are all ready under its next profile."""
-    for tenant, bank in profiles.switch():
-        log.info("a bank was switched to its next profile", tenant=tenant, bank=bank)
+    with transaction(Asker("worker")) as connection:
+        changing = profiles.changing(connection)
+    for tenant, bank in changing:
+        with transaction(Asker("worker", tenant)) as connection:
+            switched = profiles.switch(connection, tenant, bank)
+        if switched:
+            log.info("a bank was switched to its next profile", tenant=tenant, bank=bank)
 
 
 def wake() -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from app.bank import uploads
-from app.bank.find import bank_now
+from app.bank.find import asked_bank
 from app.db.session import Asker, transaction
 from app.errors import NotFoundError
 from app.ingest.upload import Splitting, store_upload
@@ -20,19 +20,20 @@ def store(work: Sequence[Work]) -> int:
 
 
 def _store(work: Work) -> bool:
-    upload, file = awaited(work), work.file or ""
-    if upload is None:
-        return _dropped(work)
+    file, asker = work.file or "", Asker("worker", work.tenant)
     try:
-        content = uploads.content(Asker("worker", work.tenant), file)
-        bank = bank_now(work.tenant, work.bank)
+        with transaction(asker) as connection:
+            upload = awaited(connection, work)
+            content = uploads.content(connection, asker, file)
+            bank = asked_bank(connection, asker, work.bank)
     except NotFoundError:
         return _dropped(work)
     how = Splitting(count_tokens, settings().max_document_bytes, require_splitting)
     fault = store_upload(bank, file, upload, content, how)
-    if fault is None:
-        return finish(work)
-    return finish(work, fault.error, fault.code)
+    with transaction(asker) as connection:
+        if fault is None:
+            return finish(connection, work)
+        return finish(connection, work, fault.error, fault.code)
 
 
 def _dropped(work: Work) -> bool:

@@ -11,8 +11,6 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 
-from app.db.session import Asker, transaction
-
 _NOTE = text(
     "INSERT INTO audit_event (tenant_id, action, bank_id, document_ids, chunk_ids, detail)"
     " VALUES (:tenant, :action, :bank, :documents, :chunks, :detail)"
@@ -51,46 +49,49 @@ _EVENTS = text(
 )
 
 
-def events(tenant: int, since: datetime | None = None) -> Iterator[dict[str, Any]]:
-    """A tenant's events, the oldest first, as they are read from the database."""
-    with transaction(Asker("admin", tenant)) as connection:
-        streamed = connection.execution_options(stream_results=True, max_row_buffer=1000)
-        for row in streamed.execute(
-            _EVENTS, {"tenant": tenant, "since": since, "after": 0, "limit": None}
-        ).mappings():
-            yield dict(row)
+def events(
+    connection: Connection, tenant: int, since: datetime | None = None
+) -> Iterator[dict[str, Any]]:
+    """A tenant's events for an administrator, the oldest first, as they are read from the
+    database."""
+    streamed = connection.execution_options(stream_results=True, max_row_buffer=1000)
+    for row in streamed.execute(
+        _EVENTS, {"tenant": tenant, "since": since, "after": 0, "limit": None}
+    ).mappings():
+        yield dict(row)
 
 
 def page(
-    tenant: int, limit: int, after: int = 0, since: datetime | None = None
+    connection: Connection,
+    tenant: int,
+    limit: int,
+    after: int = 0,
+    since: datetime | None = None,
 ) -> list[dict[str, Any]]:
-    """At most so many of them, those whose id is greater than `after`."""
+    """At most `limit` of a tenant's events whose id is greater than `after`, for an administrator;
+    the oldest first."""
     values = {"tenant": tenant, "since": since, "after": after, "limit": limit}
-    with transaction(Asker("admin", tenant)) as connection:
-        return [dict(row) for row in connection.execute(_EVENTS, values).mappings()]
+    return [dict(row) for row in connection.execute(_EVENTS, values).mappings()]
 
 
-def erased(name: str) -> list[int]:
-    """Ids of tenants of that name that were erased."""
-    with transaction(Asker("admin")) as connection:
-        return list(
-            connection.execute(
-                text(
-                    "SELECT tenant_id FROM audit_event WHERE action = 'erase'"
-                    " AND detail ->> 'tenant' = :name ORDER BY at"
-                ),
-                {"name": name},
-            ).scalars()
-        )
+def erased(connection: Connection, name: str) -> list[int]:
+    """Ids of tenants of that name that were erased, for an administrator."""
+    return list(
+        connection.execute(
+            text(
+                "SELECT tenant_id FROM audit_event WHERE action = 'erase'"
+                " AND detail ->> 'tenant' = :name ORDER BY at"
+            ),
+            {"name": name},
+        ).scalars()
+    )
 
 
-def expire(tenant: int, days: int) -> int:
-    """Delete a tenant's events older than so many days, 30 or more; how many."""
-    total, gone = 0, 1
-    while gone:
-        with transaction(Asker("worker", tenant)) as connection:
-            gone = connection.execute(
-                text("SELECT audit_expire(:tenant, :days)"), {"tenant": tenant, "days": days}
-            ).scalar_one()
-        total += gone
-    return total
+def expire(connection: Connection, tenant: int, days: int) -> int:
+    """Delete some of a tenant's events older than so many days, 30 or more; how many. 0: that was
+    all."""
+    return int(
+        connection.execute(
+            text("SELECT audit_expire(:tenant, :days)"), {"tenant": tenant, "days": days}
+        ).scalar_one()
+    )

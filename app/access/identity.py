@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from app.access import keys, tokens
 from app.access.principals import find_principal
-from app.db.session import Asker
+from app.access.tenants import of_tenant
+from app.db.session import Asker, transaction
 from app.errors import ForbiddenError, NotFoundError, UnauthorizedError
 
 _LONGEST = 8192
@@ -38,17 +39,17 @@ def identify(bearer: str) -> Identity:
     """
     if not bearer or len(bearer) > _LONGEST:
         raise UnauthorizedError("give an API key or a token: Authorization: Bearer ...")
-    return _of_key(bearer) if bearer.startswith("mb_") else _of_claims(tokens.verify(bearer))
-
-
-def _of_key(token: str) -> Identity:
-    holder = keys.find(token)
-    return Identity(holder.tenant, holder.principal, holder.scopes, holder.asker)
+    if bearer.startswith("mb_"):
+        with transaction(Asker("app")) as connection:
+            holder = keys.find(connection, bearer)
+        return Identity(holder.tenant, holder.principal, holder.scopes, holder.asker)
+    return _of_claims(tokens.verify(bearer))  # which may ask the issuer
 
 
 def _of_claims(claims: tokens.Claims) -> Identity:
     try:
-        asker = find_principal(claims.tenant, claims.principal)
+        with of_tenant("app", claims.tenant) as (connection, owner):
+            asker = find_principal(connection, owner.tenant or 0, claims.principal)
     except NotFoundError:
         raise ForbiddenError(
             "the token is good, but its tenant or its principal is not known here:"

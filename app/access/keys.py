@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 
 from app.access.principals import find_principal
-from app.access.tenants import tenant_id
-from app.db.session import Asker, become, transaction
+from app.access.tenants import tenant_name
+from app.db.session import Asker, become
 from app.errors import NotFoundError, UnauthorizedError, UsageError
 
 SCOPES = ("read", "write", "admin")
@@ -43,16 +43,17 @@ class Holder:
 
 
 def issue(
-    tenant: str,
+    connection: Connection,
+    tenant: int,
     principal: str,
     scopes: Collection[str] = ("read",),
     days: int = 365,
     name: str = "",
 ) -> Issued:
-    """Make a key of a principal that lasts so many days.
+    """Make a key of a principal that lasts so many days, as an administrator.
 
     Raises UsageError for an unknown scope, days out of range or a name that is too long;
-    NotFoundError for tenant or principal.
+    NotFoundError for the principal.
     """
     unknown = sorted(set(scopes) - set(SCOPES))
     if unknown or not scopes:
@@ -61,71 +62,77 @@ def issue(
         raise UsageError(f"a key cannot last {days} days: give 1 to {LONGEST}")
     if len(name) > 200 or not name.isprintable():
         raise UsageError("the key's name must be at most 200 printable characters")
-    owner = find_principal(tenant, principal)
+    owner = find_principal(connection, tenant, principal)
     secret = secrets.token_urlsafe(32)
-    with transaction(Asker("admin", owner.tenant)) as connection:
-        row = connection.execute(
-            text(
-                "INSERT INTO api_key (tenant_id, principal_id, name, hash, scopes, expires_at)"
-                " VALUES (:tenant, :principal, :name, :hash, :scopes,"
-                " now() + make_interval(days => :days)) RETURNING id, expires_at"
-            ),
-            {
-                "tenant": owner.tenant,
-                "principal": owner.principal,
-                "name": name,
-                "hash": _hash(secret),
-                "scopes": [scope for scope in SCOPES if scope in scopes],
-                "days": days,
-            },
-        ).one()
+    row = connection.execute(
+        text(
+            "INSERT INTO api_key (tenant_id, principal_id, name, hash, scopes, expires_at)"
+            " VALUES (:tenant, :principal, :name, :hash, :scopes,"
+            " now() + make_interval(days => :days)) RETURNING id, expires_at"
+        ),
+        {
+            "tenant": owner.tenant,
+            "principal": owner.principal,
+            "name": name,
+            "hash": _hash(secret),
+            "scopes": [scope for scope in SCOPES if scope in scopes],
+            "days": days,
+        },
+    ).one()
     number = f"{owner.tenant}-{row.id}"
     return Issued(number, row.expires_at, f"mb_{number}_{secret}")
 
 
-def keys(tenant: str) -> list[dict[str, Any]]:
-    """All keys of a tenant, the newest first, without hashes. Times are of the database."""
-    owner = tenant_id(tenant)
-    with transaction(Asker("admin", owner)) as connection:
-        rows = connection.execute(
-            text(
-                "SELECT k.tenant_id || '-' || k.id AS id, p.name AS principal, k.name, k.scopes,"
-                " CASE WHEN k.revoked_at IS NOT NULL THEN 'revoked'"
-                " WHEN k.expires_at <= now() THEN 'expired' ELSE 'good' END AS state,"
-                " k.created_at AS created, k.expires_at AS expires, k.revoked_at AS revoked,"
-                " k.last_used_at AS last_used"
-                " FROM api_key k JOIN principal p"
-                " ON p.tenant_id = k.tenant_id AND p.id = k.principal_id"
-                " WHERE k.tenant_id = :tenant ORDER BY k.id DESC"
-            ),
-            {"tenant": owner},
-        )
-        return [dict(row) for row in rows.mappings()]
+def keys(connection: Connection, tenant: int) -> list[dict[str, Any]]:
+    """All keys of a tenant, the newest first, without hashes; for an administrator to see.
+
+    Times are of the database.
+    """
+    rows = connection.execute(
+        text(
+            "SELECT k.tenant_id || '-' || k.id AS id, p.name AS principal, k.name, k.scopes,"
+            " CASE WHEN k.revoked_at IS NOT NULL THEN 'revoked'"
+            " WHEN k.expires_at <= now() THEN 'expired' ELSE 'good' END AS state,"
+            " k.created_at AS created, k.expires_at AS expires, k.revoked_at AS revoked,"
+            " k.last_used_at AS last_used"
+            " FROM api_key k JOIN principal p"
+            " ON p.tenant_id = k.tenant_id AND p.id = k.principal_id"
+            " WHERE k.tenant_id = :tenant ORDER BY k.id DESC"
+        ),
+        {"tenant": tenant},
+    )
+    return [dict(row) for row in rows.mappings()]
 
 
-def revoke(tenant: str, key: str) -> None:
-    """Let a key, named by its id, count no more. Raises NotFoundError."""
-    owner, parts = tenant_id(tenant), _ID.fullmatch(key)
+def revoke(connection: Connection, tenant: int, key: str) -> None:
+    """Let a key, named by its id, count no more; for an administrator to do.
+
+    Raises NotFoundError.
+    """
+    parts = _ID.fullmatch(key)
     found = 0
-    if parts and int(parts[1]) == owner:
-        with transaction(Asker("admin", owner)) as connection:
-            found = connection.execute(
-                text(
-                    "UPDATE api_key SET revoked_at = coalesce(revoked_at, now())"
-                    " WHERE tenant_id = :tenant AND id = :id"
-                ),
-                {"tenant": owner, "id": int(parts[2])},
-            ).rowcount
+    if parts and int(parts[1]) == tenant:
+        found = connection.execute(
+            text(
+                "UPDATE api_key SET revoked_at = coalesce(revoked_at, now())"
+                " WHERE tenant_id = :tenant AND id = :id"
+            ),
+            {"tenant": tenant, "id": int(parts[2])},
+        ).rowcount
     if not found:
+        name = tenant_name(connection, tenant)
         # What was given may be a whole token by mistake, so it is not repeated.
         raise NotFoundError(
-            f"tenant {tenant!r} has no such key: give its id, such as 1-7, as"
-            f" membank key list --tenant {tenant!r} prints it"
+            f"tenant {name!r} has no such key: give its id, such as 1-7, as"
+            f" membank key list --tenant {name!r} prints it"
         )
 
 
-def find(token: str) -> Holder:
+def find(connection: Connection, token: str) -> Holder:
     """Whom a key stands for; notes its use.
+
+    The transaction, of the role app and without a tenant before, is for the key's principal from
+    then on.
 
     Raises UnauthorizedError. Only who has the secret is told that a key expired or was revoked.
     """
@@ -133,20 +140,19 @@ def find(token: str) -> Holder:
     if parts is None:
         raise _invalid()
     tenant, key = int(parts[1]), int(parts[2])
-    with transaction(Asker("app")) as connection:
-        row = connection.execute(
-            text("SELECT * FROM find_key(:tenant, :key, :hash)"),
-            {"tenant": tenant, "key": key, "hash": _hash(parts[3])},
-        ).one_or_none()
-        if row is None:
+    row = connection.execute(
+        text("SELECT * FROM find_key(:tenant, :key, :hash)"),
+        {"tenant": tenant, "key": key, "hash": _hash(parts[3])},
+    ).one_or_none()
+    if row is None:
+        raise _invalid()
+    if row.fault is None:
+        asker = Asker("app", tenant, row.principal_id)
+        become(connection, asker)
+        names = connection.execute(_NAMES, asdict(asker)).one_or_none()
+        if names is None:  # deleted between the two looks
             raise _invalid()
-        if row.fault is None:
-            asker = Asker("app", tenant, row.principal_id)
-            become(connection, asker)
-            names = connection.execute(_NAMES, asdict(asker)).one_or_none()
-            if names is None:  # deleted between the two looks
-                raise _invalid()
-            return Holder(asker, names[0], names[1], frozenset(row.scopes))
+        return Holder(asker, names[0], names[1], frozenset(row.scopes))
     why = f"expired on {row.expires_at:%Y-%m-%d}" if row.fault == "expired" else "was revoked"
     raise UnauthorizedError(f"API key {tenant}-{key} {why}: membank key issue makes a new one")
 

@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 
-from app.db.session import Asker, transaction
 from app.errors import NotFoundError, UsageError
 
 
-def checked_access(tenant: int, entries: Sequence[str]) -> list[str]:
-    """An access list whose principals and groups all exist.
+def checked_access(connection: Connection, tenant: int, entries: Sequence[str]) -> list[str]:
+    """An access list whose principals and groups all exist, each entry once, in order.
 
     Raises UsageError for an entry of another form, NotFoundError for a name that is not there.
     """
@@ -19,10 +18,7 @@ def checked_access(tenant: int, entries: Sequence[str]) -> list[str]:
             raise UsageError(
                 f"{entry!r} is not an access entry: principal:NAME, group:NAME or everyone"
             )
-    with transaction(Asker("app", tenant)) as connection:
-        known = set(
-            connection.execute(_KNOWN, {"tenant": tenant, "entries": list(entries)}).scalars()
-        )
+    known = set(connection.execute(_KNOWN, {"tenant": tenant, "entries": list(entries)}).scalars())
     missing = [entry for entry in entries if entry != "everyone" and entry not in known]
     if missing:
         raise NotFoundError(

@@ -27,12 +27,11 @@ class Login:
 
 def add_login(tenant: str) -> Login:
     """Make the tenant's login. Raises ConflictError when it has one."""
-    owner = tenant_id(tenant)
     # Roles can be listed by everyone on the server, and belong to all its databases. So the name
     # tells nothing of the tenant, and no other database has one of that name.
     role, password = f"{TENANT_GROUP}_{secrets.token_hex(4)}", secrets.token_urlsafe(24)
     with _administrator() as connection:
-        driver = driver_of(connection)
+        driver, owner = driver_of(connection), tenant_id(connection, tenant)
         try:
             connection.execute(
                 text("INSERT INTO tenant_role (tenant_id, role) VALUES (:tenant, :role)"),
@@ -63,8 +62,8 @@ def add_login(tenant: str) -> Login:
 
 def drop_login(tenant: str) -> str:
     """Remove the tenant's login, sessions and all; its name. Raises NotFoundError."""
-    owner = tenant_id(tenant)
     with _administrator() as connection:
+        owner = tenant_id(connection, tenant)
         role = connection.execute(
             text("DELETE FROM tenant_role WHERE tenant_id = :tenant RETURNING role"),
             {"tenant": owner},

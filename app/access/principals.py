@@ -4,15 +4,16 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection, text
 
-from app.access.tenants import tenant_id
+from app.access.tenants import tenant_name
 from app.db.names import named, storable
-from app.db.session import Asker, transaction
+from app.db.session import Asker
 from app.errors import NotFoundError
 
 
-def principals(tenant: str) -> dict[str, list[str]]:
-    """Name of each principal -> its groups. Raises NotFoundError."""
+def principals(connection: Connection, tenant: int) -> dict[str, list[str]]:
+    """Name of each principal -> its groups."""
     return _listed(
+        connection,
         tenant,
         "SELECT p.name, array_remove(array_agg(g.name ORDER BY g.name), NULL) FROM principal p"
         " LEFT JOIN group_member m ON m.tenant_id = p.tenant_id AND m.principal_id = p.id"
@@ -21,9 +22,10 @@ def principals(tenant: str) -> dict[str, list[str]]:
     )
 
 
-def groups(tenant: str) -> dict[str, list[str]]:
-    """Name of each group -> its principals. Raises NotFoundError."""
+def groups(connection: Connection, tenant: int) -> dict[str, list[str]]:
+    """Name of each group -> its principals."""
     return _listed(
+        connection,
         tenant,
         "SELECT g.name, array_remove(array_agg(p.name ORDER BY p.name), NULL)"
         " FROM principal_group g"
@@ -33,14 +35,13 @@ def groups(tenant: str) -> dict[str, list[str]]:
     )
 
 
-def remove_principal(tenant: str, name: str) -> None:
-    """Delete a principal: its keys count no more, and its name is on no list, so that one who gets
-    the name later reads nothing of the first. Raises NotFoundError."""
-    gone = find_principal(tenant, name)
-    values = {"tenant": gone.tenant, "id": gone.principal, "entry": f"principal:{name}"}
-    with transaction(Asker("admin", gone.tenant)) as connection:
-        for statement in _REMOVE:
-            connection.execute(text(statement), values)
+def remove_principal(connection: Connection, tenant: int, name: str) -> None:
+    """Delete a principal, as an administrator: its keys count no more, and its name is on no list,
+    so that one who gets the name later reads nothing of the first. Raises NotFoundError."""
+    gone = find_principal(connection, tenant, name)
+    values = {"tenant": tenant, "id": gone.principal, "entry": f"principal:{name}"}
+    for statement in _REMOVE:
+        connection.execute(text(statement), values)
 
 
 _REMOVE = (
@@ -51,68 +52,69 @@ _REMOVE = (
 )
 
 
-def _listed(tenant: str, statement: str) -> dict[str, list[str]]:
-    owner = tenant_id(tenant)
-    with transaction(Asker("admin", owner)) as connection:
-        return {
-            name: list(others)
-            for name, others in connection.execute(text(statement), {"tenant": owner})
-        }
+def _listed(connection: Connection, tenant: int, statement: str) -> dict[str, list[str]]:
+    return {
+        name: list(others)
+        for name, others in connection.execute(text(statement), {"tenant": tenant})
+    }
 
 
-def add_principal(tenant: str, name: str, groups: Sequence[str] = ()) -> int:
-    """Make a principal and the groups it names; its id. An existing principal joins the groups."""
-    owner = tenant_id(tenant)
-    with transaction(Asker("admin", owner)) as connection:
-        principal = connection.execute(
-            text(
-                "INSERT INTO principal (tenant_id, name) VALUES (:tenant, :name)"
-                " ON CONFLICT (tenant_id, name) DO UPDATE SET name = excluded.name RETURNING id"
-            ),
-            {"tenant": owner, "name": named(name, "principal")},
-        ).scalar_one()
-        for group in groups:
-            _join(connection, owner, group, principal)
-        return int(principal)
+def add_principal(
+    connection: Connection, tenant: int, name: str, groups: Sequence[str] = ()
+) -> int:
+    """Make a principal and the groups it names, as an administrator; its id. An existing principal
+    joins the groups."""
+    principal = connection.execute(
+        text(
+            "INSERT INTO principal (tenant_id, name) VALUES (:tenant, :name)"
+            " ON CONFLICT (tenant_id, name) DO UPDATE SET name = excluded.name RETURNING id"
+        ),
+        {"tenant": tenant, "name": named(name, "principal")},
+    ).scalar_one()
+    for group in groups:
+        _join(connection, tenant, group, principal)
+    return int(principal)
 
 
-def join_group(tenant: str, group: str, principal: str) -> None:
-    """Let a principal be in a group, which is made if it is new. Raises NotFoundError."""
-    member = find_principal(tenant, principal)
-    with transaction(Asker("admin", member.tenant)) as connection:
-        _join(connection, member.tenant, group, member.principal)
+def join_group(connection: Connection, tenant: int, group: str, principal: str) -> None:
+    """Let a principal be in a group, which is made if it is new; for an administrator to do.
+
+    Raises NotFoundError.
+    """
+    _join(connection, tenant, group, find_principal(connection, tenant, principal).principal)
 
 
-def leave_group(tenant: str, group: str, principal: str) -> None:
-    """Take a principal out of a group, from the next question on. Raises NotFoundError."""
-    member = find_principal(tenant, principal)
-    with transaction(Asker("admin", member.tenant)) as connection:
-        left = connection.execute(
-            text(
-                "DELETE FROM group_member m USING principal_group g"
-                " WHERE m.tenant_id = :tenant AND m.principal_id = :principal"
-                " AND g.tenant_id = m.tenant_id AND g.id = m.group_id AND g.name = :name"
-            ),
-            {"tenant": member.tenant, "principal": member.principal, "name": storable(group)},
-        ).rowcount
+def leave_group(connection: Connection, tenant: int, group: str, principal: str) -> None:
+    """Take a principal out of a group, from the next question on; for an administrator to do.
+
+    Raises NotFoundError.
+    """
+    member = find_principal(connection, tenant, principal)
+    left = connection.execute(
+        text(
+            "DELETE FROM group_member m USING principal_group g"
+            " WHERE m.tenant_id = :tenant AND m.principal_id = :principal"
+            " AND g.tenant_id = m.tenant_id AND g.id = m.group_id AND g.name = :name"
+        ),
+        {"tenant": tenant, "principal": member.principal, "name": storable(group)},
+    ).rowcount
     if not left:
         raise NotFoundError(f"principal {principal!r} is not in group {group!r}: nothing to remove")
 
 
-def find_principal(tenant: str, name: str) -> Asker:
-    """The reader that a principal's questions are asked as."""
-    owner = tenant_id(tenant)
-    with transaction(Asker("app", owner)) as connection:
-        found = connection.execute(
-            text("SELECT id FROM principal WHERE tenant_id = :tenant AND name = :name"),
-            {"tenant": owner, "name": storable(name)},
-        ).scalar()
+def find_principal(connection: Connection, tenant: int, name: str) -> Asker:
+    """The reader that a principal's questions are asked as. Raises NotFoundError."""
+    found = connection.execute(
+        text("SELECT id FROM principal WHERE tenant_id = :tenant AND name = :name"),
+        {"tenant": tenant, "name": storable(name)},
+    ).scalar()
     if found is None:
+        of = tenant_name(connection, tenant)
         raise NotFoundError(
-            f"principal {name!r} of tenant {tenant!r} does not exist:"
-            f" membank principal add {name!r} --tenant {tenant!r}"
+            f"principal {name!r} of tenant {of!r} does not exist:"
+            f" membank principal add {name!r} --tenant {of!r}"
         )
-    return Asker("app", owner, found)
+    return Asker("app", tenant, found)
 
 
 def _join(connection: Connection, tenant: int | None, group: str, principal: int | None) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from app.access import audit
-from app.db.session import Asker, transaction
+from app.db.session import Asker
 from app.errors import QuotaError
 
 _TODAY = "cast(now() AT TIME ZONE 'UTC' AS date)"
@@ -97,56 +97,56 @@ class Quota:
     upload_bytes: int | None = None
 
 
-def set_quota(tenant: int, quota: Quota) -> None:
-    """Put all limits in place of those that are there."""
-    with transaction(Asker("admin", tenant)) as connection:
-        connection.execute(
-            text(
-                "INSERT INTO tenant_quota (tenant_id, documents, bytes, requests, tokens,"
-                " upload_bytes) VALUES (:tenant, :documents, :bytes, :requests, :tokens,"
-                " :upload_bytes)"
-                " ON CONFLICT (tenant_id) DO UPDATE SET documents = excluded.documents,"
-                " bytes = excluded.bytes, requests = excluded.requests, tokens = excluded.tokens,"
-                " upload_bytes = excluded.upload_bytes"
-            ),
-            {"tenant": tenant, **asdict(quota)},
-        )
-        audit.note(connection, tenant, "quota", detail=asdict(quota))
+def set_quota(connection: Connection, tenant: int, quota: Quota) -> None:
+    """Put all limits in place of those that are there; for an administrator to do."""
+    connection.execute(
+        text(
+            "INSERT INTO tenant_quota (tenant_id, documents, bytes, requests, tokens,"
+            " upload_bytes) VALUES (:tenant, :documents, :bytes, :requests, :tokens,"
+            " :upload_bytes)"
+            " ON CONFLICT (tenant_id) DO UPDATE SET documents = excluded.documents,"
+            " bytes = excluded.bytes, requests = excluded.requests, tokens = excluded.tokens,"
+            " upload_bytes = excluded.upload_bytes"
+        ),
+        {"tenant": tenant, **asdict(quota)},
+    )
+    audit.note(connection, tenant, "quota", detail=asdict(quota))
 
 
-def quota_of(tenant: int) -> tuple[Quota, Quota]:
-    """A tenant's limits, and what it holds and has used today."""
-    with transaction(Asker("admin", tenant)) as connection:
-        row = connection.execute(
-            text(
-                "SELECT documents, bytes, requests, tokens, upload_bytes FROM tenant_quota"
-                " WHERE tenant_id = :tenant"
-            ),
-            {"tenant": tenant},
-        ).one_or_none()
-        used = connection.execute(
-            text(
-                "SELECT (SELECT count(*) FROM document WHERE tenant_id = :tenant),"  # noqa: S608 (no values)
-                " (SELECT coalesce(sum(coalesce(size, octet_length(payload))), 0)::bigint"
-                " FROM memory_blob WHERE tenant_id = :tenant), coalesce(max(requests), 0),"
-                " coalesce(max(tokens), 0), (SELECT coalesce(sum(bytes), 0)::bigint FROM file"
-                " WHERE tenant_id = :tenant)"
-                f" FROM tenant_usage WHERE tenant_id = :tenant AND day = {_TODAY}"
-            ),
-            {"tenant": tenant},
-        ).one()
+def quota_of(connection: Connection, tenant: int) -> tuple[Quota, Quota]:
+    """A tenant's limits, and what it holds and has used today; for an administrator to see."""
+    row = connection.execute(
+        text(
+            "SELECT documents, bytes, requests, tokens, upload_bytes FROM tenant_quota"
+            " WHERE tenant_id = :tenant"
+        ),
+        {"tenant": tenant},
+    ).one_or_none()
+    used = connection.execute(
+        text(
+            "SELECT (SELECT count(*) FROM document WHERE tenant_id = :tenant),"  # noqa: S608 (no values)
+            " (SELECT coalesce(sum(coalesce(size, octet_length(payload))), 0)::bigint"
+            " FROM memory_blob WHERE tenant_id = :tenant), coalesce(max(requests), 0),"
+            " coalesce(max(tokens), 0), (SELECT coalesce(sum(bytes), 0)::bigint FROM file"
+            " WHERE tenant_id = :tenant)"
+            f" FROM tenant_usage WHERE tenant_id = :tenant AND day = {_TODAY}"
+        ),
+        {"tenant": tenant},
+    ).one()
     return (Quota() if row is None else Quota(*row)), Quota(*used)
 
 
-def usage(tenant: int, days: int) -> list[dict[str, Any]]:
-    """What a tenant has asked on each of the last days, the latest first: day, requests, tokens."""
-    with transaction(Asker("admin", tenant)) as connection:
-        rows = connection.execute(
-            text(
-                "SELECT day, requests, tokens FROM tenant_usage"  # noqa: S608 (no values)
-                f" WHERE tenant_id = :tenant AND day > {_TODAY} - cast(:days AS int)"
-                " ORDER BY day DESC"
-            ),
-            {"tenant": tenant, "days": days},
-        )
-        return [dict(row) for row in rows.mappings()]
+def usage(connection: Connection, tenant: int, days: int) -> list[dict[str, Any]]:
+    """What a tenant has asked on each of the last days, the latest first: day, requests, tokens.
+
+    For an administrator to see.
+    """
+    rows = connection.execute(
+        text(
+            "SELECT day, requests, tokens FROM tenant_usage"  # noqa: S608 (no values)
+            f" WHERE tenant_id = :tenant AND day > {_TODAY} - cast(:days AS int)"
+            " ORDER BY day DESC"
+        ),
+        {"tenant": tenant, "days": days},
+    )
+    return [dict(row) for row in rows.mappings()]

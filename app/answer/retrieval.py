@@ -9,6 +9,7 @@ import torch
 from app.access.audit import note
 from app.access.principals import find_principal
 from app.access.quota import count_request
+from app.access.tenants import of_tenant
 from app.answer.cache import cache
 from app.bank.filters import Filter
 from app.bank.find import asked_bank, find_bank
@@ -46,8 +47,9 @@ class Reader:
     @classmethod
     def of(cls, tenant: str, bank: str, principal: str) -> "Reader":
         """By their names. Raises NotFoundError for one that is unknown."""
-        found = find_bank(tenant, bank)
-        return cls(find_principal(tenant, principal), found.id)
+        with of_tenant("app", tenant) as (connection, owner):
+            found = find_bank(connection, owner.tenant or 0, bank)
+            return cls(find_principal(connection, found.tenant, principal), found.id)
 
     def begin(self) -> "Request":
         """Begin to ask or to search, under the profile that the bank has now.

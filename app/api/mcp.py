@@ -32,7 +32,8 @@ from app.api.openai.models import reader
 from app.bank import documents
 from app.bank.documents import Draft
 from app.bank.filters import parse
-from app.bank.find import readable_bank
+from app.bank.find import asked_bank
+from app.db.session import transaction
 from app.errors import MembankError
 from app.ingest.service import pieces_of
 from app.ingest.text import check_characters, normal
@@ -208,10 +209,12 @@ def _add_tools(server: MCPServer, app: FastAPI) -> None:
         """Delete a document and all memories of it, for good."""
 
         def work() -> Forgotten:
-            who = _who(ctx, "write")
+            writer = _who(ctx, "write").asker.in_role("worker")
             check_characters(document_id, "the id")
-            found = readable_bank(who.asker, bank)
-            gone = documents.forget(found.tenant, document_id, found.id, who.asker.principal)
+            with transaction(writer) as connection:
+                found = asked_bank(connection, writer, bank)
+                deleted = documents.forget(connection, writer, document_id, found.id)
+            gone = documents.uncached(found.tenant, *deleted)
             return Forgotten(document_id=document_id, chunks=gone.chunks, memories=gone.blobs)
 
         return await _in_thread(work)
@@ -221,12 +224,14 @@ def _store(who: Identity, bank: str, title: str, text: str, document: str | None
     for value, name in ((title, "the title"), (document or "", "the id")):
         check_characters(value, name)
     body = normal(text, settings().max_document_bytes)
-    found = readable_bank(who.asker, bank)
-    require_splitting(found)
     number = document or uuid.uuid4().hex
     draft = Draft(number, number, title, body, None, {})
     pieces = pieces_of(title, body, count_tokens)
-    stored = documents.store(found.tenant, found.id, draft, pieces, who.asker.principal)
+    writer = who.asker.in_role("worker")
+    with transaction(writer) as connection:
+        found = asked_bank(connection, writer, bank)
+        require_splitting(found)
+        stored = documents.store(connection, writer, found.id, draft, pieces)
     return Added(document_id=number, status=stored.status, chunks=stored.chunks)
 
 

@@ -1,11 +1,10 @@
-"""Files in a bank: put there, changed, taken away, and who may do that.
+"""Files in a bank: put there, changed, taken away, and who may do that; a worker's to do.
 
 To change an entry takes the role of a writer, and that the asker put the file there or may read all
 that it gave.
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, text
@@ -14,15 +13,17 @@ from sqlalchemy.exc import IntegrityError
 
 from app.access.audit import note
 from app.bank import documents
+from app.bank.documents import Deleted
 from app.bank.entries import DOCUMENTS, Entry, values_of
 from app.bank.roles import Role, require
-from app.db.session import Asker, transaction
+from app.db.session import Asker
 from app.errors import ForbiddenError, NotFoundError
 
 Attributes = Mapping[str, Any]
 
 
 def attach(
+    connection: Connection,
     asker: Asker,
     bank: int,
     files: Sequence[tuple[str, Attributes]],
@@ -48,14 +49,13 @@ def attach(
     ]
     if not rows:
         return
-    with _writing(asker) as connection:
-        require(connection, bank, Role.WRITER)
-        try:
-            connection.execute(_ATTACH, rows)
-        except IntegrityError as error:
-            if getattr(error.orig, "sqlstate", None) != "23503":
-                raise
-            raise NotFoundError("the bank or a file was deleted meanwhile") from None
+    require(connection, bank, Role.WRITER)
+    try:
+        connection.execute(_ATTACH, rows)
+    except IntegrityError as error:
+        if getattr(error.orig, "sqlstate", None) != "23503":
+            raise
+        raise NotFoundError("the bank or a file was deleted meanwhile") from None
 
 
 _ATTACH = text(
@@ -68,17 +68,15 @@ _ATTACH = text(
 ).bindparams(bindparam("attributes", type_=JSONB))
 
 
-def cancel_batch(asker: Asker, bank: int, batch: str) -> None:
-    """Store none of a batch's files any more, and encode none of what waits.
+def cancel_batch(connection: Connection, asker: Asker, bank: int, batch: str) -> None:
+    """Store none of a batch's files any more, and encode none of what waits; for the role admin.
 
     Raises ForbiddenError where the asker is no writer of the bank.
     """
     values = {"tenant": asker.tenant, "bank": bank, "batch": batch}
-    with _writing(asker) as connection:
-        require(connection, bank, Role.WRITER)
-        connection.execute(_CANCEL_STORING, values)
-    with transaction(Asker("admin", asker.tenant)) as connection:
-        connection.execute(_CANCEL_ENCODING, values)
+    require(connection, bank, Role.WRITER)
+    connection.execute(_CANCEL_STORING, values)
+    connection.execute(_CANCEL_ENCODING, values)
 
 
 _CANCEL_STORING = text(
@@ -94,75 +92,77 @@ _CANCEL_ENCODING = text(
 
 
 def set_attributes(
-    asker: Asker, bank: int, entry: Entry, former: Sequence[str], attributes: Attributes
+    connection: Connection,
+    asker: Asker,
+    bank: int,
+    entry: Entry,
+    former: Sequence[str],
+    attributes: Attributes,
 ) -> None:
     """Put attributes in place of those of the names `former`, also in the documents' metadata.
 
     Nothing is encoded again. Raises ForbiddenError.
     """
-    with _writing(asker) as connection:
-        held = _held(connection, asker, bank, entry)
-        values = {
-            "tenant": asker.tenant,
-            "bank": bank,
-            "file": entry.file,
-            "ids": held,
-            "former": list(former),
-            "attributes": attributes,
-        }
-        connection.execute(_SET_OF_FILE, values)
-        connection.execute(_SET_OFDOCUMENTS, values)
+    held = _held(connection, asker, bank, entry)
+    values = {
+        "tenant": asker.tenant,
+        "bank": bank,
+        "file": entry.file,
+        "ids": held,
+        "former": list(former),
+        "attributes": attributes,
+    }
+    connection.execute(_SET_OF_FILE, values)
+    connection.execute(_SET_OF_DOCUMENTS, values)
 
 
 _SET_OF_FILE = text(
     "UPDATE bank_file SET attributes = :attributes"
     " WHERE tenant_id = :tenant AND bank_id = :bank AND file_id = :file"
 ).bindparams(bindparam("attributes", type_=JSONB))
-_SET_OFDOCUMENTS = text(
+_SET_OF_DOCUMENTS = text(
     "UPDATE document SET metadata = (metadata - cast(:former AS text[])) || :attributes"
     " WHERE tenant_id = :tenant AND bank_id = :bank AND id = ANY(:ids)"
 ).bindparams(bindparam("attributes", type_=JSONB))
 
 
-def detach(asker: Asker, bank: int, entry: Entry) -> None:
+def detach(connection: Connection, asker: Asker, bank: int, entry: Entry) -> Deleted:
     """Forget what an entry gave, with all that was made of it. The file stays where it was
-    uploaded. Raises ForbiddenError."""
+    uploaded. `documents.uncached` is to follow. Raises ForbiddenError."""
     tenant = asker.tenant or 0
-    with _writing(asker) as connection:
-        held = _held(connection, asker, bank, entry)
-        deleted = documents.delete(connection, tenant, [(bank, id) for id in held])
-        connection.execute(
-            text(
-                "DELETE FROM bank_file"
-                " WHERE tenant_id = :tenant AND bank_id = :bank AND file_id = :file"
-            ),
-            {"tenant": tenant, "bank": bank, "file": entry.file},
-        )
-    documents.uncached(tenant, *deleted)
+    held = _held(connection, asker, bank, entry)
+    deleted = documents.delete(connection, tenant, [(bank, id) for id in held])
+    connection.execute(
+        text(
+            "DELETE FROM bank_file"
+            " WHERE tenant_id = :tenant AND bank_id = :bank AND file_id = :file"
+        ),
+        {"tenant": tenant, "bank": bank, "file": entry.file},
+    )
+    return deleted
 
 
-def withdraw(asker: Asker, file: str, administers: bool) -> None:
+def withdraw(connection: Connection, asker: Asker, file: str, administers: bool) -> Deleted:
     """Delete a file that the asker may see, and what it gave to any bank.
+
+    `documents.uncached` is to follow.
 
     Raises ForbiddenError where it is in a bank whose writer the asker is not, unless it
     `administers` the tenant.
     """
     tenant = asker.tenant or 0
     values = {"tenant": tenant, "file": file}
-    with _writing(asker) as connection:
-        held = connection.execute(_OF_FILE, values).all()
-        banks = connection.execute(
-            text("SELECT bank_id FROM bank_file WHERE tenant_id = :tenant AND file_id = :file"),
-            values,
-        ).scalars()
-        for bank in banks.all() if not administers else ():
-            require(connection, bank, Role.WRITER)
-        deleted = documents.delete(connection, tenant, [(row.bank_id, row.id) for row in held])
-        connection.execute(
-            text("DELETE FROM file WHERE tenant_id = :tenant AND id = :file"), values
-        )
-        note(connection, tenant, "delete file", detail={"file": file})
-    documents.uncached(tenant, *deleted)
+    held = connection.execute(_OF_FILE, values).all()
+    banks = connection.execute(
+        text("SELECT bank_id FROM bank_file WHERE tenant_id = :tenant AND file_id = :file"),
+        values,
+    ).scalars()
+    for bank in banks.all() if not administers else ():
+        require(connection, bank, Role.WRITER)
+    deleted = documents.delete(connection, tenant, [(row.bank_id, row.id) for row in held])
+    connection.execute(text("DELETE FROM file WHERE tenant_id = :tenant AND id = :file"), values)
+    note(connection, tenant, "delete file", detail={"file": file})
+    return deleted
 
 
 _OF_FILE = text(
@@ -196,7 +196,3 @@ def _held(connection: Connection, asker: Asker, bank: int, entry: Entry) -> list
 _LOCK = text(
     f"SELECT id, access && (SELECT current_readers()) AS listed {DOCUMENTS} ORDER BY id FOR UPDATE"
 )
-
-
-def _writing(asker: Asker) -> AbstractContextManager[Connection]:
-    return transaction(Asker("worker", asker.tenant, asker.principal))

@@ -7,18 +7,17 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import bindparam, text
+from sqlalchemy import Connection, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import IntegrityError
 
-from app.access.tenants import tenant_id
-from app.bank import documents, profiles
+from app.bank import documents, members, profiles
+from app.bank.documents import Deleted
 from app.bank.find import Bank
-from app.bank.members import grant
 from app.bank.roles import Role, require
 from app.db.names import insert, named
 from app.db.paging import Rows, Window, page
-from app.db.session import Asker, transaction
+from app.db.session import Asker
 from app.errors import ConflictError, NotFoundError
 
 
@@ -38,126 +37,141 @@ _KNOWN = (
 )
 
 
-def find(asker: Asker, id: int) -> Known:
+def find(connection: Connection, asker: Asker, id: int) -> Known:
     """Raises NotFoundError, also where the asker has no role in the bank."""
-    with transaction(asker) as connection:
-        row = connection.execute(
-            text(f"{_KNOWN} AND id = :id"), {"tenant": asker.tenant, "id": id}
-        ).one_or_none()
+    row = connection.execute(
+        text(f"{_KNOWN} AND id = :id"), {"tenant": asker.tenant, "id": id}
+    ).one_or_none()
     if row is None:
         raise NotFoundError(f"there is no bank of the number {id}, or it is closed to you")
     return Known(int(row.id), row.name, row.created_at, row.metadata)
 
 
-def listing(asker: Asker, window: Window) -> Rows:
+def listing(connection: Connection, asker: Asker, window: Window) -> Rows:
     """A page of the banks in which the asker has a role, with the fields of Known; id is text."""
-    with transaction(asker) as connection:
-        return page(connection, _KNOWN, {"tenant": asker.tenant}, window)
+    return page(connection, _KNOWN, {"tenant": asker.tenant}, window)
 
 
 def make(
+    connection: Connection,
     asker: Asker,
-    tenant: str,
-    principal: str,
     name: str | None,
     profile: tuple[str, str],
     metadata: Mapping[str, Any],
     closed: bool,
 ) -> Known:
-    """Make a bank whose admin the asker is, named `tenant` and `principal`.
+    """Make a bank, of which the asker is to be the admin; the asker's role is admin too.
 
     profile: id and spec as JSON. Everyone of the tenant reads it unless it is `closed`. Without a
     name it gets one. Raises ConflictError when the name is taken.
     """
-    bank = add_bank(tenant, name or f"bank-{secrets.token_hex(6)}", *profile, closed=closed)
-    grant(bank, f"principal:{principal}", Role.ADMIN)
+    tenant = asker.tenant or 0
+    bank = add_bank(connection, tenant, name or f"bank-{secrets.token_hex(6)}", *profile, closed)
+    maker = connection.execute(_MAKER, {"tenant": tenant, "id": asker.principal}).scalar()
+    if maker is None:
+        raise ConflictError("who makes the bank was removed meanwhile: nothing is made")
+    members.put(connection, tenant, bank.id, f"principal:{maker}", Role.ADMIN)
     if metadata:
-        _update(bank.tenant, bank.id, None, metadata)
-    return find(asker, bank.id)
+        _update(connection, tenant, bank.id, None, metadata)
+    return find(connection, asker, bank.id)
 
 
-def change(asker: Asker, id: int, name: str | None, metadata: Mapping[str, Any] | None) -> Known:
-    """Give a bank another name or other metadata; None leaves them. Raises ForbiddenError where
-    the asker is no admin of it, ConflictError, UsageError."""
-    _require_admin(asker, id)
+_MAKER = text("SELECT name FROM principal WHERE tenant_id = :tenant AND id = :id")
+
+
+def change(
+    connection: Connection,
+    asker: Asker,
+    id: int,
+    name: str | None,
+    metadata: Mapping[str, Any] | None,
+) -> Known:
+    """Give a bank another name or other metadata, in the role admin; None leaves them.
+
+    Raises NotFoundError where the asker has no role in the bank, ForbiddenError where it is no
+    admin of it, ConflictError for a name that is taken, UsageError for one that names nothing.
+    """
+    find(connection, asker, id)
+    require(connection, id, Role.ADMIN)
+    kept = None if name is None else named(name, "bank")
     try:
-        _update(asker.tenant or 0, id, None if name is None else named(name, "bank"), metadata)
+        _update(connection, asker.tenant or 0, id, kept, metadata)
     except IntegrityError as error:
         if getattr(error.orig, "sqlstate", None) != "23505":
             raise
         raise ConflictError(f"bank {name!r} exists already: choose another name") from None
-    return find(asker, id)
+    return find(connection, asker, id)
 
 
-def remove(asker: Asker, id: int) -> None:
-    """Delete a bank with its documents and memories; uploaded files stay. Raises ForbiddenError
-    where the asker is no admin of it."""
-    _require_admin(asker, id)
+def remove(connection: Connection, asker: Asker, id: int) -> Deleted:
+    """Delete a bank with its documents and memories, in the role admin; uploaded files stay.
+
+    `documents.uncached` is to follow. Raises NotFoundError where the asker has no role in the bank,
+    ForbiddenError where it is no admin of it.
+    """
+    find(connection, asker, id)
+    require(connection, id, Role.ADMIN)
     tenant = asker.tenant or 0
     values = {"tenant": tenant, "id": id}
-    with transaction(Asker("admin", tenant)) as connection:
-        # In the order in which workers lock them.
-        connection.execute(
-            text("SELECT FROM bank WHERE tenant_id = :tenant AND id = :id FOR UPDATE"), values
-        )
-        held = connection.execute(
-            text(
-                "SELECT id FROM document WHERE tenant_id = :tenant AND bank_id = :id"
-                " ORDER BY id FOR UPDATE"
-            ),
-            values,
-        ).scalars()
-        deleted = documents.delete(connection, tenant, [(id, document) for document in held])
-        connection.execute(text("DELETE FROM bank WHERE tenant_id = :tenant AND id = :id"), values)
-    documents.uncached(tenant, *deleted)
+    # In the order in which workers lock them.
+    connection.execute(
+        text("SELECT FROM bank WHERE tenant_id = :tenant AND id = :id FOR UPDATE"), values
+    )
+    held = connection.execute(
+        text(
+            "SELECT id FROM document WHERE tenant_id = :tenant AND bank_id = :id"
+            " ORDER BY id FOR UPDATE"
+        ),
+        values,
+    ).scalars()
+    deleted = documents.delete(connection, tenant, [(id, document) for document in held])
+    connection.execute(text("DELETE FROM bank WHERE tenant_id = :tenant AND id = :id"), values)
+    return deleted
 
 
-def _require_admin(asker: Asker, id: int) -> None:
-    with transaction(Asker("worker", asker.tenant, asker.principal)) as connection:
-        require(connection, id, Role.ADMIN)
+def _update(
+    connection: Connection,
+    tenant: int,
+    id: int,
+    name: str | None,
+    metadata: Mapping[str, Any] | None,
+) -> None:
+    connection.execute(
+        text(
+            "UPDATE bank SET name = coalesce(:name, name),"
+            " metadata = CASE WHEN :keep THEN metadata ELSE :metadata END"
+            " WHERE tenant_id = :tenant AND id = :id"
+        ).bindparams(bindparam("metadata", type_=JSONB)),
+        {
+            "tenant": tenant,
+            "id": id,
+            "name": name,
+            "keep": metadata is None,
+            "metadata": dict(metadata or {}),
+        },
+    )
 
 
-def _update(tenant: int, id: int, name: str | None, metadata: Mapping[str, Any] | None) -> None:
-    with transaction(Asker("admin", tenant)) as connection:
-        connection.execute(
-            text(
-                "UPDATE bank SET name = coalesce(:name, name),"
-                " metadata = CASE WHEN :keep THEN metadata ELSE :metadata END"
-                " WHERE tenant_id = :tenant AND id = :id"
-            ).bindparams(bindparam("metadata", type_=JSONB)),
-            {
-                "tenant": tenant,
-                "id": id,
-                "name": name,
-                "keep": metadata is None,
-                "metadata": dict(metadata or {}),
-            },
-        )
-
-
-def add_bank(tenant: str, name: str, profile: str, spec: str, closed: bool = False) -> Bank:
-    """Make a bank under an encoder profile, whose reader everyone of the tenant is, or nobody yet.
-
-    Raises ConflictError when the name is taken.
-    """
-    owner = tenant_id(tenant)
-    with transaction(Asker("admin", owner)) as connection:
-        profiles.keep(connection, owner, profile, spec)
-        bank = insert(
-            connection,
-            f"bank {name!r} of tenant {tenant!r}",
-            "INSERT INTO bank (tenant_id, name, profile_id) VALUES (:tenant, :name, :profile)"
-            " RETURNING id",
-            tenant=owner,
-            name=named(name, "bank"),
-            profile=profile,
-        )
-        if not closed:
-            connection.execute(
-                text(
-                    "INSERT INTO bank_member (tenant_id, bank_id, grantee, role)"
-                    " VALUES (:tenant, :bank, 'everyone', 'reader')"
-                ),
-                {"tenant": owner, "bank": bank},
-            )
-    return Bank(owner, bank, name, profile, json.loads(spec))
+def add_bank(
+    connection: Connection,
+    tenant: int,
+    name: str,
+    profile: str,
+    spec: str,
+    closed: bool = False,
+) -> Bank:
+    """Make a bank under an encoder profile, whose reader everyone of the tenant is, or nobody yet;
+    for an administrator to do. Raises ConflictError when the name is taken."""
+    profiles.keep(connection, tenant, profile, spec)
+    bank = insert(
+        connection,
+        f"bank {name!r}",
+        "INSERT INTO bank (tenant_id, name, profile_id) VALUES (:tenant, :name, :profile)"
+        " RETURNING id",
+        tenant=tenant,
+        name=named(name, "bank"),
+        profile=profile,
+    )
+    if not closed:
+        members.put(connection, tenant, bank, "everyone", Role.READER)
+    return Bank(tenant, bank, name, profile, json.loads(spec))

@@ -10,7 +10,7 @@ from sqlalchemy.exc import IntegrityError
 
 from app.bank import profiles
 from app.bank.roles import Role, on_list, require
-from app.db.session import Asker, transaction
+from app.db.session import Asker
 from app.errors import ForbiddenError, NotFoundError
 from app.store.disk import disk
 
@@ -62,16 +62,22 @@ class Receipt:
     cache_entries: int = 0
 
 
-def known_hash(tenant: int, bank: int, document: str) -> str | None:
-    """Content hash of a document that is stored and whole, else None."""
-    with transaction(Asker("worker", tenant)) as connection:
-        return connection.execute(
-            text(
-                "SELECT content_hash FROM document WHERE tenant_id = :tenant AND bank_id = :bank"
-                " AND id = :id AND revision = split_revision"
-            ),
-            {"tenant": tenant, "bank": bank, "id": document},
-        ).scalar()
+Deleted = tuple[Receipt, list[int]]
+"""What a deletion removed, and the ids of the chunks, for `uncached`."""
+
+
+def known_hashes(
+    connection: Connection, tenant: int, bank: int, documents: Sequence[str]
+) -> dict[str, str]:
+    """Content hash by document, of those that are stored and whole."""
+    rows = connection.execute(
+        text(
+            "SELECT id, content_hash FROM document WHERE tenant_id = :tenant AND bank_id = :bank"
+            " AND id = ANY(:ids) AND revision = split_revision"
+        ),
+        {"tenant": tenant, "bank": bank, "ids": list(documents)},
+    )
+    return {row.id: row.content_hash for row in rows}
 
 
 _UPSERT = text(
@@ -91,20 +97,21 @@ _UPSERT = text(
 
 
 def store(
-    tenant: int,
+    connection: Connection,
+    asker: Asker,
     bank: int,
     draft: Draft,
     pieces: Sequence[Piece] | None,
-    by: int | None = None,
 ) -> Stored:
-    """Write a document and its chunks in one transaction; triggers queue what is to be encoded.
+    """Write a document and its chunks, as a worker; triggers queue what is to be encoded.
 
     `pieces` None says that title and text are those already stored: only list, source and
     metadata change, and nothing is queued. If they are others by now, a worker splits them.
-    `by` is the principal who stores it, None an operator. Raises ForbiddenError where the
-    principal is no writer of the bank, cannot read what it would change, or is no admin of the
-    bank and would change a list; NotFoundError where bank or file were deleted meanwhile.
+    An asker without a principal is an operator. Raises ForbiddenError where the principal is no
+    writer of the bank, cannot read what it would change, or is no admin of the bank and would
+    change a list; NotFoundError where bank or file were deleted meanwhile.
     """
+    tenant = asker.tenant or 0
     values = {
         "tenant": tenant,
         "bank": bank,
@@ -117,25 +124,24 @@ def store(
         "file": draft.file,
         "with_pieces": pieces is not None,
     }
-    with transaction(Asker("worker", tenant, by)) as connection:
-        if pieces is not None:
-            profiles.hold(connection, tenant, [bank])
-        if by is not None:
-            _require_writer(connection, values)
-        row = _upserted(connection, values)
-        if pieces is None:
-            return Stored("unchanged", 0)
-        # Against workers that write memories of these chunks now (see outbox._take).
-        connection.execute(
-            text(
-                "SELECT FROM document WHERE tenant_id = :tenant AND bank_id = :bank AND id = :id"
-                " FOR UPDATE"
-            ),
-            values,
-        )
-        changed = _replace_chunks(connection, tenant, bank, draft.id, pieces)
-        status = "new" if row.is_new else "changed" if changed else "unchanged"
-        return Stored(status, len(pieces))
+    if pieces is not None:
+        profiles.hold(connection, tenant, [bank])
+    if asker.principal is not None:
+        _require_writer(connection, values)
+    row = _upserted(connection, values)
+    if pieces is None:
+        return Stored("unchanged", 0)
+    # Against workers that write memories of these chunks now (see outbox._take).
+    connection.execute(
+        text(
+            "SELECT FROM document WHERE tenant_id = :tenant AND bank_id = :bank AND id = :id"
+            " FOR UPDATE"
+        ),
+        values,
+    )
+    changed = _replace_chunks(connection, tenant, bank, draft.id, pieces)
+    status = "new" if row.is_new else "changed" if changed else "unchanged"
+    return Stored(status, len(pieces))
 
 
 def _upserted(connection: Connection, values: dict[str, Any]) -> Row[Any]:
@@ -149,16 +155,17 @@ def _upserted(connection: Connection, values: dict[str, Any]) -> Row[Any]:
         ) from None
 
 
-def read_text(tenant: int, bank: int, document: str) -> tuple[str, str, int] | None:
+def read_text(
+    connection: Connection, tenant: int, bank: int, document: str
+) -> tuple[str, str, int] | None:
     """Title, text and revision of a document, None when it is gone."""
-    with transaction(Asker("worker", tenant)) as connection:
-        row = connection.execute(
-            text(
-                "SELECT title, text, revision FROM document"
-                " WHERE tenant_id = :tenant AND bank_id = :bank AND id = :id"
-            ),
-            {"tenant": tenant, "bank": bank, "id": document},
-        ).one_or_none()
+    row = connection.execute(
+        text(
+            "SELECT title, text, revision FROM document"
+            " WHERE tenant_id = :tenant AND bank_id = :bank AND id = :id"
+        ),
+        {"tenant": tenant, "bank": bank, "id": document},
+    ).one_or_none()
     return None if row is None else (row.title, row.text, row.revision)
 
 
@@ -191,68 +198,62 @@ def apply_split(
     return True
 
 
-def access_of(tenant: int, bank: int, document: str) -> list[str]:
+def access_of(connection: Connection, tenant: int, bank: int, document: str) -> list[str]:
     """Who may read a document, as an operator sees it. Raises NotFoundError."""
-    with transaction(Asker("worker", tenant)) as connection:
-        found: list[str] | None = connection.execute(
-            text(
-                "SELECT access FROM document"
-                " WHERE tenant_id = :tenant AND bank_id = :bank AND id = :id"
-            ),
-            {"tenant": tenant, "bank": bank, "id": document},
-        ).scalar()
+    found: list[str] | None = connection.execute(
+        text(
+            "SELECT access FROM document WHERE tenant_id = :tenant AND bank_id = :bank AND id = :id"
+        ),
+        {"tenant": tenant, "bank": bank, "id": document},
+    ).scalar()
     if found is None:
         raise NotFoundError(f"document {document!r} does not exist in this bank")
     return found
 
 
 def set_access(
-    tenant: int, bank: int, document: str, access: Sequence[str], by: int | None = None
+    connection: Connection, asker: Asker, bank: int, document: str, access: Sequence[str]
 ) -> None:
     """Change who may read a document; nobody where the list is empty. Nothing is encoded again.
 
-    `by` is the principal who does it, None an operator. Raises NotFoundError, and ForbiddenError
-    where the principal is no admin of the bank.
+    An asker without a principal is an operator. Raises NotFoundError, and ForbiddenError where the
+    principal is no admin of the bank.
     """
-    with transaction(Asker("worker", tenant, by)) as connection:
-        if by is not None:
-            require(connection, bank, Role.ADMIN)
-        if not connection.execute(
-            text(
-                "UPDATE document SET access = :access"
-                " WHERE tenant_id = :tenant AND bank_id = :bank AND id = :id"
-            ),
-            {"tenant": tenant, "bank": bank, "id": document, "access": list(access)},
-        ).rowcount:
-            raise NotFoundError(f"document {document!r} does not exist in this bank")
+    if asker.principal is not None:
+        require(connection, bank, Role.ADMIN)
+    if not connection.execute(
+        text(
+            "UPDATE document SET access = :access"
+            " WHERE tenant_id = :tenant AND bank_id = :bank AND id = :id"
+        ),
+        {"tenant": asker.tenant, "bank": bank, "id": document, "access": list(access)},
+    ).rowcount:
+        raise NotFoundError(f"document {document!r} does not exist in this bank")
 
 
-def forget(tenant: int, document: str, bank: int | None = None, by: int | None = None) -> Receipt:
-    """Delete a document and all that was made of it.
+def forget(connection: Connection, asker: Asker, document: str, bank: int | None = None) -> Deleted:
+    """Delete a document and all that was made of it; `uncached` is to follow.
 
-    `by` is the principal who forgets it, None an operator. Raises NotFoundError, also for what the
-    principal may not read, and ForbiddenError where it is no writer of a bank that has it.
+    An asker without a principal is an operator. Raises NotFoundError, also for what the principal
+    may not read, and ForbiddenError where it is no writer of a bank that has it.
     """
+    tenant, known = asker.tenant or 0, asker.principal is not None
     whose = {"tenant": tenant, "id": document, "bank": bank}
-    with transaction(Asker("worker", tenant, by)) as connection:
-        banks = [
-            row.bank_id
-            for row in connection.execute(_LOCK, whose).all()
-            if by is None or on_list(connection, row.access)
-        ]
-        for each in banks if by is not None else ():
-            require(connection, each, Role.WRITER)
-        if not banks:
-            raise NotFoundError(f"document {document!r} does not exist in this tenant")
-        receipt, chunks = delete(connection, tenant, [(each, document) for each in banks])
-    return uncached(tenant, receipt, chunks)
+    banks = [
+        row.bank_id
+        for row in connection.execute(_LOCK, whose).all()
+        if not known or on_list(connection, row.access)
+    ]
+    for each in banks if known else ():
+        require(connection, each, Role.WRITER)
+    if not banks:
+        raise NotFoundError(f"document {document!r} does not exist in this tenant")
+    return delete(connection, tenant, [(each, document) for each in banks])
 
 
-def delete(
-    connection: Connection, tenant: int, keys: Sequence[tuple[int, str]]
-) -> tuple[Receipt, list[int]]:
-    """Delete documents, by bank and id, that the transaction holds locks of; what it removed, and
-    the ids of the chunks. `uncached` is to follow when the transaction is over."""
+def delete(connection: Connection, tenant: int, keys: Sequence[tuple[int, str]]) -> Deleted:
+    """Delete documents, by bank and id, that the transaction holds locks of. `uncached`
+    is to follow when it is over."""
     whose = {"tenant": tenant, "banks": [bank for bank, _ in keys], "ids": [id for _, id in keys]}
     chunks, *counts = connection.execute(_MADE_OF, whose).one()
     connection.execute(_DELETE, whose)
@@ -260,7 +261,10 @@ def delete(
 
 
 def uncached(tenant: int, receipt: Receipt, chunks: Sequence[int]) -> Receipt:
-    """Remove what the cache folder has of deleted chunks; the receipt with that."""
+    """Remove what the cache folder has of deleted chunks; the receipt with that.
+
+    After the transaction that deleted them: before its end a reader could put them there again.
+    """
     folder = disk()
     return replace(receipt, cache_entries=folder.forget(tenant, chunks) if folder else 0)
 
@@ -284,7 +288,7 @@ _MADE_OF = text(
     """  # noqa: S608 (words of ours)
 )
 _DELETE = text(
-    f"DELETE FROM document WHERE tenant_id = :tenant AND (bank_id, id) IN ({_THESE})"  # noqa: S608 (the same)
+    f"DELETE FROM document WHERE tenant_id = :tenant AND (bank_id, id) IN ({_THESE})"  # noqa: S608 (words of ours)
 )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from app.db.paging import Window, page
-from app.db.session import Asker, transaction
+from app.db.session import Asker
 from app.errors import NotFoundError
 
 STATES = ("in_progress", "completed", "failed", "cancelled")
@@ -68,6 +68,7 @@ _ENTRIES = (
 
 
 def listing(
+    connection: Connection,
     asker: Asker,
     bank: int,
     window: Window,
@@ -77,20 +78,18 @@ def listing(
     """A page of a bank's entries, and whether there are more; of one batch, or all."""
     values = {"tenant": asker.tenant, "bank": bank, "status": status, "batch": batch}
     rows = _ENTRIES + (" AND batch_id = :batch" if batch else "")
-    with transaction(asker) as connection:
-        found = page(connection, rows, values, window, "r.status = :status" if status else "")
-        return _entries(connection, values, found.rows), found.has_more
+    found = page(connection, rows, values, window, "r.status = :status" if status else "")
+    return _entries(connection, values, found.rows), found.has_more
 
 
-def find(asker: Asker, bank: int, id: str) -> Entry:
+def find(connection: Connection, asker: Asker, bank: int, id: str) -> Entry:
     """One entry. Raises NotFoundError, also for what the asker may not see."""
     values = {"tenant": asker.tenant, "bank": bank, **_named(id)}
     where = " AND file_id = :file" if values["file"] else " AND document_id = :document"
-    with transaction(asker) as connection:
-        rows = connection.execute(text(_ENTRIES + where), values).all()
-        if not rows:
-            raise NotFoundError(f"there is no file {id!r} in this bank")
-        return _entries(connection, values, rows)[0]
+    rows = connection.execute(text(_ENTRIES + where), values).all()
+    if not rows:
+        raise NotFoundError(f"there is no file {id!r} in this bank")
+    return _entries(connection, values, rows)[0]
 
 
 def _entries(connection: Connection, values: Mapping[str, Any], rows: Sequence[Any]) -> list[Entry]:
@@ -142,12 +141,11 @@ class Totals:
     bytes: int
 
 
-def totals(asker: Asker, banks: Sequence[int]) -> dict[int, Totals]:
+def totals(connection: Connection, asker: Asker, banks: Sequence[int]) -> dict[int, Totals]:
     """By bank, of what the asker may see."""
     values = {"tenant": asker.tenant, "banks": list(banks)}
-    with transaction(asker) as connection:
-        counts = connection.execute(_COUNTS, values).all()
-        sizes = connection.execute(_BANK_SIZES, values).all()
+    counts = connection.execute(_COUNTS, values).all()
+    sizes = connection.execute(_BANK_SIZES, values).all()
     size = {row.bank_id: int(row.bytes) for row in sizes}
     return {
         bank: Totals(
@@ -173,43 +171,44 @@ _BANK_SIZES = text(
 )
 
 
-def batch_totals(asker: Asker, bank: int, batch: str) -> tuple[datetime, dict[str, int]]:
+def batch_totals(
+    connection: Connection, asker: Asker, bank: int, batch: str
+) -> tuple[datetime, dict[str, int]]:
     """When a batch was made, and its files by status. Raises NotFoundError."""
-    with transaction(asker) as connection:
-        rows = connection.execute(
-            text(
-                "SELECT status, count(*) AS count, min(created_at) AS began FROM bank_entry"
-                " WHERE tenant_id = :tenant AND bank_id = :bank AND batch_id = :batch GROUP BY 1"
-            ),
-            {"tenant": asker.tenant, "bank": bank, "batch": batch.replace("\x00", "\ufffd")},
-        ).all()
+    rows = connection.execute(
+        text(
+            "SELECT status, count(*) AS count, min(created_at) AS began FROM bank_entry"
+            " WHERE tenant_id = :tenant AND bank_id = :bank AND batch_id = :batch GROUP BY 1"
+        ),
+        {"tenant": asker.tenant, "bank": bank, "batch": batch.replace("\x00", "\ufffd")},
+    ).all()
     if not rows:
         raise NotFoundError(f"there is no batch {batch!r} in this bank")
     return min(row.began for row in rows), _by_status({row.status: row.count for row in rows})
 
 
-def texts(asker: Asker, bank: int, entry: Entry) -> list[str]:
+def texts(connection: Connection, asker: Asker, bank: int, entry: Entry) -> list[str]:
     """The texts of what an entry gave that the asker may read."""
-    with transaction(asker) as connection:
-        return list(
-            connection.execute(
-                text(f"SELECT text {DOCUMENTS} ORDER BY id"),
-                values_of(asker, bank, entry),
-            ).scalars()
-        )
+    return list(
+        connection.execute(
+            text(f"SELECT text {DOCUMENTS} ORDER BY id"),
+            values_of(asker, bank, entry),
+        ).scalars()
+    )
 
 
-def metadata(asker: Asker, bank: int, documents: Sequence[str]) -> dict[str, dict[str, Any]]:
+def metadata(
+    connection: Connection, asker: Asker, bank: int, documents: Sequence[str]
+) -> dict[str, dict[str, Any]]:
     """By document, of those that the asker may read."""
-    with transaction(asker) as connection:
-        rows = connection.execute(
-            text(
-                "SELECT id, metadata FROM document"
-                " WHERE tenant_id = :tenant AND bank_id = :bank AND id = ANY(:ids)"
-            ),
-            {"tenant": asker.tenant, "bank": bank, "ids": list(documents)},
-        )
-        return {row.id: row.metadata for row in rows}
+    rows = connection.execute(
+        text(
+            "SELECT id, metadata FROM document"
+            " WHERE tenant_id = :tenant AND bank_id = :bank AND id = ANY(:ids)"
+        ),
+        {"tenant": asker.tenant, "bank": bank, "ids": list(documents)},
+    )
+    return {row.id: row.metadata for row in rows}
 
 
 DOCUMENTS = (

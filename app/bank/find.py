@@ -7,9 +7,9 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from app.access.tenants import tenant_id
+from app.access.tenants import tenant_name
 from app.db.names import storable
-from app.db.session import Asker, transaction
+from app.db.session import Asker
 from app.errors import ModelNotFoundError, NotFoundError
 
 
@@ -31,61 +31,46 @@ class Bank:
     created: datetime | None = None
 
 
-def find_bank(tenant: str, name: str) -> Bank:
-    """Raises NotFoundError that says how to make the tenant or the bank."""
-    owner = Asker("app", tenant_id(tenant))
-    with transaction(owner) as connection:
-        found = _banks(connection, owner, "b.name = :which", storable(name))
+def find_bank(connection: Connection, tenant: int, name: str) -> Bank:
+    """A bank by its name, as an operator sees it. Raises NotFoundError that says how to make it."""
+    found = _banks(connection, tenant, "b.name = :which", storable(name))
     if not found:
+        of = tenant_name(connection, tenant)
         raise NotFoundError(
-            f"bank {name!r} of tenant {tenant!r} does not exist:"
-            f" membank bank add {name!r} --tenant {tenant!r}"
+            f"bank {name!r} of tenant {of!r} does not exist:"
+            f" membank bank add {name!r} --tenant {of!r}"
         )
     return found[0]
-
-
-def bank_now(tenant: int, bank: int) -> Bank:
-    """A bank by its id, as it is now. Raises NotFoundError when it was deleted."""
-    owner = Asker("app", tenant)
-    with transaction(owner) as connection:
-        return asked_bank(connection, owner, bank)
 
 
 _READABLE = "b.id = ANY ((SELECT current_banks())::bigint[])"
 
 
-def readable_banks(reader: Asker) -> list[Bank]:
+def readable_banks(connection: Connection, reader: Asker) -> list[Bank]:
     """The banks that let a principal read, by name."""
-    with transaction(reader) as connection:
-        return _banks(connection, reader, _READABLE)
-
-
-def readable_bank(reader: Asker, name: str) -> Bank:
-    """One of them. Raises ModelNotFoundError also for a bank that is there for others."""
-    with transaction(reader) as connection:
-        return asked_bank(connection, reader, name)
+    return _banks(connection, reader.tenant, _READABLE)
 
 
 def asked_bank(connection: Connection, asker: Asker, bank: int | str) -> Bank:
-    """The bank of this id, or the readable one of this name, in a transaction of the asker's.
+    """The bank of this id, or the one of this name that the asker may read; as it is now.
 
     Raises NotFoundError for an id, ModelNotFoundError for a name.
     """
     if isinstance(bank, int):
-        found = _banks(connection, asker, "b.id = :which", bank)
+        found = _banks(connection, asker.tenant, "b.id = :which", bank)
         if not found:
             raise NotFoundError(
                 f"bank {bank} of tenant {asker.tenant} was deleted: ask another one"
             )
         return found[0]
-    found = _banks(connection, asker, f"{_READABLE} AND b.name = :which", storable(bank))
+    found = _banks(connection, asker.tenant, f"{_READABLE} AND b.name = :which", storable(bank))
     if not found:
         raise ModelNotFoundError(f"there is no bank {bank!r} that you may read: GET /v1/models")
     return found[0]
 
 
 def _banks(
-    connection: Connection, asker: Asker, which: str, value: str | int | None = None
+    connection: Connection, tenant: int | None, which: str, value: str | int | None = None
 ) -> list[Bank]:
     rows = connection.execute(
         text(
@@ -94,6 +79,6 @@ def _banks(
             " ON p.tenant_id = b.tenant_id AND p.id = b.profile_id"
             f" WHERE b.tenant_id = :tenant AND {which} ORDER BY b.name"
         ),
-        {"tenant": asker.tenant} | ({} if value is None else {"which": value}),
+        {"tenant": tenant} | ({} if value is None else {"which": value}),
     )
     return [Bank(*row) for row in rows]

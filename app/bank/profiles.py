@@ -4,13 +4,11 @@ The database does the work, for those who use SQL too: triggers on bank queue ev
 next profile, and bank_switch makes it the bank's in one transaction when all of it is there.
 """
 
-import threading
 from collections.abc import Collection
 
 from sqlalchemy import Connection, TextClause, text
 from sqlalchemy.exc import IntegrityError
 
-from app.db.session import Asker, transaction
 from app.errors import ConflictError
 
 _PAGE = 1000
@@ -29,20 +27,20 @@ def keep(connection: Connection, tenant: int, profile: str, spec: str) -> None:
     )
 
 
-def begin(tenant: int, bank: int, profile: str, spec: str) -> None:
-    """Queue every chunk of a bank for another profile, to which the bank is switched at the end.
+def begin(connection: Connection, tenant: int, bank: int, profile: str, spec: str) -> None:
+    """Queue every chunk of a bank for another profile, to which the bank is switched at the end;
+    for an administrator to do.
 
     Raises ConflictError when the bank has that profile, or its chunks are not made for it.
     """
-    with transaction(Asker("admin", tenant)) as connection:
-        keep(connection, tenant, profile, spec)
-        _set_next(connection, tenant, bank, profile)
+    keep(connection, tenant, profile, spec)
+    _set_next(connection, tenant, bank, profile)
 
 
-def drop(tenant: int, bank: int) -> None:
-    """Let a change go that is under way, with its work. Harmless when there is none."""
-    with transaction(Asker("admin", tenant)) as connection:
-        _set_next(connection, tenant, bank, None)
+def drop(connection: Connection, tenant: int, bank: int) -> None:
+    """Let a change go that is under way, with its work; for an administrator to do. Harmless when
+    there is none."""
+    _set_next(connection, tenant, bank, None)
 
 
 def _set_next(connection: Connection, tenant: int, bank: int, profile: str | None) -> None:
@@ -73,44 +71,46 @@ _HOLD = text(
 )
 
 
-def switch() -> list[tuple[int, int]]:
-    """Switch each bank whose next profile is ready, as a worker: tenant and bank of each."""
-    with transaction(Asker("worker")) as connection:
-        changing = connection.execute(text("SELECT tenant_id, bank_id FROM changing_banks()")).all()
-    done = []
-    for tenant, bank in changing:
-        with transaction(Asker("worker", tenant)) as connection:
-            if connection.execute(_SWITCH, {"tenant": tenant, "bank": bank}).scalar_one():
-                done.append((tenant, bank))
-    return done
+def changing(connection: Connection) -> list[tuple[int, int]]:
+    """Tenant and bank of each change that is under way; a worker's to see, without a tenant."""
+    rows = connection.execute(text("SELECT tenant_id, bank_id FROM changing_banks()"))
+    return [(row.tenant_id, row.bank_id) for row in rows]
 
 
-_SWITCH = text("SELECT bank_switch(:tenant, :bank)")
+def switch(connection: Connection, tenant: int, bank: int) -> bool:
+    """Switch a bank whose next profile is ready, as a worker; False where it is not."""
+    return bool(
+        connection.execute(
+            text("SELECT bank_switch(:tenant, :bank)"), {"tenant": tenant, "bank": bank}
+        ).scalar_one()
+    )
 
 
-def remove_former(tenant: int, stop: threading.Event | None = None) -> int:
-    """Delete memories under profiles that their banks no longer have, page by page; how many.
+def banks(connection: Connection, tenant: int) -> list[int]:
+    """The ids of a tenant's banks, in order."""
+    return list(connection.execute(_BANKS, {"tenant": tenant}).scalars())
+
+
+def tidy(connection: Connection, tenant: int, bank: int) -> None:
+    """Let go of work under profiles that a bank no longer has, as a worker."""
+    _held(connection, tenant, bank, _TIDY)
+
+
+def remove_former(connection: Connection, tenant: int, bank: int) -> tuple[int, bool]:
+    """Delete a page of memories under profiles that a bank no longer has, as a worker: how many,
+    and whether there may be more.
 
     Those of a bank that was switched a moment ago stay a while for answers that are under way.
     """
-    with transaction(Asker("worker", tenant)) as connection:
-        banks = connection.execute(_BANKS, {"tenant": tenant}).scalars().all()
-    total = 0
-    for bank in banks:
-        _held(tenant, bank, _TIDY)
-        rows = _PAGE
-        while rows == _PAGE and not (stop and stop.is_set()):
-            rows = _held(tenant, bank, _FORMER)
-            total += rows
-    return total
+    rows = _held(connection, tenant, bank, _FORMER)
+    return rows, rows == _PAGE
 
 
-def _held(tenant: int, bank: int, statement: TextClause) -> int:
+def _held(connection: Connection, tenant: int, bank: int, statement: TextClause) -> int:
     """A change back to a former profile waits until this is done, and sees what is gone."""
     values = {"tenant": tenant, "bank": bank, "page": _PAGE, "grace": _GRACE_SECONDS}
-    with transaction(Asker("worker", tenant)) as connection:
-        hold(connection, tenant, [bank])
-        return connection.execute(statement, values).rowcount
+    hold(connection, tenant, [bank])
+    return connection.execute(statement, values).rowcount
 
 
 _BANKS = text("SELECT id FROM bank WHERE tenant_id = :tenant ORDER BY id")

@@ -2,7 +2,7 @@
 
 import json
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,21 +24,27 @@ def audit_export(
     """Write a tenant's events, the oldest first. Of an erased tenant there is its receipt."""
     from app.access.audit import erased, events
     from app.access.tenants import tenant_id
+    from app.db.session import Asker, transaction
 
-    try:
-        tenants = [tenant_id(tenant)]
-    except NotFoundError:
-        tenants = erased(tenant)
-        if not tenants:
-            raise
-    for each in tenants:
-        for event in events(each, since):
-            if as_json:
-                console.print_json(event)
-                continue
-            what = " ".join([event["bank"] or "", *event["document_ids"]]).strip()
-            detail = json.dumps(event["detail"]) if event["detail"] else ""
-            console.say(
-                f"{event['at']:%Y-%m-%d %H:%M:%S}  {event['actor']}  {event['action']}  {what}"
-                f"  {detail}".rstrip()
-            )
+    with transaction(Asker("admin")) as connection:
+        try:
+            tenants = [tenant_id(connection, tenant)]
+        except NotFoundError:
+            tenants = erased(connection, tenant)
+            if not tenants:
+                raise
+        for each in tenants:
+            for event in events(connection, each, since):
+                _show(event, as_json)
+
+
+def _show(event: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        console.print_json(event)
+        return
+    what = " ".join([event["bank"] or "", *event["document_ids"]]).strip()
+    detail = json.dumps(event["detail"]) if event["detail"] else ""
+    console.say(
+        f"{event['at']:%Y-%m-%d %H:%M:%S}  {event['actor']}  {event['action']}  {what}"
+        f"  {detail}".rstrip()
+    )

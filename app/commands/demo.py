@@ -102,11 +102,16 @@ def _sql_edit(steps: _Steps) -> None:
         connection.exec_driver_sql(
             statement, (change.old, change.new, f"%/{change.tenant}/{change.file}")
         )
-    done = wait_until(lambda: not any(status.queue().values()), 60)
+    done = wait_until(_idle, 60)
     steps.check(done, "the worker has encoded it again")
     after = ask(reader, change.question)
     steps.show("alice", change.question, after)
     steps.check(new in after.answer and old not in after.answer, f"after: {change.new}")
+
+
+def _idle() -> bool:
+    with transaction(Asker("admin")) as connection:
+        return not any(status.queue(connection).values())
 
 
 def _table(steps: _Steps) -> None:

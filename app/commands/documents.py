@@ -71,14 +71,16 @@ def allow(
 ) -> None:
     """Say who may read a document, in place of its list. Counts from the next question on."""
     from app.access.lists import checked_access
+    from app.access.tenants import of_tenant
     from app.bank.documents import set_access
     from app.bank.find import find_bank
 
     if bool(to) is nobody:
         raise UsageError("give --to, once for each who may read it, or --nobody")
-    found = find_bank(tenant, bank)
-    access = checked_access(found.tenant, to or [])
-    set_access(found.tenant, found.id, document_id, access)
+    with of_tenant("worker", tenant) as (connection, asker):
+        found = find_bank(connection, asker.tenant or 0, bank)
+        access = checked_access(connection, found.tenant, to or [])
+        set_access(connection, asker, found.id, document_id, access)
     made(
         {"document_id": document_id, "access": access},
         f"{document_id} may be read by {', '.join(access) or 'nobody'}",
@@ -94,12 +96,15 @@ def forget(
     as_json: Json = False,
 ) -> None:
     """Delete a document, its chunks, keys, blobs and queued work. Prints a receipt."""
-    from app.access.tenants import tenant_id
-    from app.bank.documents import forget as delete
+    from app.access.tenants import of_tenant
+    from app.bank import documents
     from app.bank.find import find_bank
 
-    only = find_bank(tenant, bank).id if bank else None
-    receipt = asdict(delete(tenant_id(tenant), document_id, only))
+    with of_tenant("worker", tenant) as (connection, asker):
+        owner = asker.tenant or 0
+        only = find_bank(connection, owner, bank).id if bank else None
+        deleted = documents.forget(connection, asker, document_id, only)
+    receipt = asdict(documents.uncached(owner, *deleted))
     if as_json:
         console.print_json({"document_id": document_id, **receipt})
     else:

@@ -1,13 +1,16 @@
 """The queue's work: list, retry, cancel, discard."""
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from app.commands.options import Json, Tenant, made
 from app.process import console
 from app.queue.jobs import State
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
 
 commands = typer.Typer(help="Work that waits, is held or has failed.", no_args_is_help=True)
 
@@ -31,12 +34,14 @@ def jobs_list(
     """
     from app.access.tenants import tenant_id
     from app.bank.find import find_bank
+    from app.db.session import Asker, transaction
     from app.queue import jobs
 
-    owner = tenant_id(tenant) if tenant is not None else None
-    if tenant is not None and bank is not None:
-        find_bank(tenant, bank)
-    rows, total = jobs.find(limit, owner, bank, document, state)
+    with transaction(Asker("admin")) as connection:
+        owner = tenant_id(connection, tenant) if tenant is not None else None
+        if owner is not None and bank is not None:
+            find_bank(connection, owner, bank)
+        rows, total = jobs.find(connection, limit, owner, bank, document, state)
     if as_json:
         console.print_json({"jobs": rows, "total": total})
         return
@@ -91,15 +96,17 @@ def jobs_discard(
 
 def _change(
     done: str,
-    step: Callable[[int, int | None, str | None], int],
+    step: Callable[["Connection", int, int | None, str | None], int],
     tenant: str,
     bank: str | None,
     document: str | None,
     as_json: bool,
 ) -> None:
-    from app.access.tenants import tenant_id
+    from app.access.tenants import of_tenant
     from app.bank.find import find_bank
 
-    only = find_bank(tenant, bank).id if bank is not None else None
-    count = step(tenant_id(tenant), only, document)
+    with of_tenant("admin", tenant) as (connection, asker):
+        owner = asker.tenant or 0
+        only = find_bank(connection, owner, bank).id if bank is not None else None
+        count = step(connection, owner, only, document)
     made({"tenant": tenant, done: count}, f"{count} {done}", as_json)

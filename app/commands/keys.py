@@ -23,9 +23,11 @@ def key_issue(
 ) -> None:
     """Make a key. It is shown this once; only its hash is kept."""
     from app.access.keys import issue
+    from app.access.tenants import of_tenant
 
     scopes = [part.strip() for part in scope.split(",")]
-    issued = issue(tenant, principal, scopes, expires, name)
+    with of_tenant("admin", tenant) as (connection, asker):
+        issued = issue(connection, asker.tenant or 0, principal, scopes, expires, name)
     made(
         {"token": issued.token, "id": issued.id, "expires": issued.expires.isoformat()},
         f"{issued.token}\nkey {issued.id}, until {issued.expires:%Y-%m-%d}: keep it, it is not"
@@ -38,8 +40,10 @@ def key_issue(
 def key_list(tenant: Tenant, as_json: Json = False) -> None:
     """Show a tenant's keys, without what makes them work."""
     from app.access.keys import keys
+    from app.access.tenants import of_tenant
 
-    found = keys(tenant)
+    with of_tenant("admin", tenant) as (connection, asker):
+        found = keys(connection, asker.tenant or 0)
     if as_json:
         console.print_json({"keys": found})
         return
@@ -57,6 +61,8 @@ def key_list(tenant: Tenant, as_json: Json = False) -> None:
 def key_revoke(key_id: str, tenant: Tenant, as_json: Json = False) -> None:
     """Let a key count no more, from the next request on."""
     from app.access.keys import revoke
+    from app.access.tenants import of_tenant
 
-    revoke(tenant, key_id)
+    with of_tenant("admin", tenant) as (connection, asker):
+        revoke(connection, asker.tenant or 0, key_id)
     made({"id": key_id, "revoked": True}, f"key {key_id} revoked", as_json)

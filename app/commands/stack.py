@@ -118,13 +118,15 @@ def _short(value: object) -> str:
 
 
 def _status(stack: Any) -> dict[str, Any]:
+    from app.db.session import Asker, transaction
     from app.local.stack import SERVICES
     from app.queue import status as state
 
     processes = [{"name": p.name, "pid": p.pid, "log": str(p.log)} for p in stack.running()]
     try:
-        queue: dict[str, int] | None = state.queue()
-        rows = state.banks()
+        with transaction(Asker("admin")) as connection:
+            queue: dict[str, int] | None = state.queue(connection)
+            rows = state.banks(connection)
     except MembankError:
         queue, rows = None, []
     needed = set(SERVICES) <= {p["name"] for p in processes}

@@ -24,26 +24,32 @@ _To = Annotated[str, typer.Option("--to", help="principal:P, group:G or everyone
 def tenant_add(name: str, as_json: Json = False) -> None:
     """Create a tenant."""
     from app.access.tenants import add_tenant
+    from app.db.session import Asker, transaction
 
-    made({"tenant": name, "id": add_tenant(name)}, f"tenant {name} made", as_json)
+    with transaction(Asker("admin")) as connection:
+        number = add_tenant(connection, name)
+    made({"tenant": name, "id": number}, f"tenant {name} made", as_json)
 
 
 @tenants.command("pause")
 def tenant_pause(name: str, as_json: Json = False) -> None:
     """Stop working on a tenant's documents until it is resumed. What is stored is still served."""
-    from app.access.tenants import pause_tenant
-
-    pause_tenant(name, True)
+    _pause(name, True)
     made({"tenant": name, "paused": True}, f"tenant {name} paused", as_json)
 
 
 @tenants.command("resume")
 def tenant_resume(name: str, as_json: Json = False) -> None:
     """Work on a paused tenant's documents again."""
-    from app.access.tenants import pause_tenant
-
-    pause_tenant(name, False)
+    _pause(name, False)
     made({"tenant": name, "paused": False}, f"tenant {name} resumed", as_json)
+
+
+def _pause(name: str, paused: bool) -> None:
+    from app.access.tenants import of_tenant, pause_tenant
+
+    with of_tenant("admin", name) as (connection, asker):
+        pause_tenant(connection, asker.tenant or 0, paused)
 
 
 @tenants.command("role")
@@ -86,7 +92,7 @@ def tenant_quota(
 ) -> None:
     """Set a tenant's limits and show what it uses. Limits that are not given stay as they are."""
     from app.access.quota import quota_of, set_quota
-    from app.access.tenants import tenant_id
+    from app.access.tenants import of_tenant
 
     given = {
         "documents": documents,
@@ -95,11 +101,13 @@ def tenant_quota(
         "tokens": tokens,
         "upload_bytes": upload_bytes,
     }
-    tenant = tenant_id(name)
     changes = {each: _limit(each, value) for each, value in given.items() if value is not None}
-    if changes:
-        set_quota(tenant, replace(quota_of(tenant)[0], **changes))
-    limits, used = (asdict(each) for each in quota_of(tenant))
+    with of_tenant("admin", name) as (connection, asker):
+        tenant = asker.tenant or 0
+        if changes:
+            before, _ = quota_of(connection, tenant)
+            set_quota(connection, tenant, replace(before, **changes))
+        limits, used = (asdict(each) for each in quota_of(connection, tenant))
     lines = [
         f"{each}: {used[each]} of {'no limit' if limits[each] is None else limits[each]}"
         for each in limits
@@ -150,8 +158,10 @@ def principal_add(
 ) -> None:
     """Create a principal, or add an existing one to more groups."""
     from app.access.principals import add_principal
+    from app.access.tenants import of_tenant
 
-    number = add_principal(tenant, name, group or [])
+    with of_tenant("admin", tenant) as (connection, asker):
+        number = add_principal(connection, asker.tenant or 0, name, group or [])
     made(
         {"principal": name, "id": number, "groups": group or []}, f"principal {name} made", as_json
     )
@@ -161,8 +171,10 @@ def principal_add(
 def group_add(name: str, tenant: Tenant, principal: _Principal, as_json: Json = False) -> None:
     """Add a principal to a group, which is created if it is new."""
     from app.access.principals import join_group
+    from app.access.tenants import of_tenant
 
-    join_group(tenant, name, principal)
+    with of_tenant("admin", tenant) as (connection, asker):
+        join_group(connection, asker.tenant or 0, name, principal)
     made({"group": name, "principal": principal}, f"{principal} is in group {name}", as_json)
 
 
@@ -170,8 +182,10 @@ def group_add(name: str, tenant: Tenant, principal: _Principal, as_json: Json = 
 def group_remove(name: str, tenant: Tenant, principal: _Principal, as_json: Json = False) -> None:
     """Take a principal out of a group, from the next question on."""
     from app.access.principals import leave_group
+    from app.access.tenants import of_tenant
 
-    leave_group(tenant, name, principal)
+    with of_tenant("admin", tenant) as (connection, asker):
+        leave_group(connection, asker.tenant or 0, name, principal)
     made({"group": name, "principal": principal}, f"{principal} left group {name}", as_json)
 
 
@@ -186,10 +200,14 @@ def bank_add(
     as_json: Json = False,
 ) -> None:
     """Create a bank, to be encoded by the models that the settings name."""
+    from app.access.tenants import of_tenant
     from app.bank.banks import add_bank
     from app.runtime.identity import profile
 
-    bank = add_bank(tenant, name, profile().id, profile().json(), closed)
+    encoder = profile()
+    with of_tenant("admin", tenant) as (connection, asker):
+        owner = asker.tenant or 0
+        bank = add_bank(connection, owner, name, encoder.id, encoder.json(), closed)
     made({"bank": name, "id": bank.id, "profile": bank.profile}, f"bank {name} made", as_json)
 
 
@@ -205,20 +223,24 @@ def bank_reencode(
     A worker with these settings does it, and one with the present ones must go on beside it. The
     bank is switched when all is encoded: membank status.
     """
+    from app.access.tenants import of_tenant
     from app.bank import profiles
     from app.bank.find import find_bank
     from app.runtime.identity import profile
 
-    bank = find_bank(tenant, name)
-    if cancel:
-        if bank.next_profile is None:
+    new = None if cancel else profile()
+    with of_tenant("admin", tenant) as (connection, asker):
+        bank = find_bank(connection, asker.tenant or 0, name)
+        if new is not None:
+            profiles.begin(connection, bank.tenant, bank.id, new.id, new.json())
+        elif bank.next_profile is not None:
+            profiles.drop(connection, bank.tenant, bank.id)
+        else:
             raise ConflictError(f"bank {name!r} is not being encoded anew: nothing to cancel")
-        profiles.drop(bank.tenant, bank.id)
+    if new is None:
         value = {"bank": name, "profile": bank.profile, "next_profile": None}
         made(value, f"bank {name} keeps profile {bank.profile}", as_json)
         return
-    new = profile()
-    profiles.begin(bank.tenant, bank.id, new.id, new.json())
     value = {"bank": name, "profile": bank.profile, "next_profile": new.id}
     made(value, f"bank {name} is being encoded anew under profile {new.id}", as_json)
 
@@ -232,30 +254,36 @@ def bank_grant(
     as_json: Json = False,
 ) -> None:
     """Give a principal, a group or everyone a role in a bank, in place of the one it had."""
+    from app.access.tenants import of_tenant
     from app.bank.find import find_bank
     from app.bank.members import grant
 
-    grant(find_bank(tenant, name), to, role)
+    with of_tenant("worker", tenant) as (connection, asker):
+        grant(connection, asker, find_bank(connection, asker.tenant or 0, name), to, role)
     made({"bank": name, "to": to, "role": role}, f"{to} is {role} of bank {name}", as_json)
 
 
 @banks.command("revoke")
 def bank_revoke(name: str, tenant: Tenant, to: _To, as_json: Json = False) -> None:
     """Take a role in a bank away, from the next question on."""
+    from app.access.tenants import of_tenant
     from app.bank.find import find_bank
     from app.bank.members import revoke
 
-    revoke(find_bank(tenant, name), to)
+    with of_tenant("worker", tenant) as (connection, asker):
+        revoke(connection, asker, find_bank(connection, asker.tenant or 0, name), to)
     made({"bank": name, "to": to, "role": None}, f"{to} has no role in bank {name}", as_json)
 
 
 @banks.command("members")
 def bank_members(name: str, tenant: Tenant, as_json: Json = False) -> None:
     """Show who has which role in a bank."""
+    from app.access.tenants import of_tenant
     from app.bank.find import find_bank
     from app.bank.members import members
 
-    found = members(find_bank(tenant, name))
+    with of_tenant("app", tenant) as (connection, asker):
+        found = members(connection, find_bank(connection, asker.tenant or 0, name))
     if as_json:
         console.print_json({"bank": name, "members": found})
         return

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -38,12 +38,17 @@ _NO_SUCH_TABLE, _NO_SUCH_FUNCTION, _NOT_SIGNED = "42P01", "42883", "42501"
 class Asker:
     """Who a transaction is for. Without a tenant it sees no tenant's rows.
 
-    The role admin sees all rows as it is; its tenant is for the reader of the code.
+    The role admin sees all rows whoever asks. With a principal it is for what that principal may do
+    and no other role can: whoever opens it looks at the principal's rights inside.
     """
 
     role: Role
     tenant: int | None = None
     principal: int | None = None
+
+    def in_role(self, role: Role) -> "Asker":
+        """This tenant and principal, served by another role of the database."""
+        return replace(self, role=role)
 
 
 @contextlib.contextmanager
@@ -86,7 +91,8 @@ def become(connection: Connection, asker: Asker) -> None:
     Raises MembankError when the database does not know this process's key, or is older.
     """
     context = ""
-    if asker.tenant is not None and asker.role in ("app", "worker"):
+    bound = asker.role in ("app", "worker") or asker.principal is not None
+    if asker.tenant is not None and bound:
         process = driver_of(connection).info.backend_pid
         context = context_key().sign(asker.tenant, asker.principal, process)
     try:

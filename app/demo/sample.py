@@ -17,6 +17,7 @@ from app.access.principals import add_principal
 from app.access.tenants import add_tenant
 from app.bank.banks import add_bank
 from app.db import session
+from app.db.session import Asker, transaction
 from app.errors import MembankError
 from app.ingest.command import run as ingest
 from app.local.stack import ENCODING, Stack
@@ -127,10 +128,12 @@ def fill() -> int:
     restricted = {q.file for q in questions() if q.group == "hr"}
     memories = 0
     for tenant in TENANTS:
-        add_tenant(tenant)
-        add_principal(tenant, "alice")
-        add_principal(tenant, "hana", ["hr"])
-        add_bank(tenant, BANK, profile().id, profile().json())
+        encoder = profile()
+        with transaction(Asker("admin")) as connection:
+            number = add_tenant(connection, tenant)
+            add_principal(connection, number, "alice")
+            add_principal(connection, number, "hana", ["hr"])
+            add_bank(connection, number, BANK, encoder.id, encoder.json())
         files = sorted((HANDBOOKS / tenant).glob("*.md"))
         for allow, some in (
             (("everyone",), [f for f in files if f.name not in restricted]),

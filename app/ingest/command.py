@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from app.access.lists import checked_access
-from app.access.tenants import add_tenant, paused_name, tenant_id
+from app.access.tenants import add_tenant, of_tenant, paused_name, tenant_id
 from app.bank.banks import add_bank
 from app.bank.find import Bank, find_bank
+from app.db.session import Asker, transaction
 from app.errors import NotFoundError, UnavailableError, UsageError
 from app.ingest.document import Document, Failure
 from app.ingest.service import Ingested, ingest
@@ -110,7 +111,8 @@ class _Routes:
         self._known: dict[str, Bank] = {}
         self._only = self._find(tenant) if tenant is not None else None
         if self._only is not None and allow:
-            checked_access(self._only.tenant, allow)
+            with transaction(Asker("app", self._only.tenant)) as connection:
+                checked_access(connection, self._only.tenant, allow)
 
     def bank_of(self, document: Document) -> Bank:
         if self._only is not None:
@@ -121,30 +123,38 @@ class _Routes:
 
     def _find(self, tenant: str) -> Bank:
         if tenant not in self._known:
-            bank = self._made(tenant) if self._create else find_bank(tenant, self._bank)
+            bank = self._made(tenant) if self._create else self._there(tenant)
             require_splitting(bank)
             self._known[tenant] = bank
         return self._known[tenant]
 
-    def _made(self, tenant: str) -> Bank:
-        try:
-            tenant_id(tenant)
-        except NotFoundError:
-            add_tenant(tenant)
-        try:
-            return find_bank(tenant, self._bank)
-        except NotFoundError:
-            return add_bank(tenant, self._bank, profile().id, profile().json())
+    def _there(self, tenant: str) -> Bank:
+        with of_tenant("app", tenant) as (connection, owner):
+            return find_bank(connection, owner.tenant or 0, self._bank)
+
+    def _made(self, name: str) -> Bank:
+        encoder = profile()
+        with transaction(Asker("admin")) as connection:
+            try:
+                tenant = tenant_id(connection, name)
+            except NotFoundError:
+                tenant = add_tenant(connection, name)
+            try:
+                return find_bank(connection, tenant, self._bank)
+            except NotFoundError:
+                return add_bank(connection, tenant, self._bank, encoder.id, encoder.json())
 
 
 def _paused(tenants: Collection[int]) -> str | None:
-    names = [name for tenant in sorted(tenants) if (name := paused_name(tenant))]
-    if not names:
-        return None
-    return (
-        f"tenant {names[0]!r} is paused, so what was stored waits in the outbox:"
-        f" membank tenant resume {names[0]!r}"
-    )
+    for tenant in sorted(tenants):
+        with transaction(Asker("app", tenant)) as connection:
+            name = paused_name(connection, tenant)
+        if name:
+            return (
+                f"tenant {name!r} is paused, so what was stored waits in the outbox:"
+                f" membank tenant resume {name!r}"
+            )
+    return None
 
 
 def _asleep() -> str | None:

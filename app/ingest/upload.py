@@ -3,15 +3,16 @@
 import contextlib
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from app.bank.find import Bank
 from app.errors import MembankError, UnavailableError
 from app.ingest.document import Document, Failure
 from app.ingest.read import is_read, read_upload
-from app.ingest.service import CountTokens, stored
+from app.ingest.service import CountTokens, stored, together
 from app.queue.uploads import Upload
 
 _LONGEST = 1000
@@ -50,20 +51,28 @@ def store_upload(
     try:
         how.require(bank)
         with _on_disk(upload.filename, content) as path:
-            for each in read_upload(path, upload.filename, file, how.max_bytes):
-                if isinstance(each, Document):
-                    each = replace(each, metadata={**each.metadata, **upload.attributes})
-                done = stored(each, lambda _: bank, allow, how.count, upload.principal, file)
-                found += 1
-                if isinstance(done, Failure):
-                    if not failed and isinstance(each, Failure):
-                        code = _code(upload.filename)
-                    failed.append(done.error)
+            for some in together(read_upload(path, upload.filename, file, how.max_bytes)):
+                given = [_with(each, upload.attributes) for each in some]
+                become = stored(
+                    given, lambda _: bank, allow, how.count, upload.principal, file
+                )
+                for each, done in zip(given, become, strict=True):
+                    found += 1
+                    if isinstance(done, Failure):
+                        if not failed and isinstance(each, Failure):
+                            code = _code(upload.filename)
+                        failed.append(done.error)
     except UnavailableError:
         raise
     except MembankError as error:
         failed.append(str(error))
     return Fault(code, _told(failed, found)) if failed else None
+
+
+def _with(found: Document | Failure, attributes: Mapping[str, Any]) -> Document | Failure:
+    if isinstance(found, Failure):
+        return found
+    return replace(found, metadata={**found.metadata, **attributes})
 
 
 def _code(filename: str) -> str:

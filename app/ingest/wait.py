@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from app.db.session import Asker, transaction
 from app.ingest.document import Failure
 from app.ingest.service import Ingested
 from app.queue import status
@@ -32,17 +33,20 @@ def wait(documents: Sequence[Ingested], every: float = 0.5) -> Iterator[Progress
 
 def failures(documents: Sequence[Ingested]) -> list[Failure]:
     """What the workers gave up on."""
-    return [
-        Failure(source, error)
-        for tenant, bank, ids in _by_bank(documents)
-        for source, error in status.failures(tenant, bank, ids)
-    ]
+    found = []
+    for tenant, bank, ids in _by_bank(documents):
+        with transaction(Asker("worker", tenant)) as connection:
+            failed = status.failures(connection, tenant, bank, ids)
+        found += [Failure(source, error) for source, error in failed]
+    return found
 
 
 def _progress(documents: Sequence[Ingested]) -> Progress:
     total = {"chunks": 0, "memories": 0, "pending": 0, "failed": 0}
     for tenant, bank, ids in _by_bank(documents):
-        for name, count in status.progress(tenant, bank, ids).items():
+        with transaction(Asker("worker", tenant)) as connection:
+            now = status.progress(connection, tenant, bank, ids)
+        for name, count in now.items():
             total[name] += count
     return Progress(**total)
 

@@ -1,13 +1,12 @@
 """The queue's work as an administrator sees it: listed, tried again, cancelled, discarded.
 
-The database has it all as a view and functions, for those who use SQL; this only calls them.
+The database has it all as a view and functions, for those who use SQL; this only calls them, in a
+transaction of an administrator.
 """
 
 from enum import StrEnum
 
-from sqlalchemy import text
-
-from app.db.session import Asker, transaction
+from sqlalchemy import Connection, text
 
 
 class State(StrEnum):
@@ -30,6 +29,7 @@ _LIST = text(
 
 
 def find(
+    connection: Connection,
     limit: int,
     tenant: int | None = None,
     bank: str | None = None,
@@ -47,32 +47,38 @@ def find(
         "document": document,
         "state": state and state.value,
     }
-    with transaction(Asker("admin", tenant)) as connection:
-        rows = [dict(row) for row in connection.execute(_LIST, values).mappings()]
+    rows = [dict(row) for row in connection.execute(_LIST, values).mappings()]
     totals = [row.pop("total") for row in rows]
     return rows, int(totals[0]) if totals else 0
 
 
-def retry(tenant: int, bank: int | None = None, document: str | None = None) -> int:
+def retry(
+    connection: Connection, tenant: int, bank: int | None = None, document: str | None = None
+) -> int:
     """Put what has failed back in the outbox, as if it had never been tried; how many."""
-    return _call("job_retry", tenant, bank, document)
+    return _call(connection, "job_retry", tenant, bank, document)
 
 
-def cancel(tenant: int, bank: int | None = None, document: str | None = None) -> int:
+def cancel(
+    connection: Connection, tenant: int, bank: int | None = None, document: str | None = None
+) -> int:
     """Move what waits to what has failed, so that it can be tried again one day; how many."""
-    return _call("job_cancel", tenant, bank, document)
+    return _call(connection, "job_cancel", tenant, bank, document)
 
 
-def discard(tenant: int, bank: int | None = None, document: str | None = None) -> int:
+def discard(
+    connection: Connection, tenant: int, bank: int | None = None, document: str | None = None
+) -> int:
     """Take what has failed off the list for good; how many."""
-    return _call("job_discard", tenant, bank, document)
+    return _call(connection, "job_discard", tenant, bank, document)
 
 
-def _call(function: str, tenant: int, bank: int | None, document: str | None) -> int:
-    with transaction(Asker("admin", tenant)) as connection:
-        return int(
-            connection.execute(
-                text(f"SELECT {function}(:tenant, cast(:bank AS bigint), cast(:document AS text))"),
-                {"tenant": tenant, "bank": bank, "document": document},
-            ).scalar_one()
-        )
+def _call(
+    connection: Connection, function: str, tenant: int, bank: int | None, document: str | None
+) -> int:
+    return int(
+        connection.execute(
+            text(f"SELECT {function}(:tenant, cast(:bank AS bigint), cast(:document AS text))"),
+            {"tenant": tenant, "bank": bank, "document": document},
+        ).scalar_one()
+    )

@@ -3,30 +3,29 @@
 from collections.abc import Sequence
 from datetime import timedelta
 
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 
-from app.db.session import Asker, transaction
+from app.db.session import Asker
 from app.errors import NotFoundError
 
 
-def queue() -> dict[str, int]:
-    """Rows of the outbox and of dead_letter, over all tenants."""
-    with transaction(Asker("admin")) as connection:
-        row = connection.execute(
-            text(
-                "SELECT count(*) FILTER (WHERE lease_until IS NULL OR lease_until < now()),"
-                " count(*) FILTER (WHERE lease_until >= now()),"
-                " (SELECT count(*) FROM dead_letter WHERE NOT discarded) FROM outbox"
-            )
-        ).one()
+def queue(connection: Connection) -> dict[str, int]:
+    """Rows of the outbox and of dead_letter, over all tenants; for an administrator to see."""
+    row = connection.execute(
+        text(
+            "SELECT count(*) FILTER (WHERE lease_until IS NULL OR lease_until < now()),"
+            " count(*) FILTER (WHERE lease_until >= now()),"
+            " (SELECT count(*) FROM dead_letter WHERE NOT discarded) FROM outbox"
+        )
+    ).one()
     return {"pending": row[0], "encoding": row[1], "failed": row[2]}
 
 
-def backlog(profile: str) -> dict[str, float]:
+def backlog(connection: Connection, profile: str) -> dict[str, float]:
     """Of one profile's work over all tenants: rows of the outbox that are due, rows that workers
-    hold, and the age in seconds of the oldest that is due. Paused tenants' work is not due."""
-    with transaction(Asker("worker")) as connection:
-        row = connection.execute(_BACKLOG, {"profile": profile}).one()
+    hold, and the age in seconds of the oldest that is due. Paused tenants' work is not due. A
+    worker's to see, without a tenant."""
+    row = connection.execute(_BACKLOG, {"profile": profile}).one()
     return {"pending": row[0], "encoding": row[1], "oldest_seconds": round(float(row[2] or 0), 1)}
 
 
@@ -42,15 +41,14 @@ _BACKLOG = text(
 )
 
 
-def banks(tenant: int | None = None) -> list[dict[str, object]]:
+def banks(connection: Connection, tenant: int | None = None) -> list[dict[str, object]]:
     """One row per bank, of one tenant or of all, as the view bank_status has it; ages and times in
     seconds.
 
     `next_changes`: what the next profile has other than the present one, field -> [present, next].
     """
-    with transaction(Asker("admin", tenant)) as connection:
-        found = connection.execute(_BANKS, {"tenant": tenant}).mappings()
-        rows = [dict(row) for row in found]
+    found = connection.execute(_BANKS, {"tenant": tenant}).mappings()
+    rows = [dict(row) for row in found]
     for row in rows:
         for name in ("staleness", "staleness_next", "time_left"):
             row[name] = _seconds(row[name])
@@ -63,14 +61,13 @@ def banks(tenant: int | None = None) -> list[dict[str, object]]:
     return rows
 
 
-def of_bank(asker: Asker, bank: int) -> dict[str, float | int | None]:
+def of_bank(connection: Connection, asker: Asker, bank: int) -> dict[str, float | int | None]:
     """How far a bank is, of what `asker` may read: pending, encoding, ready, failed (units of
     work), coverage 0 to 1, throughput (memories a second), time_left (seconds).
 
     Raises NotFoundError.
     """
-    with transaction(asker) as connection:
-        row = connection.execute(_BANK, {"tenant": asker.tenant, "bank": bank}).one_or_none()
+    row = connection.execute(_BANK, {"tenant": asker.tenant, "bank": bank}).one_or_none()
     if row is None:
         raise NotFoundError("the bank is not there any more: list the banks that there are")
     return {
@@ -99,15 +96,16 @@ _BANKS = text(
 )
 
 
-def progress(tenant: int, bank: int, documents: Sequence[str]) -> dict[str, int]:
+def progress(
+    connection: Connection, tenant: int, bank: int, documents: Sequence[str]
+) -> dict[str, int]:
     """Chunks and memories of some documents, and how many of them still wait or have failed.
 
     Under the bank's profile, which is what is read.
     """
-    with transaction(Asker("worker", tenant)) as connection:
-        row = connection.execute(
-            _PROGRESS, {"tenant": tenant, "bank": bank, "ids": list(documents)}
-        ).one()
+    row = connection.execute(
+        _PROGRESS, {"tenant": tenant, "bank": bank, "ids": list(documents)}
+    ).one()
     return dict(row._mapping)
 
 
@@ -128,21 +126,22 @@ _PROGRESS = text(
 )
 
 
-def failures(tenant: int, bank: int, documents: Sequence[str]) -> list[tuple[str, str]]:
+def failures(
+    connection: Connection, tenant: int, bank: int, documents: Sequence[str]
+) -> list[tuple[str, str]]:
     """Source and error of what failed for good."""
-    with transaction(Asker("worker", tenant)) as connection:
-        rows = connection.execute(
-            text(
-                "SELECT d.source, l.error FROM dead_letter l"
-                " JOIN document d ON d.tenant_id = l.tenant_id AND d.bank_id = l.bank_id"
-                " AND d.id = l.document_id"
-                " JOIN bank b ON b.tenant_id = l.tenant_id AND b.id = l.bank_id"
-                " WHERE l.tenant_id = :tenant AND l.bank_id = :bank AND l.document_id = ANY(:ids)"
-                " AND (l.chunk_id IS NULL OR l.profile_id = b.profile_id) ORDER BY l.id"
-            ),
-            {"tenant": tenant, "bank": bank, "ids": list(documents)},
-        )
-        return [(row.source, row.error) for row in rows]
+    rows = connection.execute(
+        text(
+            "SELECT d.source, l.error FROM dead_letter l"
+            " JOIN document d ON d.tenant_id = l.tenant_id AND d.bank_id = l.bank_id"
+            " AND d.id = l.document_id"
+            " JOIN bank b ON b.tenant_id = l.tenant_id AND b.id = l.bank_id"
+            " WHERE l.tenant_id = :tenant AND l.bank_id = :bank AND l.document_id = ANY(:ids)"
+            " AND (l.chunk_id IS NULL OR l.profile_id = b.profile_id) ORDER BY l.id"
+        ),
+        {"tenant": tenant, "bank": bank, "ids": list(documents)},
+    )
+    return [(row.source, row.error) for row in rows]
 
 
 def _seconds(age: timedelta | None) -> float | None:

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 
-from app.db.session import Asker, transaction
+from app.errors import NotFoundError
 from app.queue import outbox
 from app.queue.outbox import Work
 
@@ -23,13 +23,15 @@ class Upload:
     access: list[str] | None
 
 
-def awaited(work: Work) -> Upload | None:
-    """The file that work is about, None where it was cancelled or taken away meanwhile."""
-    with transaction(Asker("worker", work.tenant)) as connection:
-        row = connection.execute(
-            _AWAITED, {"tenant": work.tenant, "bank": work.bank, "file": work.file}
-        ).one_or_none()
-    return None if row is None else Upload(*row)
+def awaited(connection: Connection, work: Work) -> Upload:
+    """The file that work is about. Raises NotFoundError where it was cancelled or taken away
+    meanwhile."""
+    row = connection.execute(
+        _AWAITED, {"tenant": work.tenant, "bank": work.bank, "file": work.file}
+    ).one_or_none()
+    if row is None:
+        raise NotFoundError("the file was taken away meanwhile")
+    return Upload(*row)
 
 
 _AWAITED = text(
@@ -40,10 +42,11 @@ _AWAITED = text(
 )
 
 
-def finish(work: Work, error: str | None = None, code: str | None = None) -> bool:
+def finish(
+    connection: Connection, work: Work, error: str | None = None, code: str | None = None
+) -> bool:
     """Note that a file was stored, or why not all of it was; False where the lease is lost."""
-    with transaction(Asker("worker", work.tenant)) as connection:
-        if not outbox.take(connection, work):
-            return False
-        outbox.finish_file(connection, work, error, code)
-        return True
+    if not outbox.take(connection, work):
+        return False
+    outbox.finish_file(connection, work, error, code)
+    return True

@@ -32,8 +32,8 @@ def erase(name: str) -> dict[str, Any]:
     the deletion then fails, the memories are unreadable, and erasing again completes it.
     Raises NotFoundError, and VaultError when the tenant has keys but the keyring does not exist.
     """
-    tenant = tenant_id(name)
-    with transaction(Asker("admin", tenant)) as connection:
+    with transaction(Asker("admin")) as connection:
+        tenant = tenant_id(connection, name)
         for lock in _LOCKS:
             connection.execute(text(lock), {"tenant": tenant})
         receipt: dict[str, Any] = {"tenant": name, "id": tenant, "rows": _rows(connection, tenant)}

@@ -57,7 +57,7 @@ def reconcile(stop: threading.Event | None = None) -> Found:
         _files(tenant, found)
         _documents(tenant, found)
         _chunks(tenant, found, stop)
-        found["former_memories"] += profiles.remove_former(tenant, stop)
+        _former(tenant, found, stop)
         tenant = next_tenant(tenant)
     return Found(**{f.name: found[f.name] for f in fields(Found)})
 
@@ -128,6 +128,20 @@ def _chunks(tenant: int, found: Counter[str], stop: threading.Event | None) -> N
             )
             found["queued_chunks"] += connection.execute(_WITHOUT_MEMORY, values).rowcount
         after = values["upto"]
+
+
+def _former(tenant: int, found: Counter[str], stop: threading.Event | None) -> None:
+    """Memories and work of profiles that banks no longer have."""
+    with transaction(Asker("worker", tenant)) as connection:
+        banks = profiles.banks(connection, tenant)
+    for bank in banks:
+        with transaction(Asker("worker", tenant)) as connection:
+            profiles.tidy(connection, tenant, bank)
+        more = True
+        while more and not (stop and stop.is_set()):
+            with transaction(Asker("worker", tenant)) as connection:
+                rows, more = profiles.remove_former(connection, tenant, bank)
+            found["former_memories"] += rows
 
 
 def _until_short(tenant: int, statement: TextClause) -> int:

@@ -10,13 +10,11 @@ from typing import Any
 
 import pytest
 
-from app.access.principals import add_principal
-from app.access.tenants import add_tenant
-from app.bank.banks import add_bank
 from app.cli import main
 from app.demo.sample import temporary_stack
 from app.local.stack import SERVICES, Stack
 from app.runtime.identity import profile
+from tests.edges import add_bank, add_principal, add_tenant
 from tests.serving import free_port
 
 Run = Callable[..., subprocess.CompletedProcess[str]]

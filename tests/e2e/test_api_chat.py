@@ -17,13 +17,11 @@ import httpx
 import openai
 import pytest
 
-from app.access.keys import issue
 from app.answer.engine import Engine, Job
 from app.answer.question import Question
 from app.answer.service import NOTHING
 from app.api.http.bridge import SEARCHES
 from app.api.service import create
-from app.bank.banks import add_bank
 from app.bank.entries import entry_id
 from app.ingest.command import run as ingest
 from app.local.processes import wait_until
@@ -34,6 +32,7 @@ from app.runtime.identity import profile
 from app.runtime.models import generator
 from app.settings import settings
 from tests.e2e.conftest import make_tenant
+from tests.edges import add_bank, issue
 from tests.serving import served
 
 FACTS = {

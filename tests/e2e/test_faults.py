@@ -16,7 +16,7 @@ from app.errors import BlobError
 from app.ingest.command import run as ingest
 from app.local.processes import wait_until
 from app.local.stack import Stack
-from app.queue import status
+from tests import edges
 from tests.e2e.conftest import Run, make_tenant
 
 WHERE = ("--tenant", "fault", "--bank", "handbook")
@@ -40,7 +40,7 @@ def kill(stack: Stack, name: str) -> None:
 
 
 def settled() -> bool:
-    return wait_until(lambda: not any(status.queue().values()), 120)
+    return wait_until(lambda: not any(edges.queue().values()), 120)
 
 
 def one_memory_per_chunk(tenant: int) -> tuple[int, int, int]:
@@ -244,7 +244,7 @@ def test_a_worker_that_gets_sigterm_in_a_batch_holds_nothing_when_it_has_ended(
     stack: Stack, bank: Reader, tmp_path: Path
 ) -> None:
     def held() -> int:
-        return status.queue()["encoding"]
+        return edges.queue()["encoding"]
 
     file = tmp_path / "log.md"
     file.write_text("\n\n".join(f"# Entry {i}\n\n{'The log of the day. ' * 30}" for i in range(40)))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from app.access.keys import issue
+from tests.edges import issue
 from app.ingest.command import run as ingest
 from tests.e2e.conftest import make_tenant
 

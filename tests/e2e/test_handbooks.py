@@ -1,6 +1,7 @@
 """The sample handbooks of two companies: all of each is remembered, found, and kept from the
 other."""
 
+from tests import edges
 import pytest
 
 from app.answer.retrieval import Reader, find
@@ -23,7 +24,7 @@ def reader_of(tenant: str) -> Reader:
 
 
 def test_every_chunk_of_every_document_has_a_memory(filled: int) -> None:
-    rows = [row for row in status.banks() if row["tenant"] in TENANTS]
+    rows = [row for row in edges.bank_status() if row["tenant"] in TENANTS]
     assert len(rows) == len(TENANTS)
     assert [row["documents"] for row in rows] == [21, 21]
     assert all(row["chunks"] == row["memories"] >= row["documents"] for row in rows)

@@ -15,7 +15,7 @@ from app.db.session import Asker, transaction
 from app.ingest.command import run as ingest
 from app.local.processes import wait_until
 from app.local.stack import Stack
-from app.queue import status
+from tests import edges
 from tests.e2e.conftest import Run, make_tenant
 
 FACTS = {
@@ -49,7 +49,7 @@ def folder(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settle() -> None:
-    assert wait_until(lambda: not any(status.queue().values()), 120)
+    assert wait_until(lambda: not any(edges.queue().values()), 120)
 
 
 @pytest.mark.parametrize(("tenant", "days"), [("acme", "27"), ("bolt", "31")])
@@ -194,5 +194,7 @@ def test_rows_without_a_tenant_option_go_to_the_tenant_that_they_name(
     made = membank("ingest", str(rows), "--bank", "b", "--create", "--wait", "--json")
     assert made.returncode == 0, made.stderr
     assert json.loads(made.stdout)["memories"] == 2
-    by_tenant = {row["tenant"]: row["memories"] for row in status.banks() if row["bank"] == "b"}
+    by_tenant = {
+        row["tenant"]: row["memories"] for row in edges.bank_status() if row["bank"] == "b"
+    }
     assert by_tenant == {"red-co": 1, "blue-co": 1}

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from app.answer.retrieval import Reader
 from app.answer.service import ask
-from app.bank.find import bank_now
 from app.ingest.command import run as ingest
 from app.local.processes import wait_until
 from app.local.stack import Stack
 from tests.e2e.conftest import Run, make_tenant
+from tests.edges import bank_now
 
 QUESTION = "What colour is the badge of a visitor?"
 WHERE = ("--tenant", "change", "--bank", "handbook", "--as", "alice")

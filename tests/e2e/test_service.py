@@ -11,14 +11,12 @@ import httpx2
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 
-from app.access.keys import issue
-from app.bank.find import find_bank
-from app.bank.members import grant
 from app.bank.roles import Role
 from app.local.processes import wait_until
 from app.local.stack import Stack
-from app.queue import status
+from tests import edges
 from tests.e2e.conftest import make_tenant
+from tests.edges import find_bank, grant, issue
 
 TEXT = "# Annual Leave\n\nEvery employee of Cliff has 29 days of annual leave.\n"
 
@@ -57,9 +55,7 @@ def test_a_model_adds_searches_asks_and_forgets_over_mcp(url: str) -> None:
             bank = {"bank": "handbook"}
             added = await client.call_tool("add", bank | {"title": "Annual Leave", "text": TEXT})
             number = added.structured_content["document_id"]
-            done = await asyncio.to_thread(
-                wait_until, lambda: not any(status.queue().values()), 120
-            )
+            done = await asyncio.to_thread(wait_until, lambda: not any(edges.queue().values()), 120)
             assert done
             question = bank | {"question": "How many days of annual leave are there?"}
             found = await client.call_tool("search", question)

@@ -11,18 +11,16 @@ import httpx
 import pytest
 from sqlalchemy import text
 
-from app.access.keys import issue
 from app.answer.service import NOTHING
-from app.bank.find import find_bank
-from app.bank.members import grant
 from app.bank.roles import Role
 from app.db.session import Asker, transaction
 from app.ingest.command import run as ingest
 from app.local.processes import wait_until
 from app.local.stack import Stack
-from app.queue import status
 from app.upkeep.reconcile import reconcile
+from tests import edges
 from tests.e2e.conftest import make_tenant
+from tests.edges import find_bank, grant, issue
 
 SUBJECTS = {
     "leave": ("days of annual leave", (21, 34)),
@@ -133,7 +131,7 @@ def test_a_memory_that_is_damaged_is_named_and_never_read(url: str, keys: dict[s
         # The way out: a memory without its row is found, and encoded again.
         connection.execute(text("DELETE FROM memory_blob WHERE tenant_id = :t"), {"t": tenant})
     reconcile()
-    assert wait_until(lambda: not any(status.queue().values()), 120)
+    assert wait_until(lambda: not any(edges.queue().values()), 120)
     assert "21" in said(asked(url, keys["ebb"]))
 
 
@@ -149,10 +147,10 @@ def test_while_no_worker_comes_the_old_text_is_not_told(
     response = asked(url, key)
     assert said(response) == NOTHING
     assert response.json()["choices"][0]["message"]["annotations"] == []
-    row = next(row for row in status.banks() if row["tenant"] == "lone")
+    row = next(row for row in edges.bank_status() if row["tenant"] == "lone")
     assert row["pending"] > 0
     stack.service("worker")
-    assert wait_until(lambda: not any(status.queue().values()), 120)
+    assert wait_until(lambda: not any(edges.queue().values()), 120)
     assert "19" in said(asked(url, key))
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from sqlalchemy import text
 
+from tests import edges
 from app.answer.retrieval import Reader
 from app.answer.service import ask
 from app.db.session import Asker, transaction
@@ -57,7 +58,7 @@ def test_the_answer_follows_the_edit_and_only_the_changed_chunk_is_encoded_again
             ),
             {"tenant": reader.asker.tenant},
         )
-    assert wait_until(lambda: not any(status.queue().values()), 120)
+    assert wait_until(lambda: not any(edges.queue().values()), 120)
     after = chunks()
     assert len(after.keys() - before.keys()) == len(before.keys() - after.keys()) == 1
     assert all(before[chunk] == after[chunk] for chunk in before.keys() & after.keys())

@@ -16,7 +16,7 @@ from app.db.session import Asker, transaction
 from app.ingest.command import run as ingest
 from app.local.processes import wait_until
 from app.local.stack import Stack
-from app.queue import status
+from tests import edges
 from tests.e2e.conftest import make_tenant
 from tests.e2e.poisoned import KILLS, RAISES
 
@@ -28,7 +28,7 @@ def write(file: Path, texts: dict[str, str]) -> Path:
 
 
 def settled() -> bool:
-    now = status.queue()  # once: a lease that ends between two looks is seen in neither
+    now = edges.queue()  # once: a lease that ends between two looks is seen in neither
     return not (now["pending"] or now["encoding"])
 
 

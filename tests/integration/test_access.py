@@ -12,18 +12,17 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import ProgrammingError
 
-from app.access.keys import issue
-from app.access.principals import find_principal
-from app.access.quota import Quota, set_quota
-from app.bank import attachments, roles, uploads
-from app.bank.members import grant
+from app.access.quota import Quota
+from app.bank import roles
 from app.db import schema
 from app.db.addresses import Role
 from app.db.isolation import pgvector_fault, postgres_fault
 from app.db.session import Asker, transaction
 from app.errors import MembankError
 from app.queue import outbox
+from tests import edges
 from tests.conftest import PROFILE, Company, administer, ask, begin_request, change, work_off
+from tests.edges import find_principal, grant, issue, set_quota
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,9 +70,9 @@ def pair(new_company: Callable[[str], Company]) -> Pair:
         company.reader("hana", "hr")
         issue(company.name, "alice")
         hana = company.reader("hana")
-        file = uploads.add(hana, "notes.md", "assistants", b"notes")
+        file = edges.upload(hana, "notes.md", "assistants", b"notes")
         grant(company.bank, "principal:hana", roles.Role.WRITER)
-        attachments.attach(hana, company.bank.id, [(file.id, {})])
+        edges.attach(hana, company.bank.id, [(file.id, {})])
         company.store("handbook", "Welcome.\n\nHours are nine to five.")
         company.store("salaries", "Bands.\n\nRaises come in May.", ["group:hr"])
     work_off()

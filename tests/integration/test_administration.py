@@ -8,15 +8,13 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app.access import keys, principals
-from app.access.keys import issue
-from app.access.principals import add_principal
 from app.api.service import create
 from app.bank import attachments, uploads
-from app.bank.members import grant
 from app.bank.roles import Role
 from app.db.session import Asker
 from app.settings import settings
 from tests.conftest import Company, administer, ask, work_off
+from tests.edges import add_principal, grant, issue
 
 ROUTES = [
     ("GET", "principals"),

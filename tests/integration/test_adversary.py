@@ -7,8 +7,6 @@ import pytest
 from sqlalchemy import text
 
 from app.access.logins import drop_login
-from app.access.tenants import add_tenant
-from app.bank.banks import add_bank
 from app.db.session import Asker, transaction
 from app.db.signing import context_key
 from app.local.postgres import EmbeddedPostgres
@@ -24,6 +22,7 @@ from tests.adversary import (
 )
 from tests.conftest import PROFILE, Company
 from tests.servers import copied, pointed_at
+from tests.edges import add_bank, add_tenant
 
 
 @pytest.fixture(scope="module")

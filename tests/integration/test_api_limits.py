@@ -11,8 +11,7 @@ from fastapi import APIRouter, FastAPI
 from fastapi.testclient import TestClient
 from pydantic import BaseModel
 
-from app.access.keys import issue
-from app.access.quota import Quota, set_quota
+from app.access.quota import Quota
 from app.api.http import limits
 from app.api.http.caller import Reading, Writing
 from app.api.http.errors import handle_errors
@@ -21,6 +20,7 @@ from app.api.http.rates import Rate, Rates
 from app.api.openai import models
 from app.settings import settings
 from tests.conftest import Company, begin_request
+from tests.edges import issue, set_quota
 
 router = APIRouter()
 
@@ -170,7 +170,7 @@ class TestModels:
     def test_are_the_banks_that_the_caller_may_read(
         self, company: Company, client: TestClient, new_company: Callable[[str], Company]
     ) -> None:
-        from app.bank.banks import add_bank
+        from tests.edges import add_bank
 
         new_company("meadow")
         add_bank(company.name, "closed", company.bank.profile, "{}", closed=True)

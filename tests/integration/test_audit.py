@@ -9,25 +9,25 @@ import pytest
 from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
 from typer.testing import CliRunner
 
-from app.access import audit, keys
 from app.access.audit import note
-from app.access.principals import add_principal, join_group, leave_group
 from app.answer import retrieval, service
 from app.answer.recall import Source
 from app.answer.retrieval import Found, Reader, Request, find
 from app.answer.service import Answer
-from app.bank import documents, members
+from app.bank import documents
 from app.bank.roles import Role
 from app.cli import app as membank
 from app.db.session import Asker, transaction
 from app.memory.codec.pack import SIMPLE
 from app.search.search import Passage
+from tests import edges
 from tests.conftest import PROFILE, Company, administer, ask, change, work_off
+from tests.edges import add_principal, join_group, leave_group
 
 
 def noted(company: Company, action: str | None = None) -> list[dict[str, Any]]:
     """Events of the company, of that action."""
-    return [e for e in audit.events(company.tenant) if action in (None, e["action"])]
+    return [e for e in edges.events(company.tenant) if action in (None, e["action"])]
 
 
 def refused(asker: Asker, statement: str) -> str | None:
@@ -129,9 +129,9 @@ class TestRetention:
     def test_what_is_older_goes_and_nothing_else(
         self, old: Company, new_company: Callable[[str], Company]
     ) -> None:
-        assert audit.expire(old.tenant, 60) == 1
+        assert edges.expire(old.tenant, 60) == 1
         assert [e["action"] for e in noted(old)] == ["40 days ago", "0 days ago"]
-        assert audit.expire(old.tenant, 30) == 1
+        assert edges.expire(old.tenant, 30) == 1
         assert [e["action"] for e in noted(old)] == ["0 days ago"]
 
     @pytest.mark.parametrize("days", ["29", "0", "-1", "NULL"])
@@ -160,14 +160,14 @@ class TestRetention:
 class TestWhatIsNoted:
     def test_documents_that_come_change_and_go(self, company: Company) -> None:
         alice = company.reader("alice")
-        members.grant(company.bank, "principal:alice", Role.ADMIN)
+        edges.grant(company.bank, "principal:alice", Role.ADMIN)
         draft = documents.Draft("a", "a.md", "Secret title", "Secret text", None, {})
         bank = company.bank.id
-        documents.store(company.tenant, bank, draft, [], alice.principal)
+        edges.store(company.tenant, bank, draft, [], alice.principal)
         administer("UPDATE document SET text = 'Secret other text'")
-        documents.set_access(company.tenant, bank, "a", ["group:hr"], alice.principal)
-        documents.set_access(company.tenant, bank, "a", ["everyone"])
-        documents.forget(company.tenant, "a", None, alice.principal)
+        edges.set_access(company.tenant, bank, "a", ["group:hr"], alice.principal)
+        edges.set_access(company.tenant, bank, "a", ["everyone"])
+        edges.forget(company.tenant, "a", None, alice.principal)
         found = [
             (e["actor"], e["action"], e["document_ids"], e["detail"])
             for e in noted(company)
@@ -206,9 +206,9 @@ class TestWhatIsNoted:
 
     def test_roles_by_command_and_by_sql(self, company: Company) -> None:
         add_principal(company.name, "alice")
-        members.grant(company.bank, "principal:alice", Role.READER)
+        edges.grant(company.bank, "principal:alice", Role.READER)
         administer("UPDATE bank_member SET role = 'admin' WHERE grantee = 'principal:alice'")
-        members.revoke(company.bank, "principal:alice")
+        edges.revoke(company.bank, "principal:alice")
         found = [
             (
                 e["actor"],
@@ -232,9 +232,9 @@ class TestWhatIsNoted:
 
     def test_keys_without_their_hashes(self, company: Company) -> None:
         add_principal(company.name, "alice")
-        issued = keys.issue(company.name, "alice")
-        keys.find(issued.token)  # that it was used is no change of a right
-        keys.revoke(company.name, issued.id)
+        issued = edges.issue(company.name, "alice")
+        edges.holder_of(issued.token)  # that it was used is no change of a right
+        edges.revoke_key(company.name, issued.id)
         made, revoked = noted(company, "key")
         assert made["detail"]["is"]["scopes"] == ["read"]
         assert revoked["detail"]["was"].get("revoked_at") is None

@@ -15,7 +15,6 @@ from torch import Tensor
 from app.answer import retrieval
 from app.answer.cache import Cache, _cache, cache
 from app.answer.retrieval import Reader
-from app.bank import documents
 from app.errors import BlobError, UnavailableError
 from app.memory.compose import compose
 from app.memory.kv import KV
@@ -26,6 +25,7 @@ from app.store import disk as disk_module
 from app.store.blobs import Held, readable
 from app.store.disk import Disk, disk
 from app.upkeep.erase import erase
+from tests import edges
 from tests.conftest import PROFILE, Company, administer
 from tests.memories import found, learn, read, reader_of, right
 from workers import maintenance
@@ -157,7 +157,7 @@ class TestRights:
     def test_a_reader_off_the_list_gets_nothing(
         self, company: Company, alice: Reader, warm: list[Passage]
     ) -> None:
-        documents.set_access(company.tenant, company.bank.id, "d", ["group:hr"])
+        edges.set_access(company.tenant, company.bank.id, "d", ["group:hr"])
         with pytest.raises(BlobError, match="gone: ask again"):
             read(alice, warm)
         assert right(warm, read(reader_of(company, "hana", "hr"), warm))
@@ -165,7 +165,7 @@ class TestRights:
     def test_a_reader_out_of_the_group_gets_nothing(
         self, company: Company, alice: Reader, warm: list[Passage]
     ) -> None:
-        documents.set_access(company.tenant, company.bank.id, "d", ["group:hr"])
+        edges.set_access(company.tenant, company.bank.id, "d", ["group:hr"])
         hana = reader_of(company, "hana", "hr")
         assert right(warm, read(hana, warm))
         administer("DELETE FROM group_member")
@@ -225,7 +225,7 @@ class TestForgetting:
     def test_forget_takes_the_files_and_says_how_many(
         self, company: Company, warm: list[Passage]
     ) -> None:
-        assert documents.forget(company.tenant, "d").cache_entries == 3
+        assert edges.forget(company.tenant, "d").cache_entries == 3
         assert files() == []
 
     def test_the_files_of_other_documents_stay(
@@ -234,7 +234,7 @@ class TestForgetting:
         company.store("e", "The sauna is hot.", ["everyone"])
         learn()
         read(alice, found(alice))
-        assert documents.forget(company.tenant, "d").cache_entries == 3
+        assert edges.forget(company.tenant, "d").cache_entries == 3
         assert len(files()) == 1
 
     def test_a_sweep_takes_what_sql_deleted_and_nothing_else(

@@ -6,12 +6,9 @@ from contextlib import contextmanager
 import psycopg
 import pytest
 
-from app.access.tenants import add_tenant
 from app.answer import recall, retrieval
 from app.answer.retrieval import Reader
 from app.answer.service import ask
-from app.bank import profiles
-from app.bank.banks import add_bank
 from app.errors import ProfileError
 from app.memory.codec.pack import SIMPLE, check
 from app.queue import outbox
@@ -19,8 +16,10 @@ from app.runtime import models as loaded
 from app.runtime.identity import codec_name, compactor, profile
 from app.runtime.models import models
 from app.settings import settings
+from tests import edges
 from tests.conftest import Company, administer
 from tests.conftest import ask as rows_of
+from tests.edges import add_bank, add_tenant
 from workers import encoding
 
 QUESTION = "What colour is the badge of a visitor?"
@@ -62,7 +61,7 @@ def test_a_reader_goes_on_over_a_change_of_codec_and_compaction(
         assert work_off() == 2
     with process(monkeypatch, codec="rotated4", compaction="reconstruction:0.5+match"):
         new = profile()
-        profiles.begin(company.tenant, company.bank.id, new.id, new.json())
+        edges.begin(company.tenant, company.bank.id, new.id, new.json())
         assert work_off() == 2
     with process(monkeypatch, codec="int8"):
         company.reader("alice")
@@ -75,7 +74,7 @@ def test_a_reader_goes_on_over_a_change_of_codec_and_compaction(
         load = recall.load
 
         def switched(*arguments: object) -> object:
-            assert len(profiles.switch()) == 1
+            assert len(edges.switch()) == 1
             monkeypatch.setattr(recall, "load", load)
             return load(*arguments)  # type: ignore[arg-type]
 

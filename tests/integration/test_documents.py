@@ -7,11 +7,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from app.bank import documents
 from app.bank.documents import Draft, Receipt, Stored
 from app.db.session import Asker
 from app.errors import NotFoundError
 from app.queue import outbox
+from tests import edges
 from tests.conftest import (
     PROFILE,
     Company,
@@ -85,21 +85,21 @@ class TestStore:
     ) -> None:
         company.store("d", text_of(FIVE))
         draft = Draft("d", "d.md", "Title", "", None, {})
-        assert documents.store(company.tenant, company.bank.id, draft, []) == Stored("changed", 0)
+        assert edges.store(company.tenant, company.bank.id, draft, []) == Stored("changed", 0)
         assert chunks(superuser) == {}
 
     def test_is_whole_as_soon_as_it_is_stored(self, company: Company) -> None:
         tenant, bank = company.tenant, company.bank.id
-        assert documents.known_hash(tenant, bank, "d") is None
+        assert edges.known_hash(tenant, bank, "d") is None
         company.store("d", "body")
         expected = hashlib.sha256(b"Title\nbody").hexdigest()
-        assert documents.known_hash(tenant, bank, "d") == expected
+        assert edges.known_hash(tenant, bank, "d") == expected
         company.store("d", "other body")
-        assert documents.known_hash(tenant, bank, "d") not in (None, expected)
+        assert edges.known_hash(tenant, bank, "d") not in (None, expected)
         administer("UPDATE document SET text = 'edited'")
-        assert documents.known_hash(tenant, bank, "d") is None
+        assert edges.known_hash(tenant, bank, "d") is None
         work_off()
-        assert documents.known_hash(tenant, bank, "d") is not None
+        assert edges.known_hash(tenant, bank, "d") is not None
 
     def test_without_pieces_writes_source_and_list_and_queues_nothing(
         self, company: Company, superuser: psycopg.Connection
@@ -108,7 +108,7 @@ class TestStore:
         work_off()
         before = chunks(superuser)
         draft = Draft("d", "moved.md", "Title", text_of(FIVE), ["group:hr"], {"by": "hand"})
-        stored = documents.store(company.tenant, company.bank.id, draft, None)
+        stored = edges.store(company.tenant, company.bank.id, draft, None)
         assert stored.status == "unchanged"
         row = superuser.execute("SELECT source, access, metadata, revision FROM document")
         assert row.fetchall() == [("moved.md", ["group:hr"], {"by": "hand"}, 1)]
@@ -124,7 +124,7 @@ class TestStore:
             company.store("d", text_of(FIVE))
             administer(meanwhile)
             work_off()
-            documents.store(company.tenant, company.bank.id, draft, None)
+            edges.store(company.tenant, company.bank.id, draft, None)
             work_off()
             assert list(chunks(superuser)) == FIVE, meanwhile
             row = superuser.execute("SELECT revision = split_revision FROM document").fetchone()
@@ -170,7 +170,7 @@ class TestForget:
         company.store("d", text_of(FIVE))
         work = [w for w in outbox.claim(PROFILE, 10, 60.0) if w.document == "d"]
         outbox.finish_encoding(company.tenant, PROFILE, [encoded(one) for one in work[:3]])
-        receipt = documents.forget(company.tenant, "d")
+        receipt = edges.forget(company.tenant, "d")
         assert receipt == Receipt(documents=1, chunks=5, keys=3, blobs=3, queue=2)
         for table in ("chunk", "memory_key", "outbox"):
             rows = superuser.execute(f"SELECT count(*) FROM {table} WHERE document_id = 'd'")
@@ -178,7 +178,7 @@ class TestForget:
         assert superuser.execute("SELECT count(*) FROM memory_blob").fetchone() == (0,)
         assert superuser.execute("SELECT id FROM document").fetchall() == [("other",)]
         with pytest.raises(NotFoundError, match="'d'"):
-            documents.forget(company.tenant, "d")
+            edges.forget(company.tenant, "d")
 
     def test_one_bank_or_all_banks_of_the_tenant(
         self, company: Company, superuser: psycopg.Connection
@@ -186,21 +186,21 @@ class TestForget:
         second = documents_in_a_second_bank(company)
         company.store("d", "one\n\ntwo")
         second.store("d", "three")
-        assert documents.forget(company.tenant, "d", second.bank.id).chunks == 1
+        assert edges.forget(company.tenant, "d", second.bank.id).chunks == 1
         second.store("d", "three")
-        assert documents.forget(company.tenant, "d") == Receipt(2, 3, 0, 0, 3)
+        assert edges.forget(company.tenant, "d") == Receipt(2, 3, 0, 0, 3)
 
     def test_another_tenants_document_of_that_id_stays(
         self, company: Company, superuser: psycopg.Connection
     ) -> None:
         company.store("d", "ours")
         with pytest.raises(NotFoundError):
-            documents.forget(company.tenant + 1, "d")
+            edges.forget(company.tenant + 1, "d")
         assert superuser.execute("SELECT id FROM document").fetchall() == [("d",)]
 
 
 def documents_in_a_second_bank(company: Company) -> Company:
-    from app.bank.banks import add_bank
+    from tests.edges import add_bank
 
     return Company(company.name, add_bank(company.name, "second", PROFILE, "{}"))
 
@@ -229,9 +229,9 @@ class TestHostileText:
     def check(company: Company, name: str, body: str) -> None:
         """Store, read, list, encode and forget a document of that id, title and text."""
         draft = Draft(name, name, body, body, [f"principal:{name}"], {name: body})
-        documents.store(company.tenant, company.bank.id, draft, pieces_of(body))
-        assert documents.read_text(company.tenant, company.bank.id, name) == (body, body, 1)
-        known = documents.known_hash(company.tenant, company.bank.id, name)
+        edges.store(company.tenant, company.bank.id, draft, pieces_of(body))
+        assert edges.read_text(company.tenant, company.bank.id, name) == (body, body, 1)
+        known = edges.known_hash(company.tenant, company.bank.id, name)
         assert known == hashlib.sha256(f"{body}\n{body}".encode()).hexdigest()
         rows = ask(
             Asker("admin"), "SELECT source, access, metadata FROM document WHERE id = :id", id=name
@@ -240,7 +240,7 @@ class TestHostileText:
         stored = ask(Asker("admin"), "SELECT text FROM chunk ORDER BY ordinal")
         assert [text for (text,) in stored] == body.split("\n\n")
         assert work_off() == len(stored)
-        assert documents.forget(company.tenant, name).documents == 1
+        assert edges.forget(company.tenant, name).documents == 1
 
     @pytest.mark.parametrize("body", HOSTILE)
     def test_comes_back_as_it_went_in(self, company: Company, body: str) -> None:

@@ -11,8 +11,9 @@ import pytest
 from sqlalchemy.exc import DBAPIError
 from typer.testing import CliRunner
 
-from app.access.keys import issue
-from app.access.quota import Quota, set_quota
+from tests.edges import issue
+from app.access.quota import Quota
+from tests.edges import set_quota
 from app.cli import app as membank
 from app.errors import NotFoundError, UsageError, VaultError
 from app.settings import settings

@@ -10,15 +10,16 @@ import pytest
 from sqlalchemy.exc import ProgrammingError
 from typer.testing import CliRunner
 
-from app.access.tenants import pause_tenant
 from app.cli import app as membank
 from app.commands.stack import _open_work
 from app.db.session import Asker
 from app.errors import NotFoundError
 from app.ingest.command import _paused
-from app.queue import jobs, outbox, status
+from app.queue import outbox
 from app.upkeep.reconcile import reconcile
+from tests import edges
 from tests.conftest import PROFILE, Company, administer, ask, work_off
+from tests.edges import pause_tenant
 
 STATUS = (
     "SELECT status, attempts, last_error, coverage, next_try IS NULL, staleness >= '0 s'"
@@ -106,7 +107,7 @@ class TestChange:
         work_off()
         administer("UPDATE document SET text = 'two'")
         fail_all()
-        assert jobs.retry(company.tenant) == 1
+        assert edges.retry(company.tenant) == 1
         assert work_off() == 1
         assert ask(Asker("admin"), "SELECT text FROM chunk") == [("two",)]
 
@@ -119,7 +120,7 @@ class TestChange:
             " FROM dead_letter l",
             profile=PROFILE,
         )
-        assert jobs.retry(company.tenant) == 1
+        assert edges.retry(company.tenant) == 1
         assert work_off() == 1
 
     def test_cancelled_work_is_kept_and_can_be_retried(self, three: Company) -> None:
@@ -134,11 +135,11 @@ class TestChange:
         assert len(listed("--document", "waits", "--state", "pending")) == 2
 
     def test_discard_removes_only_what_failed_there(self, three: Company) -> None:
-        assert jobs.discard(three.tenant, document="waits") == 0
+        assert edges.discard(three.tenant, document="waits") == 0
         found = command("jobs", "discard", "--tenant", "harbor", "--bank", "handbook")
         assert found["discarded"] == 1
-        assert jobs.discard(three.tenant) == 0
-        assert jobs.retry(three.tenant) == 0
+        assert edges.discard(three.tenant) == 0
+        assert edges.retry(three.tenant) == 0
         assert not reconcile().any  # nor does that bring it back
         assert len(listed()) == 4
         left = ask(Asker("admin"), STATUS, id="failed")
@@ -151,8 +152,8 @@ class TestChange:
         other.store("failed", "poison")
         other.store("second", "poison")
         fail_all()
-        assert jobs.retry(other.tenant, document="failed") == 1
-        assert jobs.cancel(other.tenant, bank=three.bank.id) == 0
+        assert edges.retry(other.tenant, document="failed") == 1
+        assert edges.cancel(other.tenant, bank=three.bank.id) == 0
         assert ("harbor", "failed", "failed", "no way") in listed()
         assert ("third", "second", "failed", "no way") in listed()
 
@@ -178,7 +179,7 @@ class TestPause:
         assert outbox.waiting_profiles() == [PROFILE]
         assert work_off() == 1
         assert outbox.waiting_profiles() == [], "nobody is woken for what is paused"
-        assert [row["paused"] for row in status.banks()] == [False, True]
+        assert [row["paused"] for row in edges.bank_status()] == [False, True]
         assert command("tenant", "resume", "quiet") == {"tenant": "quiet", "paused": False}
         assert work_off() == 2
 
@@ -210,7 +211,7 @@ class TestStatus:
         assert work_off() == 2
         assert ask(Asker("admin"), STATUS, id="d") == [("failed", 1, "for good", 0.5, False, True)]
         administer("UPDATE outbox SET not_before = now()")
-        jobs.retry(company.tenant)
+        edges.retry(company.tenant)
         assert work_off() == 2
         assert ask(Asker("admin"), STATUS, id="d") == [("ready", 0, None, 1.0, True, None)]
 
@@ -222,12 +223,12 @@ class TestStatus:
             bank=company.bank.id,
         )
         administer("UPDATE outbox SET created_at = now() - interval '1 hour'")
-        [row] = status.banks()
+        [row] = edges.bank_status()
         assert (row["pending"], row["attempts"], row["coverage"]) == (1, 0, None)
         assert isinstance(row["staleness"], float)
         assert 3600 <= row["staleness"] < 7200
         work_off()
-        [row] = status.banks()
+        [row] = edges.bank_status()
         assert (row["coverage"], row["staleness"], row["next_try"]) == (1.0, None, None)
         assert (row["throughput"], row["time_left"]) == (row["memories"] / 60, 0.0)
 
@@ -265,7 +266,7 @@ def test_the_status_for_people_says_why_a_bank_is_not_done(company: Company) -> 
     outbox.fail(work, "RuntimeError: no way", max_attempts=1)
     outbox.release(rest)
     pause_tenant("harbor", True)
-    told = _open_work(status.banks()[0])
+    told = _open_work(edges.bank_status()[0])
     assert told.startswith("paused (membank tenant resume), 0% encoded, oldest work is ")
     assert told.endswith("last error: RuntimeError: no way")
 
@@ -281,8 +282,8 @@ def test_retry_and_cancel_beside_edits_deletions_and_workers_block_nobody(
 
     with ThreadPoolExecutor(3) as pool:
         others = [
-            pool.submit(repeat, lambda: jobs.cancel(company.tenant)),
-            pool.submit(repeat, lambda: jobs.retry(company.tenant)),
+            pool.submit(repeat, lambda: edges.cancel(company.tenant)),
+            pool.submit(repeat, lambda: edges.retry(company.tenant)),
             pool.submit(repeat, work_off),
         ]
         try:
@@ -295,7 +296,7 @@ def test_retry_and_cancel_beside_edits_deletions_and_workers_block_nobody(
             over.set()
         for other in others:
             other.result()
-    jobs.retry(company.tenant)
+    edges.retry(company.tenant)
     work_off()
     assert superuser.execute(
         "SELECT DISTINCT status, coverage FROM document_status"

@@ -15,14 +15,14 @@ from jwt.algorithms import OKPAlgorithm
 from sqlalchemy.exc import ProgrammingError
 from typer.testing import CliRunner
 
-from app.access import keys
 from app.access.identity import identify
-from app.access.keys import issue
 from app.cli import app as membank
 from app.db.session import Asker
 from app.errors import ForbiddenError, NotFoundError, UnauthorizedError, UsageError
 from app.settings import settings
+from tests import edges
 from tests.conftest import Company, administer, ask, change
+from tests.edges import issue
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ class TestStrangers:
     def test_who_has_the_secret_is_told_that_it_was_revoked(
         self, token: str, company: Company
     ) -> None:
-        keys.revoke(company.name, token[3:-44])
+        edges.revoke_key(company.name, token[3:-44])
         assert "revoked" in refusal(token)
 
     def test_a_secret_opens_no_key_but_its_own(
@@ -198,7 +198,7 @@ class TestSecrecy:
         administer("UPDATE api_key SET expires_at = now()")
         told = [repr(made), str(made), refusal(made.token), refusal(with_another_secret(token))]
         with pytest.raises(NotFoundError) as caught:
-            keys.revoke(company.name, token)
+            edges.revoke_key(company.name, token)
         told += [str(caught.value), caplog.text, refusal(token + "x"), refusal("ey" + token)]
         for secret in (made.token[-43:], token[-43:], "A" * 43):
             assert not [line for line in told if secret in line]
@@ -245,14 +245,14 @@ class TestCommands:
     ) -> None:
         new_company("northwind")
         with pytest.raises(NotFoundError):
-            keys.revoke("northwind", token[3:-44])
+            edges.revoke_key("northwind", token[3:-44])
         assert identify(token).principal == "alice"
 
     def test_keys_of_another_tenant_are_not_listed(
         self, token: str, new_company: Callable[[str], Company]
     ) -> None:
         new_company("northwind")
-        assert keys.keys("northwind") == []
+        assert edges.key_list("northwind") == []
 
 
 class TestTokens:

@@ -9,14 +9,13 @@ import pytest
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 
-from app.access.keys import issue, revoke
-from app.access.principals import add_principal
 from app.api import mcp
 from app.api.service import create
-from app.bank.members import grant
 from app.bank.roles import Role
 from app.db.session import Asker
 from tests.conftest import Company, administer, ask
+from tests.edges import add_principal, grant, issue
+from tests.edges import revoke_key as revoke
 
 URL = "http://service/mcp"
 Call = Callable[..., Awaitable[Any]]

@@ -14,9 +14,8 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from typer.testing import CliRunner
 
-from app.access.quota import Quota, quota_of, set_quota
+from app.access.quota import Quota
 from app.answer.cache import _cache
-from app.bank import documents
 from app.cli import app as membank
 from app.db.session import Asker, transaction
 from app.errors import BlobError, MembankError, UnavailableError, UsageError
@@ -28,7 +27,9 @@ from app.upkeep.erase import erase
 from app.upkeep.leftovers import collect, sweep
 from app.upkeep.move import move, waiting
 from app.upkeep.reseal import reseal
+from tests import edges
 from tests.conftest import PROFILE, Company, administer, ask, work_off
+from tests.edges import quota_of, set_quota
 from tests.memories import found, learn, read, reader_of, right
 from tests.stores import ACCOUNT, S3, Folder, Store, s3_service
 
@@ -205,7 +206,7 @@ class TestLettingGo:
         company.store("a", "one\n\ntwo")
         company.store("b", "three")
         work_off()
-        documents.forget(company.tenant, "a")
+        edges.forget(company.tenant, "a")
         assert len(store.names()) == 3
         assert collect() == 2
         assert len(store.names()) == 1
@@ -244,10 +245,10 @@ class TestLettingGo:
         company.store("b", "same")
         work_off()
         assert len(store.names()) == 1
-        documents.forget(company.tenant, "a")
+        edges.forget(company.tenant, "a")
         assert collect() == 0
         assert blobs_of(company) == [b"kv of same"]
-        documents.forget(company.tenant, "b")
+        edges.forget(company.tenant, "b")
         assert collect() == 1
         assert store.names() == []
 

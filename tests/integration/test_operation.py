@@ -11,14 +11,15 @@ import structlog
 from fastapi.testclient import TestClient
 from starlette.requests import Request
 
-from app.access.keys import issue
 from app.api import server
 from app.api.http.caller import Reading
 from app.api.operation import health
 from app.api.service import create
 from app.errors import UnavailableError
 from app.queue import status
+from tests import edges
 from tests.conftest import PROFILE, Company
+from tests.edges import issue
 
 
 class Generates:
@@ -120,16 +121,16 @@ def test_old_work_that_nobody_takes_is_a_fault_and_old_work_in_hand_is_none(
         "UPDATE outbox SET created_at = now() - interval '1 hour',"
         " not_before = now() - interval '1 hour'"
     )
-    waiting = status.backlog(PROFILE)
+    waiting = edges.backlog(PROFILE)
     assert waiting["pending"] == 2
     assert waiting["oldest_seconds"] >= 3600
     assert "due for" in health._stands(waiting)
     superuser.execute("UPDATE tenant SET paused = true")
-    assert health._stands(status.backlog(PROFILE)) == ""
+    assert health._stands(edges.backlog(PROFILE)) == ""
     superuser.execute("UPDATE tenant SET paused = false")
     superuser.execute("UPDATE outbox SET lease_until = now() + interval '1 minute'")
-    assert health._stands(status.backlog(PROFILE)) == ""
-    assert status.backlog("another")["pending"] == 0
+    assert health._stands(edges.backlog(PROFILE)) == ""
+    assert edges.backlog("another")["pending"] == 0
 
 
 def test_a_request_leaves_one_line_without_its_query_key_or_path_values(

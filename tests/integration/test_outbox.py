@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg
 import pytest
 
-from app.bank import documents
 from app.db.session import Asker
 from app.queue import outbox
 from app.queue.outbox import Work
+from tests import edges
 from tests.conftest import (
     PROFILE,
     Company,
@@ -285,7 +285,7 @@ class TestFailure:
     ) -> None:
         company.store("d", body(1))
         [work] = claim()
-        documents.forget(company.tenant, "d")
+        edges.forget(company.tenant, "d")
         assert not outbox.fail(work, "gone", max_attempts=1)
         assert counts(superuser) == (0, 0, 0, 0)
 

@@ -5,12 +5,13 @@ from collections.abc import Callable
 import psycopg
 import pytest
 
-from app.bank import documents, profiles
+from app.bank import profiles
 from app.commands.stack import _change
 from app.db.session import Asker
-from app.queue import jobs, outbox, status
+from app.queue import outbox
 from app.settings import settings
 from app.upkeep.reconcile import reconcile
+from tests import edges
 from tests.conftest import (
     PROFILE,
     Company,
@@ -48,14 +49,14 @@ class TestChange:
             whole.tenant, NEXT, [encoded(first, payload=b"kv of " + text.encode())]
         )
         outbox.release(rest)
-        assert profiles.switch() == []
+        assert edges.switch() == []
         assert profile_of(whole) == (PROFILE, NEXT)
         assert served(whole) == ["four", "one", "three", "two"]
         assert work_off(profile=NEXT) == 3
-        assert profiles.switch() == [(whole.tenant, whole.bank.id)]
+        assert edges.switch() == [(whole.tenant, whole.bank.id)]
         assert profile_of(whole) == (NEXT, None)
         assert served(whole) == ["four", "one", "three", "two"]
-        assert profiles.switch() == []
+        assert edges.switch() == []
         assert superuser.execute("SELECT count(*) FROM outbox").fetchone() == (0,)
 
     def test_former_memories_stay_for_answers_under_way_and_are_then_removed(
@@ -64,7 +65,7 @@ class TestChange:
         monkeypatch.setattr(profiles, "_PAGE", 3)
         begin(whole)
         work_off(profile=NEXT)
-        profiles.switch()
+        edges.switch()
         assert reconcile().former_memories == 0
         assert served(whole, PROFILE) == ["four", "one", "three", "two"]
         long_ago()
@@ -83,7 +84,7 @@ class TestChange:
         )
         administer("UPDATE bank SET next_profile_id = :p", p=NEXT)
         assert work_off(profile=NEXT) == 4
-        assert len(profiles.switch()) == 1
+        assert len(edges.switch()) == 1
 
     def test_sql_may_switch_before_all_is_there(self, whole: Company) -> None:
         begin(whole)
@@ -111,7 +112,7 @@ class TestChange:
 
     def test_a_bank_without_chunks_is_switched_at_once(self, company: Company) -> None:
         begin(company)
-        assert len(profiles.switch()) == 1
+        assert len(edges.switch()) == 1
         company.store("a", "one")
         assert work_off(profile=NEXT) == 1
         assert served(company) == ["one"]
@@ -121,13 +122,13 @@ class TestChange:
     ) -> None:
         begin(whole)
         work_off(profile=NEXT)
-        profiles.switch()
+        edges.switch()
         whole.store("c", "five")
         work_off(profile=NEXT)
         begin(whole, PROFILE)
         assert ask(Asker("admin"), WORK) == [("c", False, PROFILE, -1)]
         assert work_off() == 1
-        assert len(profiles.switch()) == 1
+        assert len(edges.switch()) == 1
         assert served(whole) == ["five", "four", "one", "three", "two"]
 
     def test_only_its_own_tenants_bank_is_changed(
@@ -141,7 +142,7 @@ class TestChange:
             whole.tenant
         }
         work_off(profile=NEXT)
-        assert profiles.switch() == [(whole.tenant, whole.bank.id)]
+        assert edges.switch() == [(whole.tenant, whole.bank.id)]
         assert profile_of(other) == (PROFILE, None)
         assert served(other) == ["one"]
 
@@ -150,9 +151,9 @@ class TestChange:
     ) -> None:
         begin(whole)
         superuser.execute("TRUNCATE outbox")
-        assert profiles.switch() == []
+        assert edges.switch() == []
         assert work_off(profile=NEXT) == 4
-        assert len(profiles.switch()) == 1
+        assert len(edges.switch()) == 1
 
     def test_a_reconciliation_queues_for_both_profiles(
         self, whole: Company, superuser: psycopg.Connection
@@ -163,7 +164,7 @@ class TestChange:
         assert reconcile().queued_chunks == 5
         assert reconcile().queued_chunks == 0
         assert (work_off(), work_off(profile=NEXT)) == (1, 4)
-        assert len(profiles.switch()) == 1
+        assert len(edges.switch()) == 1
 
 
 class TestEdit:
@@ -178,9 +179,9 @@ class TestEdit:
         assert ask(Asker("admin"), WORK) == [("a", False, NEXT, 1), ("a", False, PROFILE, 1)]
         assert work_off() == 1
         assert served(whole) == ["four", "new", "one", "three"]
-        assert profiles.switch() == [], "what is found now would be lost"
+        assert edges.switch() == [], "what is found now would be lost"
         assert work_off(profile=NEXT) == 1
-        assert len(profiles.switch()) == 1
+        assert len(edges.switch()) == 1
         assert served(whole) == ["four", "new", "one", "three"]
 
     def test_work_that_nobody_finds_yet_does_not_hold_up_the_switch_and_goes_on_after_it(
@@ -191,7 +192,7 @@ class TestEdit:
         whole.store("c", "five\n\nsix")
         administer("UPDATE document SET text = 'new' WHERE id = 'a'")
         [late] = [w for w in outbox.claim(PROFILE, 100, 60.0) if w.chunk is None]
-        assert len(profiles.switch()) == 1
+        assert len(edges.switch()) == 1
         assert ask(Asker("admin"), WORK) == [
             ("a", True, NEXT, 1),
             ("c", False, NEXT, 0),
@@ -206,12 +207,12 @@ class TestEdit:
     ) -> None:
         begin(whole)
         held = outbox.claim(NEXT, 1, 60.0)
-        documents.forget(whole.tenant, "a")
+        edges.forget(whole.tenant, "a")
         assert outbox.finish_encoding(whole.tenant, NEXT, [encoded(held[0])]) == 0
         assert work_off(profile=NEXT) == 2
-        assert len(profiles.switch()) == 1
+        assert len(edges.switch()) == 1
         assert served(whole) == ["four", "three"]
-        receipt = documents.forget(whole.tenant, "b")
+        receipt = edges.forget(whole.tenant, "b")
         assert (receipt.chunks, receipt.keys, receipt.blobs) == (2, 4, 4), "of both profiles"
         assert superuser.execute("SELECT count(*) FROM memory_key").fetchone() == (0,)
 
@@ -222,7 +223,7 @@ class TestEdit:
         work_off(profile=NEXT)
         whole.store("c", "five")
         [late] = outbox.claim(PROFILE, 100, 60.0)
-        assert len(profiles.switch()) == 1
+        assert len(edges.switch()) == 1
         assert outbox.finish_encoding(whole.tenant, PROFILE, [encoded(late)]) == 0
         assert work_off(profile=NEXT) == 1
         assert served(whole) == ["five", "four", "one", "three", "two"]
@@ -235,24 +236,24 @@ class TestCancel:
         begin(whole)
         [held, poison] = outbox.claim(NEXT, 2, 60.0)
         outbox.fail(poison, "no way", max_attempts=1)
-        profiles.drop(whole.tenant, whole.bank.id)
+        edges.drop(whole.tenant, whole.bank.id)
         assert profile_of(whole) == (PROFILE, None)
         assert superuser.execute("SELECT count(*) FROM outbox").fetchone() == (0,)
         assert superuser.execute("SELECT count(*) FROM dead_letter").fetchone() == (0,)
         assert outbox.finish_encoding(whole.tenant, NEXT, [encoded(held)]) == 0
         whole.store("c", "five")
         assert {row[2] for row in ask(Asker("admin"), WORK)} == {PROFILE}
-        assert profiles.switch() == []
+        assert edges.switch() == []
         assert work_off() == 1
         assert served(whole) == ["five", "four", "one", "three", "two"]
 
     def test_begun_again_it_goes_on_with_what_is_there(self, whole: Company) -> None:
         begin(whole)
         work_off(profile=NEXT)
-        profiles.drop(whole.tenant, whole.bank.id)
+        edges.drop(whole.tenant, whole.bank.id)
         begin(whole)
         assert ask(Asker("admin"), WORK) == []
-        profiles.drop(whole.tenant, whole.bank.id)
+        edges.drop(whole.tenant, whole.bank.id)
         assert reconcile().former_memories == 4
         begin(whole)
         assert len(ask(Asker("admin"), WORK)) == 4
@@ -262,7 +263,7 @@ class TestCancel:
         begin(whole, "third")
         assert {row[2] for row in ask(Asker("admin"), WORK)} == {"third"}
         work_off(profile="third")
-        assert len(profiles.switch()) == 1
+        assert len(edges.switch()) == 1
         assert profile_of(whole) == ("third", None)
 
 
@@ -276,34 +277,34 @@ class TestFailure:
         return whole
 
     def test_it_holds_up_the_switch_and_the_status_says_so(self, failed: Company) -> None:
-        assert profiles.switch() == []
+        assert edges.switch() == []
         assert reconcile().queued_chunks == 0
         assert served(failed) == ["four", "one", "three", "two"]
-        [row] = status.banks()
+        [row] = edges.bank_status()
         assert (row["failed"], row["failed_next"], row["memories_next"]) == (0, 1, 3)
         assert "3 of 4 chunks, 1 failed and hold up the switch (membank jobs)" in _change(row)
         assert ask(Asker("admin"), "SELECT DISTINCT status, coverage FROM document_status") == [
             ("ready", 1.0)
         ]
-        assert status.progress(failed.tenant, failed.bank.id, ["a", "b"]) == {
+        assert edges.progress(failed.tenant, failed.bank.id, ["a", "b"]) == {
             "chunks": 4,
             "memories": 4,
             "pending": 0,
             "failed": 0,
         }
-        assert status.failures(failed.tenant, failed.bank.id, ["a", "b"]) == []
-        [job], _ = jobs.find(10)
+        assert edges.failures(failed.tenant, failed.bank.id, ["a", "b"]) == []
+        [job], _ = edges.find_jobs(10)
         assert (job["state"], job["profile_id"]) == ("failed", NEXT)
 
     def test_tried_again_and_done_it_no_longer_does(self, failed: Company) -> None:
-        assert jobs.retry(failed.tenant) == 1
-        assert profiles.switch() == []
+        assert edges.retry(failed.tenant) == 1
+        assert edges.switch() == []
         assert work_off(profile=NEXT) == 1
-        assert len(profiles.switch()) == 1
+        assert len(edges.switch()) == 1
 
     def test_discarded_it_no_longer_does_and_that_chunk_is_not_found(self, failed: Company) -> None:
-        assert jobs.discard(failed.tenant) == 1
-        assert len(profiles.switch()) == 1
+        assert edges.discard(failed.tenant) == 1
+        assert len(edges.switch()) == 1
         assert len(served(failed)) == 3
         assert {row[0] for row in ask(Asker("admin"), "SELECT status FROM document_status")} == {
             "ready",
@@ -319,13 +320,13 @@ class TestFailure:
         work_off()
         begin(company)
         assert work_off(profile=NEXT) == 2
-        assert len(profiles.switch()) == 1
+        assert len(edges.switch()) == 1
         assert served(company) == ["one", "two"]
         assert ask(Asker("admin"), "SELECT count(*) FROM dead_letter") == [(0,)]
 
     def test_cancelled_jobs_are_kept_for_their_profile(self, whole: Company) -> None:
         begin(whole)
         whole.store("c", "five")
-        assert jobs.cancel(whole.tenant) == 6
-        assert jobs.retry(whole.tenant) == 6
+        assert edges.cancel(whole.tenant) == 6
+        assert edges.retry(whole.tenant) == 6
         assert (work_off(), work_off(profile=NEXT)) == (1, 5)

@@ -9,13 +9,11 @@ from sqlalchemy.exc import IntegrityError, ProgrammingError
 from typer.testing import CliRunner
 
 from app import cli
-from app.bank import profiles
-from app.bank.find import find_bank
 from app.commands.stack import _change
 from app.db.session import Asker
 from app.errors import ConflictError, ProfileError
 from app.memory.profile import Profile
-from app.queue import status
+from tests import edges
 from tests.conftest import (
     PROFILE,
     Company,
@@ -24,6 +22,7 @@ from tests.conftest import (
     change,
     work_off,
 )
+from tests.edges import find_bank
 from tests.profiles import NEXT, begin, filled, profile_of
 
 
@@ -40,7 +39,7 @@ class TestRefusals:
     @pytest.mark.parametrize("role", ["admin", "worker"])
     def test_a_profile_that_it_has_no_memories_of(self, whole: Company, role: str) -> None:
         begin(whole, "third")
-        profiles.drop(whole.tenant, whole.bank.id)
+        edges.drop(whole.tenant, whole.bank.id)
         with pytest.raises(IntegrityError, match=f"has memories of profile {PROFILE} only"):
             change(Asker(role, whole.tenant), "UPDATE bank SET profile_id = 'third'")  # type: ignore[arg-type]
 
@@ -97,7 +96,7 @@ class TestCommand:
             "next_profile": OURS.id,
         }
         assert profile_of(whole) == (PROFILE, OURS.id)
-        [row] = status.banks()
+        [row] = edges.bank_status()
         assert row["next_profile_id"] == OURS.id
         told = _change(row)
         assert told.startswith(f"from profile {PROFILE[:12]} to {OURS.id[:12]}: 0 of 4 chunks, 4 ")
@@ -117,7 +116,7 @@ class TestCommand:
 
         begin(whole, OURS.id, OURS.json())
         work_off(profile=OURS.id)
-        profiles.switch()
+        edges.switch()
         bank = find_bank("harbor", "handbook")
         assert bank.spec == asdict(OURS)
         settings_of(replace(OURS, codec="int8", selection="match", chunk_tokens=64))

@@ -7,13 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg
 import pytest
 
-from app.bank import profiles
 from app.db.session import Asker
 from app.local.processes import wait_until
 from app.queue import outbox
 from app.search.search import search
 from app.store.blobs import load_blobs
 from app.upkeep.reconcile import reconcile
+from tests import edges
 from tests.conftest import (
     NORTH,
     PROFILE,
@@ -81,7 +81,7 @@ class TestTwoConnections:
     ) -> None:
         asker = ready.reader("alice")
         found = [p.id for p in search(asker, ready.bank.id, PROFILE, NORTH, 100)]
-        assert len(profiles.switch()) == 1
+        assert len(edges.switch()) == 1
         reconcile()
         assert len(load_blobs(asker, PROFILE, found)) == 4
 
@@ -112,13 +112,13 @@ class TestTwoConnections:
             " end_at, hash) VALUES (%s, %s, 'a', 2, 'late', '', 0, 4, 'h')",
             [ready.tenant, ready.bank.id],
         )
-        assert profiles.switch() == []
+        assert edges.switch() == []
         other.commit()
         assert superuser.execute(LOST).fetchall() == []
         assert work_off() == 1
-        assert profiles.switch() == []
+        assert edges.switch() == []
         assert work_off(profile=NEXT) == 1
-        assert len(profiles.switch()) == 1
+        assert len(edges.switch()) == 1
         assert superuser.execute(LOST).fetchall() == []
 
     def test_what_the_switch_did_not_see_before_it_held_the_bank_it_sees_then(
@@ -133,7 +133,7 @@ class TestTwoConnections:
             [ready.tenant, ready.bank.id, PROFILE],
         )
         with ThreadPoolExecutor(1) as pool:
-            switched = pool.submit(profiles.switch)
+            switched = pool.submit(edges.switch)
             assert wait_until(waits(superuser), 30)
             other.commit()
             assert switched.result(timeout=30) == []
@@ -167,9 +167,9 @@ class TestTwoConnections:
         )
         other.rollback()
         assert work_off(profile=NEXT) == 2
-        assert profiles.switch() == []
+        assert edges.switch() == []
         assert work_off(profile=NEXT) == 2, "what was passed by is queued now"
-        assert len(profiles.switch()) == 1
+        assert len(edges.switch()) == 1
 
     def test_a_document_edited_by_someone_while_it_is_switched_is_split_by_the_new_profile(
         self, ready: Company, other: psycopg.Connection, superuser: psycopg.Connection
@@ -201,7 +201,7 @@ class TestTwoConnections:
             serving, following = profile_of(whole)
             if following is None:
                 begin(whole, turns[serving])
-            profiles.switch()
+            edges.switch()
 
         steps: list[Callable[[], object]] = [
             turn,
@@ -226,7 +226,7 @@ class TestTwoConnections:
         for _ in range(3):
             work_off()
             work_off(profile=NEXT)
-            profiles.switch()
+            edges.switch()
         assert ask(Asker("admin"), "SELECT DISTINCT status, coverage FROM document_status") == [
             ("ready", 1.0)
         ]

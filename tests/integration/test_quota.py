@@ -9,15 +9,15 @@ import pytest
 from sqlalchemy.exc import DBAPIError
 from typer.testing import CliRunner
 
-from app.access.quota import Quota, count_tokens, quota_of, set_quota
+from app.access.quota import Quota, count_tokens
 from app.answer import retrieval
-from app.bank import attachments, uploads
 from app.cli import app as membank
 from app.db.session import Asker, transaction
 from app.errors import QuotaError
 from app.memory.codec.pack import SIMPLE
-from app.queue.jobs import retry
+from tests import edges
 from tests.conftest import Company, administer, ask, begin_request, work_off
+from tests.edges import quota_of, retry, set_quota
 
 THREADS = 8
 
@@ -106,23 +106,23 @@ class TestUploads:
     ) -> None:
         alice, other = company.reader("alice"), new_company("northwind").reader("alice")
         set_quota(company.tenant, Quota(upload_bytes=10))
-        first = uploads.add(alice, "a.md", "assistants", b"12345678")
+        first = edges.upload(alice, "a.md", "assistants", b"12345678")
         with pytest.raises(
             QuotaError, match="may hold 10 bytes of uploaded files and has no room for 3 more"
         ):
-            uploads.add(alice, "b.md", "assistants", b"abc")
-        uploads.add(alice, "b.md", "assistants", b"ab")
-        uploads.add(other, "c.md", "assistants", b"x" * 100)
+            edges.upload(alice, "b.md", "assistants", b"abc")
+        edges.upload(alice, "b.md", "assistants", b"ab")
+        edges.upload(other, "c.md", "assistants", b"x" * 100)
         assert quota_of(company.tenant)[1].upload_bytes == 10
-        attachments.withdraw(alice, first.id, administers=False)
-        uploads.add(alice, "b.md", "assistants", b"abc")
+        edges.withdraw(alice, first.id, administers=False)
+        edges.upload(alice, "b.md", "assistants", b"abc")
 
     def test_those_at_the_same_time_overrun_it_by_no_more_than_they_are(
         self, company: Company
     ) -> None:
         alice = company.reader("alice")
         set_quota(company.tenant, Quota(upload_bytes=10))
-        passed = at_once(lambda n: uploads.add(alice, f"{n}.md", "assistants", b"x"), each=5)
+        passed = at_once(lambda n: edges.upload(alice, f"{n}.md", "assistants", b"x"), each=5)
         assert 10 <= passed < 10 + THREADS
 
 

@@ -13,12 +13,9 @@ from sqlalchemy.exc import DBAPIError
 from typer.testing import CliRunner
 
 from app.access.identity import Identity
-from app.access.principals import join_group, leave_group
 from app.bank import documents
-from app.bank.banks import add_bank
-from app.bank.documents import Draft, forget, set_access
+from app.bank.documents import Draft
 from app.bank.find import Bank
-from app.bank.members import grant, members, revoke
 from app.bank.roles import Role
 from app.cli import app as membank
 from app.db.session import Asker, transaction
@@ -28,7 +25,10 @@ from app.ingest.service import Ingested, ingest
 from app.search.nearest import Nearest
 from app.search.search import search
 from app.store.blobs import load_blobs, readable
+from tests import edges
 from tests.conftest import NORTH, PROFILE, Company, administer, ask, pieces_of, work_off
+from tests.edges import add_bank, forget, grant, join_group, leave_group, revoke, set_access
+from tests.edges import members_of as members
 
 READ = ("document", "chunk", "memory_key", "memory_blob")
 
@@ -67,7 +67,7 @@ def store(
     access: Sequence[str] | None = None,
 ) -> documents.Stored:
     draft = Draft(document, f"{document}.md", "Title", body, access, {})
-    return documents.store(bank.tenant, bank.id, draft, pieces_of(body), by.principal)
+    return edges.store(bank.tenant, bank.id, draft, pieces_of(body), by.principal)
 
 
 def run(*arguments: str) -> dict[str, Any]:

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.access.principals import join_group, leave_group
-from app.bank.documents import Draft, set_access, store
+from app.bank.documents import Draft
 from app.bank.filters import Comparison, Compound, Filter
 from app.db.session import Asker
 from app.search import nearest
@@ -20,6 +19,7 @@ from app.search.indexes import keep
 from app.search.rank import POOL, best
 from app.search.search import search
 from tests.conftest import PROFILE, Company, administer, ask, pieces_of, work_off
+from tests.edges import join_group, leave_group, set_access, store
 
 VOCABULARY = ["leave", "days", "notice", "salary", "error", "E4711", "office", "dog", "hotel"]
 GROUPS = ("hr", "law", "ops")

@@ -8,7 +8,6 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from app.bank.find import find_bank
 from app.db import context_keys, schema
 from app.db.addresses import database_url
 from app.db.session import Asker
@@ -16,6 +15,7 @@ from app.db.signing import Key, context_key, key_file
 from app.errors import MembankError, UsageError
 from app.settings import settings
 from tests.conftest import Company, ask
+from tests.edges import find_bank
 
 OTHER = "another key of the tests, worth as little"
 

@@ -8,7 +8,6 @@ import pytest
 from celery.signals import worker_shutting_down
 
 from app.bank import attachments, uploads
-from app.bank.members import grant
 from app.bank.roles import Role
 from app.db.session import Asker
 from app.errors import UnavailableError
@@ -18,6 +17,7 @@ from app.queue.uploads import finish
 from app.settings import settings
 from tests.conftest import PROFILE, Company, administer, ask, change, encoded
 from tests.conftest import split as split_one
+from tests.edges import grant
 
 
 @pytest.fixture

@@ -5,16 +5,17 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from sqlalchemy import Connection
 
-from app.access.identity import Identity
 from app.api.http.caller import Reading, Writing
 from app.api.http.errors import responses
 from app.api.http.fields import Attributes, Chunking, FileId, check_chunking
 from app.api.http.paging import Item, Page
-from app.api.openai.files import sight
+from app.api.openai.files import administers
 from app.api.openai.store_files import FileOptions, StoreFile, StoreFilePaging
-from app.api.openai.vector_stores import FileCounts, bank_of, known
+from app.api.openai.vector_stores import FileCounts, known
 from app.bank import attachments, entries, uploads
+from app.db.session import Asker, transaction
 
 router = APIRouter(prefix="/v1/vector_stores", tags=["vector stores"])
 
@@ -79,27 +80,39 @@ def create_batch(vector_store_id: str, body: CreateBatch, who: Writing) -> Batch
     members = body.members
     for each in members:
         check_chunking(each.chunking_strategy)
-    bank = bank_of(who, vector_store_id)
-    found = uploads.find(sight(who), [each.file_id for each in members])
-    given = [(file.id, each.attributes or {}) for file, each in zip(found, members, strict=True)]
-    batch = f"vsfb_{secrets.token_urlsafe(18)}"
-    attachments.attach(who.asker, bank.id, given, body.membank.listed(bank), batch)
-    return _batch(who, vector_store_id, bank.id, batch)
+    batch, writer = f"vsfb_{secrets.token_urlsafe(18)}", who.asker.in_role("worker")
+    with transaction(writer) as connection:
+        bank = known(connection, writer, vector_store_id)
+        ids = [each.file_id for each in members]
+        found = uploads.find(connection, writer, ids, administers(who))
+        listed = body.membank.listed(connection, writer)
+        given = [
+            (file.id, each.attributes or {}) for file, each in zip(found, members, strict=True)
+        ]
+        attachments.attach(connection, writer, bank.id, given, listed, batch)
+    with transaction(who.asker) as connection:  # it tells of what the caller may read
+        return _batch(connection, who.asker, bank.id, batch)
 
 
 @router.get("/{vector_store_id}/file_batches/{batch_id}", responses=responses(404))
 def get_batch(vector_store_id: str, batch_id: FileId, who: Reading) -> Batch:
     """How far a batch is."""
-    return _batch(who, vector_store_id, known(who, vector_store_id).id, batch_id)
+    with transaction(who.asker) as connection:
+        bank = known(connection, who.asker, vector_store_id)
+        return _batch(connection, who.asker, bank.id, batch_id)
 
 
 @router.post("/{vector_store_id}/file_batches/{batch_id}/cancel", responses=responses(404))
 def cancel_batch(vector_store_id: str, batch_id: FileId, who: Writing) -> Batch:
     """Stop what has not been done. What is encoded stays, and so does what a worker holds."""
-    bank = known(who, vector_store_id).id
-    entries.batch_totals(who.asker, bank, batch_id)
-    attachments.cancel_batch(who.asker, bank, batch_id)
-    return _batch(who, vector_store_id, bank, batch_id)
+    with transaction(who.asker) as connection:  # only what the caller may read is there to cancel
+        bank = known(connection, who.asker, vector_store_id).id
+        entries.batch_totals(connection, who.asker, bank, batch_id)
+    admin = who.asker.in_role("admin")  # which alone cancels work
+    with transaction(admin) as connection:
+        attachments.cancel_batch(connection, admin, bank, batch_id)
+    with transaction(who.asker) as connection:
+        return _batch(connection, who.asker, bank, batch_id)
 
 
 @router.get("/{vector_store_id}/file_batches/{batch_id}/files", responses=responses(404))
@@ -110,14 +123,17 @@ def list_batch_files(
     paging: Annotated[StoreFilePaging, Query()],
 ) -> Page[StoreFile]:
     """The files of a batch."""
-    bank = known(who, vector_store_id).id
-    entries.batch_totals(who.asker, bank, batch_id)
-    found, more = entries.listing(who.asker, bank, paging.window(), paging.filter, batch_id)
+    with transaction(who.asker) as connection:
+        bank = known(connection, who.asker, vector_store_id).id
+        entries.batch_totals(connection, who.asker, bank, batch_id)
+        found, more = entries.listing(
+            connection, who.asker, bank, paging.window(), paging.filter, batch_id
+        )
     return Page.of([StoreFile.of(each, vector_store_id) for each in found], more)
 
 
-def _batch(who: Identity, store: str, bank: int, batch: str) -> Batch:
-    began, counts = entries.batch_totals(who.asker, bank, batch)
+def _batch(connection: Connection, asker: Asker, bank: int, batch: str) -> Batch:
+    began, counts = entries.batch_totals(connection, asker, bank, batch)
     status: Literal["in_progress", "completed", "cancelled"] = "completed"
     if counts["in_progress"]:
         status = "in_progress"
@@ -126,7 +142,7 @@ def _batch(who: Identity, store: str, bank: int, batch: str) -> Batch:
     return Batch(
         id=batch,
         created_at=int(began.timestamp()),
-        vector_store_id=store,
+        vector_store_id=f"vs_{bank}",
         status=status,
         file_counts=FileCounts.of(counts),
     )

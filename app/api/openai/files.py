@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import Field
+from sqlalchemy import Connection
 from starlette.datastructures import FormData, UploadFile
 
 from app.access.identity import Identity
@@ -14,9 +15,9 @@ from app.api.http.caller import Reading, Writing
 from app.api.http.errors import responses
 from app.api.http.fields import FileId, Storable, check_expiry
 from app.api.http.paging import Item, Page, Paging
-from app.bank import attachments, uploads
+from app.bank import attachments, documents, uploads
 from app.bank.uploads import File
-from app.db.session import Asker
+from app.db.session import Asker, transaction
 from app.errors import TooLargeError, UsageError
 from app.settings import settings
 
@@ -65,10 +66,14 @@ class FilePaging(Paging):
     purpose: Annotated[Storable, Field(max_length=100)] | None = None
 
 
-def sight(who: Identity) -> Asker:
-    """Whose files a caller sees: its own, and with the scope admin all of its tenant."""
-    asker = who.asker
-    return Asker("worker", asker.tenant, asker.principal) if "admin" in who.scopes else asker
+def administers(who: Identity) -> bool:
+    """Whether a caller sees all files of its tenant, not its own alone."""
+    return "admin" in who.scopes
+
+
+def _sight(who: Identity) -> Asker:
+    """In whose transaction there are the files that a caller sees."""
+    return who.asker.in_role("worker") if administers(who) else who.asker
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,9 @@ def _is_text(name: str) -> bool:
 
 def upload(who: Writing, received: Annotated[_Received, Depends(_received)]) -> FileObject:
     """Keep a file. Nothing is made of it until it is put into a vector store."""
-    added = uploads.add(who.asker, received.filename, received.purpose, received.file.read())
+    content, writer = received.file.read(), who.asker.in_role("worker")
+    with transaction(writer) as connection:
+        added = uploads.add(connection, writer, received.filename, received.purpose, content)
     return FileObject.of(added)
 
 
@@ -146,14 +153,16 @@ def files(max_bytes: int) -> APIRouter:
 @router.get("", responses=responses())
 def list_files(who: Reading, paging: Annotated[FilePaging, Query()]) -> Page[FileObject]:
     """The caller's files; with the scope admin those of its tenant."""
-    found = uploads.listing(sight(who), paging.window(), paging.purpose)
+    with transaction(_sight(who)) as connection:
+        found = uploads.listing(connection, _sight(who), paging.window(), paging.purpose)
     return Page.of([FileObject.of(row) for row in found.rows], found.has_more)
 
 
 @router.get("/{file_id}", responses=responses(404))
 def get_file(file_id: FileId, who: Reading) -> FileObject:
     """One of them."""
-    return FileObject.of(_one(who, file_id))
+    with transaction(_sight(who)) as connection:
+        return FileObject.of(_one(connection, who, file_id))
 
 
 @router.get(
@@ -163,9 +172,11 @@ def get_file(file_id: FileId, who: Reading) -> FileObject:
 )
 def get_content(file_id: FileId, who: Reading) -> Response:
     """What was uploaded, byte for byte."""
-    file = _one(who, file_id)
+    with transaction(_sight(who)) as connection:
+        file = _one(connection, who, file_id)
+        content = uploads.content(connection, _sight(who), file.id)
     return Response(
-        uploads.content(sight(who), file.id),
+        content,
         media_type="application/octet-stream",
         headers={
             "content-disposition": f"attachment; filename*=UTF-8''{quote(file.filename, safe='')}",
@@ -177,10 +188,13 @@ def get_content(file_id: FileId, who: Reading) -> Response:
 @router.delete("/{file_id}", responses=responses(404))
 def delete_file(file_id: FileId, who: Writing) -> FileDeleted:
     """Delete a file, and forget what it gave to any vector store."""
-    file = _one(who, file_id)
-    attachments.withdraw(who.asker, file.id, "admin" in who.scopes)
+    writer = who.asker.in_role("worker")
+    with transaction(writer) as connection:
+        file = _one(connection, who, file_id)
+        deleted = attachments.withdraw(connection, writer, file.id, administers(who))
+    documents.uncached(writer.tenant or 0, *deleted)
     return FileDeleted(id=file.id)
 
 
-def _one(who: Identity, id: str) -> File:
-    return uploads.find(sight(who), [id])[0]
+def _one(connection: Connection, who: Identity, id: str) -> File:
+    return uploads.find(connection, who.asker, [id], administers(who))[0]

@@ -4,12 +4,14 @@ from typing import Literal
 
 from fastapi import APIRouter
 from pydantic import BaseModel
+from sqlalchemy import Connection
 
 from app.access.identity import Identity
 from app.answer.retrieval import Reader
 from app.api.http.caller import Reading
 from app.api.http.errors import responses
-from app.bank.find import Bank, readable_bank, readable_banks
+from app.bank.find import Bank, asked_bank, readable_banks
+from app.db.session import Asker, transaction
 from app.errors import ModelNotFoundError
 from app.settings import settings
 
@@ -35,29 +37,32 @@ class ModelList(BaseModel):
 @router.get("/models", responses=responses())
 def list_models(who: Reading) -> ModelList:
     """The banks that the caller may read."""
-    return ModelList(data=[_model(bank.name, bank, who) for bank in readable_banks(who.asker)])
+    with transaction(who.asker) as connection:
+        banks = readable_banks(connection, who.asker)
+    return ModelList(data=[_model(bank.name, bank, who) for bank in banks])
 
 
 @router.get("/models/{model:path}", responses=responses(404))
 def get_model(model: str, who: Reading) -> Model:
     """One of them, also with an adapter: BANK@ADAPTER."""
-    bank, _ = chosen(who, model)
+    with transaction(who.asker) as connection:
+        bank, _ = chosen(connection, who.asker, model)
     return _model(model, bank, who)
 
 
-def chosen(who: Identity, model: str) -> tuple[Bank, str | None]:
+def chosen(connection: Connection, asker: Asker, model: str) -> tuple[Bank, str | None]:
     """The bank and the adapter that a request's `model` names; no adapter: the settings' one.
 
-    Raises ModelNotFoundError for a bank that is not there, or not for the caller, and for an
+    Raises ModelNotFoundError for a bank that is not there, or not for the asker, and for an
     adapter that is not there.
     """
     try:
-        return readable_bank(who.asker, model), None
+        return asked_bank(connection, asker, model), None
     except ModelNotFoundError:
         bank, at, adapter = model.rpartition("@")
         if not at:
             raise
-    return readable_bank(who.asker, bank), _adapter(adapter)
+    return asked_bank(connection, asker, bank), _adapter(adapter)
 
 
 def reader(who: Identity, model: str) -> tuple[Reader, str | None]:
@@ -67,7 +72,8 @@ def reader(who: Identity, model: str) -> tuple[Reader, str | None]:
     """
     if "@" not in model:
         return Reader(who.asker, model), None
-    bank, adapter = chosen(who, model)  # a bank's name may have an @ in it
+    with transaction(who.asker) as connection:
+        bank, adapter = chosen(connection, who.asker, model)  # a bank's name may have an @ in it
     return Reader(who.asker, bank.id), adapter
 
 

@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import Connection
 
-from app.access.identity import Identity
 from app.access.lists import checked_access
 from app.api.http.caller import Reading, Writing
 from app.api.http.errors import responses
@@ -18,11 +18,11 @@ from app.api.http.fields import (
     check_chunking,
 )
 from app.api.http.paging import Item, Page, Paging
-from app.api.openai.files import sight
-from app.api.openai.vector_stores import bank_of, known
-from app.bank import attachments, entries, uploads
+from app.api.openai.files import administers
+from app.api.openai.vector_stores import known
+from app.bank import attachments, documents, entries, uploads
 from app.bank.entries import Entry
-from app.bank.find import Bank
+from app.db.session import Asker, transaction
 
 router = APIRouter(prefix="/v1/vector_stores", tags=["vector stores"])
 
@@ -88,9 +88,11 @@ class FileOptions(BaseModel):
 
     allow: Annotated[list[Reader], Field(max_length=100)] | None = None
 
-    def listed(self, bank: Bank) -> list[str] | None:
+    def listed(self, connection: Connection, asker: Asker) -> list[str] | None:
         """Raises UsageError and NotFoundError for entries that mean nobody."""
-        return None if self.allow is None else checked_access(bank.tenant, self.allow)
+        if self.allow is None:
+            return None
+        return checked_access(connection, asker.tenant or 0, self.allow)
 
 
 class AttachFile(BaseModel):
@@ -134,11 +136,16 @@ class ContentPage(BaseModel):
 def attach_file(vector_store_id: str, body: AttachFile, who: Writing) -> StoreFile:
     """Put a file into a bank. Workers read it and store and encode what it holds."""
     check_chunking(body.chunking_strategy)
-    bank = bank_of(who, vector_store_id)
-    [file] = uploads.find(sight(who), [body.file_id])
-    given = [(file.id, body.attributes or {})]
-    attachments.attach(who.asker, bank.id, given, body.membank.listed(bank))
-    return StoreFile.of(entries.find(who.asker, bank.id, file.id), vector_store_id)
+    writer = who.asker.in_role("worker")
+    with transaction(writer) as connection:
+        bank = known(connection, writer, vector_store_id)
+        [file] = uploads.find(connection, writer, [body.file_id], administers(who))
+        listed = body.membank.listed(connection, writer)
+        given = [(file.id, body.attributes or {})]
+        attachments.attach(connection, writer, bank.id, given, listed)
+    with transaction(who.asker) as connection:  # it tells of what the caller may read
+        entry = entries.find(connection, who.asker, bank.id, file.id)
+    return StoreFile.of(entry, vector_store_id)
 
 
 @router.get("/{vector_store_id}/files", responses=responses(404))
@@ -146,15 +153,20 @@ def list_store_files(
     vector_store_id: str, who: Reading, paging: Annotated[StoreFilePaging, Query()]
 ) -> Page[StoreFile]:
     """Files and documents of a vector store that the caller may see."""
-    bank = known(who, vector_store_id)
-    found, more = entries.listing(who.asker, bank.id, paging.window(), paging.filter)
+    with transaction(who.asker) as connection:
+        bank = known(connection, who.asker, vector_store_id)
+        found, more = entries.listing(
+            connection, who.asker, bank.id, paging.window(), paging.filter
+        )
     return Page.of([StoreFile.of(each, vector_store_id) for each in found], more)
 
 
 @router.get("/{vector_store_id}/files/{file_id}", responses=responses(404))
 def get_store_file(vector_store_id: str, file_id: FileId, who: Reading) -> StoreFile:
     """One of them."""
-    return StoreFile.of(_entry(who, vector_store_id, file_id)[1], vector_store_id)
+    with transaction(who.asker) as connection:
+        _, entry = _entry(connection, who.asker, vector_store_id, file_id)
+    return StoreFile.of(entry, vector_store_id)
 
 
 @router.post("/{vector_store_id}/files/{file_id}", responses=responses(404))
@@ -162,27 +174,36 @@ def update_store_file(
     vector_store_id: str, file_id: FileId, body: UpdateFile, who: Writing
 ) -> StoreFile:
     """Change the attributes. Nothing is encoded again."""
-    bank, entry = _entry(who, vector_store_id, file_id)
-    former = attributes_of(entry.attributes)
-    attachments.set_attributes(who.asker, bank, entry, list(former), body.attributes or {})
-    return StoreFile.of(entries.find(who.asker, bank, file_id), vector_store_id)
+    with transaction(who.asker) as connection:  # only what the caller may read is there to change
+        bank, entry = _entry(connection, who.asker, vector_store_id, file_id)
+    former, writer = list(attributes_of(entry.attributes)), who.asker.in_role("worker")
+    with transaction(writer) as connection:
+        attachments.set_attributes(connection, writer, bank, entry, former, body.attributes or {})
+    with transaction(who.asker) as connection:
+        return StoreFile.of(entries.find(connection, who.asker, bank, file_id), vector_store_id)
 
 
 @router.delete("/{vector_store_id}/files/{file_id}", responses=responses(404))
 def detach_file(vector_store_id: str, file_id: FileId, who: Writing) -> StoreFileDeleted:
     """Forget what a file gave, with all that was made of it."""
-    bank, entry = _entry(who, vector_store_id, file_id)
-    attachments.detach(who.asker, bank, entry)
+    with transaction(who.asker) as connection:  # only what the caller may read is there to forget
+        bank, entry = _entry(connection, who.asker, vector_store_id, file_id)
+    writer = who.asker.in_role("worker")
+    with transaction(writer) as connection:
+        deleted = attachments.detach(connection, writer, bank, entry)
+    documents.uncached(writer.tenant or 0, *deleted)
     return StoreFileDeleted(id=entry.id)
 
 
 @router.get("/{vector_store_id}/files/{file_id}/content", responses=responses(404))
 def get_store_file_content(vector_store_id: str, file_id: FileId, who: Reading) -> ContentPage:
     """The texts of its documents, as they were read."""
-    texts = entries.texts(who.asker, *_entry(who, vector_store_id, file_id))
+    with transaction(who.asker) as connection:
+        bank, entry = _entry(connection, who.asker, vector_store_id, file_id)
+        texts = entries.texts(connection, who.asker, bank, entry)
     return ContentPage(data=[Content(text=text) for text in texts])
 
 
-def _entry(who: Identity, store: str, id: str) -> tuple[int, Entry]:
-    bank = known(who, store)
-    return bank.id, entries.find(who.asker, bank.id, id)
+def _entry(connection: Connection, asker: Asker, store: str, id: str) -> tuple[int, Entry]:
+    bank = known(connection, asker, store)
+    return bank.id, entries.find(connection, asker, bank.id, id)

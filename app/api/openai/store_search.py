@@ -12,9 +12,10 @@ from app.api.http.conditions import Filters
 from app.api.http.errors import responses
 from app.api.http.fields import Storable
 from app.api.openai.store_files import Content, attributes_of
-from app.api.openai.vector_stores import known
+from app.api.openai.vector_stores import known, number_of
 from app.bank.entries import entry_id, metadata
 from app.bank.filters import Filter, parse
+from app.db.session import transaction
 from app.errors import FilterError
 from app.search.search import Passage
 
@@ -86,7 +87,9 @@ class ResultPage(BaseModel):
 def search_store(vector_store_id: str, body: SearchRequest, who: Reading) -> ResultPage:
     """The passages that fit a question best, of those that the caller may read. Several questions
     take turns."""
-    store = known(who, vector_store_id).id
+    store = number_of(vector_store_id)
+    with transaction(who.asker) as connection:
+        known(connection, who.asker, vector_store_id)
     reader = Reader(who.asker, store)
     where = _parsed(body.filters)
     found = [
@@ -95,7 +98,9 @@ def search_store(vector_store_id: str, body: SearchRequest, who: Reading) -> Res
     ]
     turns = (passage for passage in chain(*zip_longest(*found)) if passage is not None)
     passages = list({passage.id: passage for passage in turns}.values())[: body.max_num_results]
-    held = metadata(who.asker, store, [passage.document_id for passage in passages])
+    with transaction(who.asker) as connection:
+        ids = [passage.document_id for passage in passages]
+        held = metadata(connection, who.asker, store, ids)
     # What was forgotten since it was found is left out.
     data = [_result(p, held[p.document_id]) for p in passages if p.document_id in held]
     return ResultPage(search_query=body.queries, data=data)

@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import Connection
 
-from app.access.identity import Identity
 from app.api.http.caller import Reading, Writing
 from app.api.http.errors import responses
 from app.api.http.fields import (
@@ -19,11 +19,11 @@ from app.api.http.fields import (
     check_expiry,
 )
 from app.api.http.paging import Item, Page, Paging
-from app.api.openai.files import sight
-from app.bank import attachments, banks, entries, uploads
+from app.api.openai.files import administers
+from app.bank import attachments, banks, documents, entries, uploads
 from app.bank.banks import Known
 from app.bank.entries import Totals
-from app.bank.find import Bank, bank_now
+from app.db.session import Asker, transaction
 from app.errors import NotFoundError
 from app.queue import status
 from app.runtime.identity import profile
@@ -124,18 +124,18 @@ class UpdateStore(BaseModel):
     expires_after: Expiry = None
 
 
-def known(who: Identity, id: str) -> Known:
+def known(connection: Connection, asker: Asker, id: str) -> Known:
     """The bank that a vector store's id means. Raises NotFoundError also where it is closed to the
-    caller."""
+    asker."""
+    return banks.find(connection, asker, number_of(id))
+
+
+def number_of(id: str) -> int:
+    """The number of the bank that a vector store's id means. Raises NotFoundError."""
     number = _NUMBER.fullmatch(id)
     if number is None:
         raise NotFoundError(f"there is no vector store {id!r}, or it is closed to you")
-    return banks.find(who.asker, int(number[1]))
-
-
-def bank_of(who: Identity, id: str) -> Bank:
-    """The same with its profile."""
-    return bank_now(who.asker.tenant or 0, known(who, id).id)
+    return int(number[1])
 
 
 @router.post("", responses=responses(404))
@@ -143,25 +143,23 @@ def create_store(body: CreateStore, who: Writing) -> VectorStore:
     """Make a bank, whose admin the caller is, and put files into it."""
     check_expiry(body.expires_after)
     check_chunking(body.chunking_strategy)
-    given = uploads.find(sight(who), body.file_ids or [])
-    made = banks.make(
-        who.asker,
-        who.tenant,
-        who.principal,
-        body.name,
-        (profile().id, profile().json()),
-        body.metadata or {},
-        body.membank.closed,
-    )
-    attachments.attach(who.asker, made.id, [(file.id, {}) for file in given])
-    return _whole(who, made)
+    encoder = (profile().id, profile().json())
+    maker = who.asker.in_role("admin")  # which alone makes banks; what is new is the caller's
+    with transaction(maker) as connection:
+        given = uploads.find(connection, maker, body.file_ids or [], administers(who))
+        made = banks.make(
+            connection, maker, body.name, encoder, body.metadata or {}, body.membank.closed
+        )
+        attachments.attach(connection, maker, made.id, [(file.id, {}) for file in given])
+        return _whole(connection, maker, made)
 
 
 @router.get("", responses=responses())
 def list_stores(who: Reading, paging: Annotated[Paging, Query()]) -> Page[VectorStore]:
     """The banks in which the caller has a role."""
-    found = banks.listing(who.asker, paging.window("vs_"))
-    totals = entries.totals(who.asker, [int(row.id) for row in found.rows])
+    with transaction(who.asker) as connection:
+        found = banks.listing(connection, who.asker, paging.window("vs_"))
+        totals = entries.totals(connection, who.asker, [int(row.id) for row in found.rows])
     stores = [VectorStore.of(row, totals[int(row.id)]) for row in found.rows]
     return Page.of(stores, found.has_more)
 
@@ -169,25 +167,31 @@ def list_stores(who: Reading, paging: Annotated[Paging, Query()]) -> Page[Vector
 @router.get("/{vector_store_id}", responses=responses(404))
 def get_store(vector_store_id: str, who: Reading) -> VectorStore:
     """One of them, and how far it is encoded."""
-    return _whole(who, known(who, vector_store_id))
+    with transaction(who.asker) as connection:
+        return _whole(connection, who.asker, known(connection, who.asker, vector_store_id))
 
 
 @router.post("/{vector_store_id}", responses=responses(404))
 def update_store(vector_store_id: str, body: UpdateStore, who: Writing) -> VectorStore:
     """Change name or metadata, which takes the role of an admin of the bank."""
     check_expiry(body.expires_after)
-    bank = known(who, vector_store_id)
-    return _whole(who, banks.change(who.asker, bank.id, body.name, body.metadata))
+    id, admin = number_of(vector_store_id), who.asker.in_role("admin")
+    with transaction(admin) as connection:
+        changed = banks.change(connection, admin, id, body.name, body.metadata)
+    with transaction(who.asker) as connection:  # counts are of what the caller may read
+        return _whole(connection, who.asker, changed)
 
 
 @router.delete("/{vector_store_id}", responses=responses(404))
 def delete_store(vector_store_id: str, who: Writing) -> VectorStoreDeleted:
     """Delete a bank with all that it holds, which takes the role of an admin of it. Files stay."""
-    bank = known(who, vector_store_id)
-    banks.remove(who.asker, bank.id)
-    return VectorStoreDeleted(id=f"vs_{bank.id}")
+    id, admin = number_of(vector_store_id), who.asker.in_role("admin")
+    with transaction(admin) as connection:
+        deleted = banks.remove(connection, admin, id)
+    documents.uncached(admin.tenant or 0, *deleted)
+    return VectorStoreDeleted(id=f"vs_{id}")
 
 
-def _whole(who: Identity, bank: Known) -> VectorStore:
-    totals = entries.totals(who.asker, [bank.id])[bank.id]
-    return VectorStore.of(bank, totals, Progress(**status.of_bank(who.asker, bank.id)))
+def _whole(connection: Connection, asker: Asker, bank: Known) -> VectorStore:
+    totals = entries.totals(connection, asker, [bank.id])[bank.id]
+    return VectorStore.of(bank, totals, Progress(**status.of_bank(connection, asker, bank.id)))

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, Field
+from sqlalchemy import Connection
 
 from app.access import audit, keys, principals, quota
 from app.access.identity import Identity
@@ -18,9 +19,10 @@ from app.access.lists import checked_access
 from app.api.http.caller import Administering
 from app.api.http.errors import responses
 from app.api.http.fields import Name, Printable
-from app.bank import documents, members
+from app.bank import documents, members, roles
 from app.bank.find import find_bank
-from app.bank.roles import Role
+from app.db.addresses import Role
+from app.db.session import Asker, transaction
 from app.errors import UsageError
 from app.queue import jobs, status
 from app.upkeep import erase
@@ -92,13 +94,13 @@ class Member(BaseModel):
     """Who has which role in a bank."""
 
     entry: str
-    role: Role
+    role: roles.Role
 
 
 class NewRole(BaseModel):
     """A role to have in a bank; each includes those before it."""
 
-    role: Role
+    role: roles.Role
 
 
 class Key(BaseModel):
@@ -246,100 +248,119 @@ class Receipt(BaseModel):
 
 @router.get("/principals", responses=responses())
 def list_principals(who: Administering) -> Listed[Principal]:
-    found = principals.principals(who.tenant)
+    with transaction(_administrator(who)) as connection:
+        found = principals.principals(connection, _id(who))
     return Listed(data=[Principal(name=name, groups=of) for name, of in found.items()])
 
 
 @router.post("/principals", responses=responses())
 def add_principal(body: NewPrincipal, who: Administering) -> Principal:
-    principals.add_principal(who.tenant, body.name, body.groups)
-    name = body.name.strip()
-    return Principal(name=name, groups=principals.principals(who.tenant).get(name, []))
+    with transaction(_administrator(who)) as connection:
+        principals.add_principal(connection, _id(who), body.name, body.groups)
+        return _principal(connection, who, body.name.strip())
 
 
 @router.delete("/principals/{name:path}", responses=responses(404))
 def remove_principal(name: Name, who: Administering) -> Deleted:
     """Its keys count no more, and its name leaves all lists."""
-    principals.remove_principal(who.tenant, name)
+    with transaction(_administrator(who)) as connection:
+        principals.remove_principal(connection, _id(who), name)
     return Deleted(id=name)
 
 
 @router.get("/groups", responses=responses())
 def list_groups(who: Administering) -> Listed[Group]:
-    found = principals.groups(who.tenant)
+    with transaction(_administrator(who)) as connection:
+        found = principals.groups(connection, _id(who))
     return Listed(data=[Group(name=name, principals=some) for name, some in found.items()])
 
 
 @router.put("/groups/{group:path}/principals/{name:path}", responses=responses(404))
 def join_group(group: Name, name: Name, who: Administering) -> Principal:
     """The group is made if it is new."""
-    principals.join_group(who.tenant, group, name)
-    return Principal(name=name, groups=principals.principals(who.tenant).get(name, []))
+    with transaction(_administrator(who)) as connection:
+        principals.join_group(connection, _id(who), group, name)
+        return _principal(connection, who, name)
 
 
 @router.delete("/groups/{group:path}/principals/{name:path}", responses=responses(404))
 def leave_group(group: Name, name: Name, who: Administering) -> Deleted:
     """Counts from the next question."""
-    principals.leave_group(who.tenant, group, name)
+    with transaction(_administrator(who)) as connection:
+        principals.leave_group(connection, _id(who), group, name)
     return Deleted(id=name)
 
 
 @router.get("/banks", responses=responses())
 def list_banks(who: Administering) -> Listed[Bank]:
-    rows = status.banks(who.asker.tenant)
+    with transaction(_administrator(who)) as connection:
+        rows = status.banks(connection, _id(who))
     return Listed(data=[Bank(name=str(row["bank"]), **_of(Bank, row)) for row in rows])
 
 
 @router.get("/banks/{bank:path}/members", responses=responses(404))
 def list_members(bank: Name, who: Administering) -> Listed[Member]:
-    found = members.members(find_bank(who.tenant, bank))
+    with transaction(_operator(who, "app")) as connection:
+        found = members.members(connection, find_bank(connection, _id(who), bank))
     return Listed(data=[Member(entry=entry, role=role) for entry, role in found.items()])
 
 
 @router.put("/banks/{bank:path}/members/{entry:path}", responses=responses(404))
 def grant(bank: Name, entry: Entry, body: NewRole, who: Administering) -> Member:
     """In place of the role that it had. Counts from the next question."""
-    members.grant(find_bank(who.tenant, bank), entry, body.role)
+    operator = _operator(who, "worker")
+    with transaction(operator) as connection:
+        found = find_bank(connection, _id(who), bank)
+        members.grant(connection, operator, found, entry, body.role)
     return Member(entry=entry, role=body.role)
 
 
 @router.delete("/banks/{bank:path}/members/{entry:path}", responses=responses(404))
 def revoke_role(bank: Name, entry: Entry, who: Administering) -> Deleted:
-    members.revoke(find_bank(who.tenant, bank), entry)
+    operator = _operator(who, "worker")
+    with transaction(operator) as connection:
+        members.revoke(connection, operator, find_bank(connection, _id(who), bank), entry)
     return Deleted(id=entry)
 
 
 @router.get("/banks/{bank:path}/documents/{document:path}/access", responses=responses(404))
 def get_access(bank: Name, document: DocumentId, who: Administering) -> Access:
-    found = find_bank(who.tenant, bank)
-    return Access(access=documents.access_of(found.tenant, found.id, document))
+    with transaction(_operator(who, "worker")) as connection:
+        found = find_bank(connection, _id(who), bank)
+        access = documents.access_of(connection, found.tenant, found.id, document)
+    return Access(access=access)
 
 
 @router.put("/banks/{bank:path}/documents/{document:path}/access", responses=responses(404))
 def set_access(bank: Name, document: DocumentId, body: Access, who: Administering) -> Access:
     """In place of its list. Counts from the next question, and encodes nothing."""
-    found = find_bank(who.tenant, bank)
-    access = checked_access(found.tenant, body.access)
-    documents.set_access(found.tenant, found.id, document, access)
+    operator = _operator(who, "worker")
+    with transaction(operator) as connection:
+        found = find_bank(connection, _id(who), bank)
+        access = checked_access(connection, found.tenant, body.access)
+        documents.set_access(connection, operator, found.id, document, access)
     return Access(access=access)
 
 
 @router.get("/keys", responses=responses())
 def list_keys(who: Administering) -> Listed[Key]:
     """The newest first."""
-    return Listed(data=[Key(**row) for row in keys.keys(who.tenant)])
+    with transaction(_administrator(who)) as connection:
+        return Listed(data=[Key(**row) for row in keys.keys(connection, _id(who))])
 
 
 @router.post("/keys", responses=responses(404))
 def issue_key(body: NewKey, who: Administering) -> IssuedKey:
-    issued = keys.issue(who.tenant, body.principal, body.scopes, body.days, body.name)
+    with transaction(_administrator(who)) as connection:
+        issued = keys.issue(connection, _id(who), body.principal, body.scopes, body.days, body.name)
     return IssuedKey(id=issued.id, token=issued.token, expires=issued.expires)
 
 
 @router.delete("/keys/{key}", responses=responses(404))
 def revoke_key(key: Annotated[Printable, Path(max_length=64)], who: Administering) -> Deleted:
     """It counts no more from the next request on, and stays in the list."""
-    keys.revoke(who.tenant, key)
+    with transaction(_administrator(who)) as connection:
+        keys.revoke(connection, _id(who), key)
     return Deleted(id=key)
 
 
@@ -351,9 +372,10 @@ def list_jobs(
     state: jobs.State | None = None,
     limit: Limit = 100,
 ) -> Jobs:
-    if bank is not None:
-        find_bank(who.tenant, bank)
-    rows, total = jobs.find(limit, who.asker.tenant, bank, document, state)
+    with transaction(_administrator(who)) as connection:
+        if bank is not None:
+            find_bank(connection, _id(who), bank)
+        rows, total = jobs.find(connection, limit, _id(who), bank, document, state)
     return Jobs(data=[Job(**_of(Job, row)) for row in rows], total=total)
 
 
@@ -378,14 +400,16 @@ def discard_jobs(body: Which, who: Administering) -> Count:
 @router.get("/quota", responses=responses())
 def get_quota(who: Administering) -> Quota:
     """Limits are set by those who run the service."""
-    limits, used = quota.quota_of(_id(who))
+    with transaction(_administrator(who)) as connection:
+        limits, used = quota.quota_of(connection, _id(who))
     return Quota(limits=Amounts(**asdict(limits)), used=Amounts(**asdict(used)))
 
 
 @router.get("/usage", responses=responses())
 def get_usage(who: Administering, days: Annotated[int, Query(ge=1, le=366)] = 31) -> Listed[Day]:
     """The latest day first; days without a request are left out."""
-    return Listed(data=[Day(**row) for row in quota.usage(_id(who), days)])
+    with transaction(_administrator(who)) as connection:
+        return Listed(data=[Day(**row) for row in quota.usage(connection, _id(who), days)])
 
 
 @router.get("/audit", responses=responses())
@@ -397,7 +421,8 @@ def list_events(
 ) -> Events:
     """Events whose id is greater than `after`. One that is long in coming can have a smaller id
     than one that was read already."""
-    rows = audit.page(_id(who), limit + 1, after, since)
+    with transaction(_administrator(who)) as connection:
+        rows = audit.page(connection, _id(who), limit + 1, after, since)
     shown = [Event(**row) for row in rows[:limit]]
     last = shown[-1].id if shown else None
     return Events(data=shown, last_id=last, has_more=len(rows) > limit)
@@ -414,10 +439,24 @@ def erase_tenant(body: Erasure, who: Administering) -> Receipt:
 
 
 def _changed(
-    change: Callable[[int, int | None, str | None], int], which: Which, who: Identity
+    change: Callable[[Connection, int, int | None, str | None], int], which: Which, who: Identity
 ) -> Count:
-    bank = None if which.bank is None else find_bank(who.tenant, which.bank).id
-    return Count(count=change(_id(who), bank, which.document))
+    with transaction(_administrator(who)) as connection:
+        bank = None if which.bank is None else find_bank(connection, _id(who), which.bank).id
+        return Count(count=change(connection, _id(who), bank, which.document))
+
+
+def _principal(connection: Connection, who: Identity, name: str) -> Principal:
+    return Principal(name=name, groups=principals.principals(connection, _id(who)).get(name, []))
+
+
+def _operator(who: Identity, role: Role) -> Asker:
+    """Who administers a tenant does so by the key's scope, whatever the role in a bank is."""
+    return Asker(role, _id(who))
+
+
+def _administrator(who: Identity) -> Asker:
+    return _operator(who, "admin")
 
 
 def _id(who: Identity) -> int:

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from app.db import schema
 from app.db.addresses import administers, redis_url
+from app.db.session import Asker, transaction
 from app.errors import UnavailableError
 from app.queue import status
 from app.runtime.identity import profile
@@ -160,8 +161,12 @@ def _valkey() -> None:
 
 def _backlog() -> dict[str, float]:
     """The administrator alone sees what has failed."""
-    failed = {"failed": status.queue()["failed"]} if administers() else {}
-    return status.backlog(profile().id) | failed
+    with transaction(Asker("worker")) as connection:
+        backlog = status.backlog(connection, profile().id)
+    if administers():
+        with transaction(Asker("admin")) as connection:
+            backlog["failed"] = status.queue(connection)["failed"]
+    return backlog
 
 
 def _stands(backlog: Mapping[str, float]) -> str:

@@ -8,9 +8,9 @@ import pytest
 from openai import OpenAI
 from openai.types import VectorStore
 
-from app.access.keys import issue
 from app.api.service import create
 from tests.conftest import Company
+from tests.edges import issue
 from tests.serving import served
 from tests.uploads import (
     Client,

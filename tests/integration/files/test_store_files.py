@@ -9,21 +9,20 @@ import pytest
 from openai import OpenAI
 from openai.types import VectorStore
 
-from app.bank import attachments
 from app.bank import uploads as uploaded
 from app.bank.documents import Draft
-from app.bank.documents import store as store_document
-from app.bank.find import bank_now
-from app.bank.members import grant, revoke
 from app.bank.roles import Role
 from app.db.session import Asker
 from app.errors import NotFoundError
-from app.queue import jobs, outbox
+from app.queue import outbox
 from app.queue.jobs import State
 from app.queue.uploads import finish
 from app.runtime.identity import profile
 from app.upkeep.reconcile import reconcile
+from tests import edges
 from tests.conftest import Company, administer, ask, change, work_off
+from tests.edges import bank_now, grant, revoke
+from tests.edges import store as store_document
 from tests.uploads import Client, attach, documents, encode, read_waiting, upload, waiting_file
 from workers.uploads import store as read
 
@@ -153,7 +152,7 @@ class TestStoreFiles:
     ) -> None:
         file = upload(alice)
         files, bank = alice.vector_stores.files, int(store.id[3:])
-        attachments.attach(company.reader("alice"), bank, [(file, {})])
+        edges.attach(company.reader("alice"), bank, [(file, {})])
         dead = waiting_file()
         assert outbox.claim(profile().id, 10, 60.0) == []
         administer("UPDATE outbox SET lease_until = now() - interval '1 second'")
@@ -166,7 +165,7 @@ class TestStoreFiles:
         self, alice: OpenAI, store: VectorStore, company: Company
     ) -> None:
         file = upload(alice)
-        attachments.attach(company.reader("alice"), int(store.id[3:]), [(file, {})])
+        edges.attach(company.reader("alice"), int(store.id[3:]), [(file, {})])
         outbox.fail(waiting_file(), "MemoryError: it is too much", max_attempts=1)
         entry = alice.vector_stores.files.retrieve(file, vector_store_id=store.id)
         assert entry.status == "failed"
@@ -181,7 +180,7 @@ class TestStoreFiles:
     ) -> None:
         file, asker = upload(alice), company.reader("alice")
         files = alice.vector_stores.files
-        attachments.attach(asker, int(store.id[3:]), [(file, {"n": 1})])
+        edges.attach(asker, int(store.id[3:]), [(file, {"n": 1})])
         early = waiting_file()
         files.update(file, vector_store_id=store.id, attributes={"n": 2})
         assert read([early]) == 0
@@ -215,13 +214,13 @@ class TestStoreFiles:
     ) -> None:
         ids = [upload(alice, f"{n}.md") for n in range(2)]
         asker = company.reader("alice")
-        attachments.attach(asker, int(store.id[3:]), [(id, {}) for id in ids])
-        rows, total = jobs.find(10, company.tenant, state=State.PENDING)
+        edges.attach(asker, int(store.id[3:]), [(id, {}) for id in ids])
+        rows, total = edges.find_jobs(10, company.tenant, state=State.PENDING)
         assert total == 2
         assert {row["file_id"] for row in rows} == set(ids)
-        assert jobs.cancel(company.tenant, document=ids[0]) == 1
-        assert jobs.cancel(company.tenant) == 1
-        assert jobs.find(10, company.tenant) == ([], 0)
+        assert edges.cancel(company.tenant, document=ids[0]) == 1
+        assert edges.cancel(company.tenant) == 1
+        assert edges.find_jobs(10, company.tenant) == ([], 0)
         files = alice.vector_stores.files
         assert [f.status for f in files.list(store.id)] == ["cancelled", "cancelled"]
 
@@ -230,7 +229,7 @@ class TestStoreFiles:
     ) -> None:
         file = upload(alice)
         worker = Asker("worker", company.tenant)
-        attachments.attach(company.reader("alice"), int(store.id[3:]), [(file, {})])
+        edges.attach(company.reader("alice"), int(store.id[3:]), [(file, {})])
         change(worker, "DELETE FROM outbox")
         assert reconcile().queued_files == 1
         change(worker, "UPDATE outbox SET revision = revision")  # no orphan: it stays
@@ -244,10 +243,10 @@ class TestStoreFiles:
         file = upload(alice)
         asker, bank = company.reader("alice"), int(store.id[3:])
         [known] = uploaded.find(asker, [file])
-        attachments.attach(asker, bank, [(file, {})])
+        edges.attach(asker, bank, [(file, {})])
         alice.files.delete(file)
         with pytest.raises(NotFoundError):
-            attachments.attach(asker, bank, [(file, {})])
+            edges.attach(asker, bank, [(file, {})])
         draft = Draft("late", "late.md", "Late", "text", None, {}, known.id)
         with pytest.raises(NotFoundError):
             store_document(company.tenant, bank, draft, [], asker.principal)

@@ -9,12 +9,11 @@ import pytest
 from openai import OpenAI
 from openai.types import VectorStore
 
-from app.bank.find import bank_now
-from app.bank.members import grant, revoke
 from app.bank.roles import Role
 from app.settings import settings
 from app.upkeep.erase import erase
 from tests.conftest import Company
+from tests.edges import bank_now, grant, revoke
 from tests.uploads import NOTES, Client, attach, documents, encode, upload
 
 

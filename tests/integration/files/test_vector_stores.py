@@ -12,15 +12,15 @@ import openai
 import pytest
 from openai import OpenAI
 from openai.types import VectorStore
+from sqlalchemy import Connection
 
 from app.bank import banks
-from app.bank.find import bank_now
-from app.bank.members import grant
 from app.bank.roles import Role
 from app.db.session import Asker
 from app.queue import outbox
 from app.runtime.identity import profile
 from tests.conftest import Company, ask, work_off
+from tests.edges import bank_now, grant
 from tests.uploads import Client, attach, encode, json_of, upload
 
 
@@ -164,9 +164,9 @@ class TestStores:
     def test_one_that_is_deleted_meanwhile_is_not_found(
         self, alice: OpenAI, store: VectorStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def change(asker: Asker, id: int, *how: Any) -> Any:
-            changed = banks.find(asker, id)
-            banks.remove(asker, id)
+        def change(connection: Connection, asker: Asker, id: int, *how: Any) -> Any:
+            changed = banks.find(connection, asker, id)
+            banks.remove(connection, asker, id)
             return changed
 
         monkeypatch.setattr(banks, "change", change)

@@ -15,13 +15,13 @@ from typing import Any
 import httpx
 from sqlalchemy import text
 
-from app.bank import documents
 from app.bank.documents import Draft
 from app.bank.find import Bank
 from app.db.session import Asker, transaction
 from app.errors import NotFoundError, UnavailableError
 from app.ingest.service import pieces_of
 from app.runtime.identity import count_tokens
+from tests import edges
 
 _SENTENCES = (
     "The badge of a visitor is {word} and is worn on the chest.",
@@ -125,7 +125,7 @@ class Writer:
         body = self._text(chance)
         draft = Draft(name, f"{name}.md", "Handbook", body, None, {})
         pieces = pieces_of(draft.title, body, count_tokens)
-        documents.store(self.bank.tenant, self.bank.id, draft, pieces)
+        edges.store(self.bank.tenant, self.bank.id, draft, pieces)
 
     def _upsert(self, name: str, chance: random.Random) -> None:
         self._sql(
@@ -152,7 +152,7 @@ class Writer:
             )
             return
         with contextlib.suppress(NotFoundError):  # it is not there at the moment
-            documents.forget(self.bank.tenant, name)
+            edges.forget(self.bank.tenant, name)
 
     def _sql(self, statement: str, name: str, **more: Any) -> None:
         values = {"tenant": self.bank.tenant, "bank": self.bank.id, "id": name, **more}

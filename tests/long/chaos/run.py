@@ -16,11 +16,12 @@ from functools import partial
 import psycopg
 import redis
 
-from app.access.keys import issue
-from app.access.principals import add_principal
-from app.access.tenants import add_tenant
-from app.bank.banks import add_bank
-from app.bank.members import grant
+from tests import edges
+from tests.edges import issue
+from tests.edges import add_principal
+from tests.edges import add_tenant
+from tests.edges import add_bank
+from tests.edges import grant
 from app.bank.roles import Role
 from app.db import session
 from app.db.addresses import provisioning_url, redis_url
@@ -150,13 +151,13 @@ def _flush() -> None:
 
 def _settle(outcome: Outcome) -> None:
     """Wait until nothing is left to do. No process is started again for it."""
-    if not wait_until(lambda: not any(status.queue().values()), _LONGEST_QUIET):
+    if not wait_until(lambda: not any(edges.queue().values()), _LONGEST_QUIET):
         outcome.faults.append(f"the queue does not empty: {_queue()}")
 
 
 def _queue() -> str:
     try:
-        return ", ".join(f"{count} {name}" for name, count in status.queue().items())
+        return ", ".join(f"{count} {name}" for name, count in edges.queue().items())
     except MembankError as error:
         return str(error)
 

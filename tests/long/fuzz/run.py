@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator
 import httpx
 from schemathesis import Case
 
-from app.access.keys import Issued, issue
+from app.access.keys import Issued
+from tests.edges import issue
 from app.answer.engine import Engine
 from app.api.service import create
-from app.bank.find import Bank, find_bank
-from app.bank.members import grant
+from app.bank.find import Bank
+from tests.edges import find_bank
+from tests.edges import grant
 from app.bank.roles import Role
 from app.demo import sample
 from app.process.log import configure

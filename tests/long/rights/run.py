@@ -15,17 +15,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from app.access.principals import add_principal, join_group, leave_group
-from app.access.tenants import add_tenant
 from app.answer.cache import cache
 from app.answer.retrieval import Reader, find
 from app.answer.service import ask
-from app.bank.banks import add_bank
-from app.bank.documents import set_access
-from app.bank.find import find_bank
 from app.demo.sample import temporary_stack
 from app.ingest.command import run as ingest
 from app.runtime.identity import profile
+from tests.edges import (
+    add_bank,
+    add_principal,
+    add_tenant,
+    find_bank,
+    join_group,
+    leave_group,
+    set_access,
+)
 
 TENANTS = ("rights-a", "rights-b", "rights-c")
 PEOPLE = ("ann", "bo", "cy", "dee", "eve")

@@ -16,7 +16,7 @@ import httpx
 import psutil
 import psycopg
 
-from app.access.keys import issue
+from tests.edges import issue
 from app.db.addresses import provisioning_url
 from app.demo import sample
 from app.local.processes import wait_until
