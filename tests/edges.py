@@ -16,7 +16,9 @@ from app.bank.find import Bank
 from app.bank.roles import Role
 from app.db.session import Asker, transaction
 from app.queue import jobs, status
+from app.queue import uploads as waiting
 from app.queue.jobs import State
+from app.queue.outbox import Work
 
 
 def add_tenant(name: str) -> int:
@@ -276,3 +278,8 @@ def withdraw(asker: Asker, file: str, administers: bool) -> None:
     with transaction(asker.in_role("worker")) as connection:
         deleted = attachments.withdraw(connection, asker, file, administers)
     documents.uncached(asker.tenant or 0, *deleted)
+
+
+def finish(work: Work) -> bool:
+    with transaction(Asker("worker", work.tenant)) as connection:
+        return waiting.finish(connection, work)

@@ -9,10 +9,10 @@ from fastapi.testclient import TestClient
 
 from app.access import keys, principals
 from app.api.service import create
-from app.bank import attachments, uploads
 from app.bank.roles import Role
 from app.db.session import Asker
 from app.settings import settings
+from tests import edges
 from tests.conftest import Company, administer, ask, work_off
 from tests.edges import add_principal, grant, issue
 
@@ -209,8 +209,8 @@ def test_jobs_are_cancelled_retried_and_discarded(admin: Admin, company: Company
 def test_files_that_wait_are_jobs_too(admin: Admin, company: Company) -> None:
     alice = company.reader("alice")
     grant(company.bank, "principal:alice", Role.WRITER)
-    file = uploads.add(alice, "a.md", "assistants", b"text").id
-    attachments.attach(alice, company.bank.id, [(file, {})])
+    file = edges.upload(alice, "a.md", "assistants", b"text").id
+    edges.attach(alice, company.bank.id, [(file, {})])
     [job] = data(admin("GET", "jobs"))
     assert (job["file_id"], job["document_id"], job["state"]) == (file, None, "pending")
     assert admin("GET", f"jobs?document={file}").json()["total"] == 1

@@ -18,11 +18,17 @@ from app.api.http.errors import handle_errors
 from app.api.http.limits import hold
 from app.api.http.rates import Rate, Rates
 from app.api.openai import models
+from app.db.session import Asker, transaction
 from app.settings import settings
 from tests.conftest import Company, begin_request
 from tests.edges import issue, set_quota
 
 router = APIRouter()
+
+
+def adapter_of(asker: Asker, model: str) -> str | None:
+    with transaction(asker) as connection:
+        return models.chosen(connection, asker, model)[1]
 
 
 class Thing(BaseModel):
@@ -208,9 +214,9 @@ class TestModels:
         monkeypatch.setattr(settings(), "adapters", folder)
         company.reader("alice")
         who = identify(issue(company.name, "alice").token)
-        assert models.chosen(who, "handbook@good")[1] == str(folder / "good")
-        assert models.chosen(who, "handbook@none")[1] == "none"
-        assert models.chosen(who, "handbook")[1] is None
+        assert adapter_of(who.asker, "handbook@good") == str(folder / "good")
+        assert adapter_of(who.asker, "handbook@none") == "none"
+        assert adapter_of(who.asker, "handbook") is None
         for bad in ("empty", "..", ".", "", f"{folder}/good", "good/", "good\x00"):
             with pytest.raises(ModelNotFoundError):
-                models.chosen(who, f"handbook@{bad}")
+                adapter_of(who.asker, f"handbook@{bad}")

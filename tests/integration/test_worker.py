@@ -7,14 +7,13 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from celery.signals import worker_shutting_down
 
-from app.bank import attachments, uploads
 from app.bank.roles import Role
 from app.db.session import Asker
 from app.errors import UnavailableError
 from app.queue import outbox
 from app.queue.outbox import Work
-from app.queue.uploads import finish
 from app.settings import settings
+from tests import edges
 from tests.conftest import PROFILE, Company, administer, ask, change, encoded
 from tests.conftest import split as split_one
 from tests.edges import grant
@@ -62,13 +61,13 @@ def test_files_are_read_when_nothing_else_waits_and_not_for_long(
 ) -> None:
     alice, order = company.reader("alice"), []
     grant(company.bank, "principal:alice", Role.WRITER)
-    put = [uploads.add(alice, f"{n}.md", "assistants", b"The door is blue.").id for n in range(4)]
-    attachments.attach(alice, company.bank.id, [(id, {}) for id in put])
+    put = [edges.upload(alice, f"{n}.md", "assistants", b"The door is blue.").id for n in range(4)]
+    edges.attach(alice, company.bank.id, [(id, {}) for id in put])
     company.store("rules", "one rule")
 
     def store(work: Sequence[Work]) -> int:
         order.append(work[0].file)
-        return int(finish(work[0]))
+        return int(edges.finish(work[0]))
 
     def encode(work: Sequence[Work]) -> int:
         order.append("chunks")

@@ -9,7 +9,6 @@ import pytest
 from openai import OpenAI
 from openai.types import VectorStore
 
-from app.bank import uploads as uploaded
 from app.bank.documents import Draft
 from app.bank.roles import Role
 from app.db.session import Asker
@@ -242,12 +241,11 @@ class TestStoreFiles:
     ) -> None:
         file = upload(alice)
         asker, bank = company.reader("alice"), int(store.id[3:])
-        [known] = uploaded.find(asker, [file])
         edges.attach(asker, bank, [(file, {})])
         alice.files.delete(file)
         with pytest.raises(NotFoundError):
             edges.attach(asker, bank, [(file, {})])
-        draft = Draft("late", "late.md", "Late", "text", None, {}, known.id)
+        draft = Draft("late", "late.md", "Late", "text", None, {}, file)
         with pytest.raises(NotFoundError):
             store_document(company.tenant, bank, draft, [], asker.principal)
         assert documents(store, asker) == []
