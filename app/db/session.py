@@ -1,7 +1,7 @@
 """The only way to the database: a transaction that says who is asking."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -59,11 +59,63 @@ def transaction(asker: Asker) -> Iterator[Connection]:
     was never migrated, or does not know the key that this process signs with; BusyError when no
     connection comes free; QuotaError when the tenant has no room for what is stored.
     """
-    engine = _engine(asker.role, str(database_url(asker.role).render_as_string(False)))
+    with _told(asker.role) as engine, engine.begin() as connection:
+        become(connection, asker)
+        yield connection
+
+
+@contextlib.contextmanager
+def keeping(
+    asker: Asker, names: Collection[str], alone: bool = False
+) -> Iterator[tuple[set[str], Callable[[], contextlib.AbstractContextManager[Connection]]]]:
+    """Keep names, each of what several processes share, while the block runs and no transaction is
+    open: which are kept, and what opens a transaction of `asker`, any number one after another.
+
+    Many keep a name at a time; one that keeps it `alone` keeps out all others, and gets only those
+    that nobody has. All is done on one connection: if it breaks, the names are free and no further
+    transaction begins. Raises what `transaction` raises.
+    """
+    take = _ALONE if alone else _BESIDE
+    with _told(asker.role) as engine, engine.connect() as connection:
+
+        @contextlib.contextmanager
+        def begin() -> Iterator[Connection]:
+            with connection.begin():
+                become(connection, asker)
+                yield connection
+
+        try:
+            kept = {
+                name
+                for name in sorted(set(names))  # in one order, or two could wait for each other
+                if connection.execute(take, {"name": name}).scalar() is not False
+            }
+            connection.commit()
+            yield kept, begin
+        finally:
+            _let_go(connection)
+
+
+_BESIDE = text("SELECT pg_advisory_lock_shared(hashtextextended(:name, 0))")
+_ALONE = text("SELECT pg_try_advisory_lock(hashtextextended(:name, 0))")
+
+
+def _let_go(connection: Connection) -> None:
+    """Of all names, before another uses the connection."""
     try:
-        with engine.begin() as connection:
-            become(connection, asker)
-            yield connection
+        connection.rollback()
+        connection.execute(text("SELECT pg_advisory_unlock_all()"))
+        connection.commit()
+    except DBAPIError:
+        connection.invalidate()
+
+
+@contextlib.contextmanager
+def _told(role: Role) -> Iterator[Engine]:
+    """The role's connections; errors of the database are told as `transaction` says."""
+    engine = _engine(role, str(database_url(role).render_as_string(False)))
+    try:
+        yield engine
     except TimeoutError as error:
         raise BusyError(
             f"all connections to {_place(engine)} are in use: try again soon"

@@ -13,8 +13,10 @@ from sqlalchemy import Connection, text
 
 from app.access.quota import Room
 from app.bank import profiles
-from app.db.session import Asker, transaction
-from app.store import objects
+from app.db.session import Asker, keeping, transaction
+from app.errors import VaultError
+from app.store import objects, unneeded
+from app.vault.keyring import KeyName
 from app.vault.seal import Place, current_key, require_key, seal
 
 
@@ -161,27 +163,107 @@ def chunk_texts(tenant: int, work: Sequence[Work]) -> dict[int, str]:
 def finish_encoding(tenant: int, profile: str, done: Sequence[Encoded]) -> int:
     """Write key and blob of each chunk whose lease still holds; how many were written.
 
-    Blobs are sealed where a master key is set, and are objects where an object store is. Those
-    that the tenant's quota has no room for go to dead_letter. Raises VaultError when the tenant's
-    key cannot be had, UnavailableError when the object store does not answer.
+    Blobs are sealed where a master key is set, and are objects where an object store is: these are
+    written between two transactions, while none is open. Those that the tenant's quota has no room
+    for go to dead_letter. Raises VaultError when the tenant's key cannot be had, UnavailableError
+    when the object store does not answer.
     """
-    with transaction(Asker("worker", tenant)) as connection:
-        held = _take(connection, tenant, [d.work for d in done])
-        fresh = [d for d in done if d.work.id in held]
-        room = Room.of(connection, tenant)
-        key = current_key(connection, tenant) if fresh else None
-        kept: list[tuple[Encoded, bytes]] = []
-        for memory in fresh:
-            chunk, payload = memory.work.chunk, memory.payload
-            if key is not None and chunk is not None:
-                payload = seal(key, Place(chunk, profile), payload)
-            if room.take(len(payload)):
-                kept.append((memory, payload))
-            else:
-                _bury(connection, memory.work, room.error)
-        blobs = [(profile, payload) for _, payload in kept]
-        stored = objects.place(connection, tenant, blobs, objects.writing())
-        rows = [
+    asker, store = Asker("worker", tenant), objects.writing()
+    if store is None:
+        with transaction(asker) as connection:
+            ready = _sealed(connection, tenant, profile, done)
+            blobs = [(profile, payload) for _, payload in ready.kept]
+            stored = objects.planned(tenant, blobs, None)
+            return len(_written(connection, tenant, profile, ready, stored))
+    with transaction(asker) as connection:
+        ready = _sealed(connection, tenant, profile, done)
+    blobs = [(profile, payload) for _, payload in ready.kept]
+    stored = objects.planned(tenant, blobs, store)
+    names = {one.location for one in stored if one.location is not None}
+    try:
+        with keeping(asker, names) as (_, begin):
+            objects.write(stored, blobs, store)
+            with begin() as connection:
+                named = _written(connection, tenant, profile, ready, stored)
+    except _OtherKeyError:
+        unneeded.remove(tenant, names)
+        return finish_encoding(tenant, profile, done)
+    if lost := names - {one.location for one in named}:
+        unneeded.remove(tenant, lost)
+    return len(named)
+
+
+class _OtherKeyError(VaultError):
+    """The tenant got another key while its memories were being written: they are sealed again."""
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """Memories whose lease holds, with their bytes as they will be stored, and those that have no
+    room; key: what they are sealed with."""
+
+    kept: list[tuple[Encoded, bytes]]
+    refused: list[Encoded]
+    error: str
+    key: KeyName | None
+
+
+def _sealed(connection: Connection, tenant: int, profile: str, done: Sequence[Encoded]) -> _Ready:
+    held = set(
+        connection.execute(
+            _HELD,
+            {
+                "tenant": tenant,
+                "ids": [d.work.id for d in done],
+                "tokens": list({d.work.token for d in done}),
+            },
+        ).scalars()
+    )
+    fresh = [d for d in done if d.work.id in held]
+    room = Room.of(connection, tenant)
+    key = current_key(connection, tenant) if fresh else None
+    ready = _Ready([], [], room.error, key)
+    for memory in fresh:
+        chunk, payload = memory.work.chunk, memory.payload
+        if key is not None and chunk is not None:
+            payload = seal(key, Place(chunk, profile), payload)
+        if room.take(len(payload)):
+            ready.kept.append((memory, payload))
+        else:
+            ready.refused.append(memory)
+    return ready
+
+
+_HELD = text(
+    "SELECT id FROM outbox WHERE tenant_id = :tenant AND id = ANY(:ids)"
+    " AND lease_token = ANY(:tokens)"
+)
+
+
+def _written(
+    connection: Connection,
+    tenant: int,
+    profile: str,
+    ready: _Ready,
+    stored: Sequence[objects.Stored],
+) -> list[objects.Stored]:
+    """Write what is still leased; what rows say of it.
+
+    Raises _OtherKeyError where the key was replaced: what it sealed would be lost with it.
+    """
+    works = [memory.work for memory, _ in ready.kept] + [m.work for m in ready.refused]
+    held = _take(connection, tenant, works) if works else set()
+    for memory in ready.refused:
+        if memory.work.id in held:
+            _bury(connection, memory.work, ready.error)
+    if ready.kept and current_key(connection, tenant) != ready.key:
+        raise _OtherKeyError(f"tenant {tenant} got another key meanwhile")
+    rows, named = [], []
+    for (memory, _), blob in zip(ready.kept, stored, strict=True):
+        if memory.work.id not in held:
+            continue
+        named.append(blob)
+        rows.append(
             {
                 "tenant": tenant,
                 "chunk": memory.work.chunk,
@@ -189,15 +271,14 @@ def finish_encoding(tenant: int, profile: str, done: Sequence[Encoded]) -> int:
                 "bank": memory.work.bank,
                 "document": memory.work.document,
                 "embedding": HalfVector(list(memory.embedding)).to_text(),
-                "version": key and key.version,
+                "version": ready.key and ready.key.version,
                 **asdict(blob),
             }
-            for (memory, _), blob in zip(kept, stored, strict=True)
-        ]
-        if rows:
-            connection.execute(_KEY, rows)
-            connection.execute(_BLOB, rows)
-    return len(kept)
+        )
+    if rows:
+        connection.execute(_KEY, rows)
+        connection.execute(_BLOB, rows)
+    return named
 
 
 _KEY = text(

@@ -1,9 +1,9 @@
 """The object store: memories' stored bytes outside Postgres.
 
 An object is named TENANT/PROFILE/SHA256: a number and two hashes, never a user's words. Equal
-bytes are one object, so an object is removed only when no row names it. Anyone who writes a row
-that names an object, or removes an object (app/upkeep/leftovers.py), holds a lock on its name until
-the transaction ends.
+bytes are one object, so an object is removed only when no row names it. Whoever writes an object
+keeps its name from before that until the row that names it is committed; whoever removes one
+(app/store/unneeded.py) keeps the name alone.
 """
 
 import hashlib
@@ -158,17 +158,37 @@ def place(
     Call this once per transaction, for all of its blobs: names are locked in sorted order, so that
     two transactions cannot deadlock. Raises UnavailableError.
     """
-    digests = [hashlib.sha256(payload).hexdigest() for _, payload in blobs]
-    if objects is None:
-        return [Stored(d, b, None, None) for d, (_, b) in zip(digests, blobs, strict=True)]
-    names = [_name(tenant, profile, d) for d, (profile, _) in zip(digests, blobs, strict=True)]
-    for name in sorted(set(names)):
-        connection.execute(_LOCK, {"name": name})
-    objects.put({name: payload for name, (_, payload) in zip(names, blobs, strict=True)})
-    return [
-        Stored(digest, None, name, len(payload))
-        for digest, name, (_, payload) in zip(digests, names, blobs, strict=True)
-    ]
+    stored = planned(tenant, blobs, objects)
+    if objects is not None:
+        for name in sorted({one.location or "" for one in stored}):
+            connection.execute(_LOCK, {"name": name})
+        write(stored, blobs, objects)
+    return stored
+
+
+def planned(
+    tenant: int, blobs: Sequence[tuple[str, bytes]], objects: Objects | None
+) -> list[Stored]:
+    """What rows will say of these bytes, each with its profile, once they are written."""
+    found = []
+    for profile, payload in blobs:
+        digest = hashlib.sha256(payload).hexdigest()
+        if objects is None:
+            found.append(Stored(digest, payload, None, None))
+        else:
+            found.append(Stored(digest, None, _name(tenant, profile, digest), len(payload)))
+    return found
+
+
+def write(stored: Sequence[Stored], blobs: Sequence[tuple[str, bytes]], objects: Objects) -> None:
+    """Write what was planned to be objects. Raises UnavailableError."""
+    objects.put(
+        {
+            one.location: payload
+            for one, (_, payload) in zip(stored, blobs, strict=True)
+            if one.location is not None
+        }
+    )
 
 
 def _name(tenant: int, profile: str, digest: str) -> str:

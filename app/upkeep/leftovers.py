@@ -4,14 +4,15 @@ object_gone records the objects that rows have released. A stray is an object th
 """
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 
-from sqlalchemy import Connection, text
+from sqlalchemy import text
 
 from app.db.session import Asker, transaction
 from app.store.objects import reading
+from app.store.unneeded import remove
 
 _PAGE = 100
 YOUNG = timedelta(hours=1)
@@ -32,22 +33,21 @@ _WAITING = text(
     "SELECT id, location FROM object_gone WHERE tenant_id = :tenant AND id > :after"
     " ORDER BY id LIMIT :page"
 )
-_DONE = text("DELETE FROM object_gone WHERE tenant_id = :tenant AND id = ANY(:ids)")
 
 
 def collect_of(tenant: int, stop: threading.Event | None = None) -> int:
-    """Remove the objects that one tenant's rows have released, even if the tenant is gone."""
+    """Remove the objects that one tenant's rows have released, even if the tenant is gone.
+
+    Returns how many. Raises UnavailableError, UsageError.
+    """
     count, after, rows = 0, 0, _PAGE
     while rows == _PAGE and not (stop and stop.is_set()):
         with transaction(Asker("worker", tenant)) as connection:
             values = {"tenant": tenant, "after": after, "page": _PAGE}
             found = connection.execute(_WAITING, values).all()
-            rows, after = len(found), found[-1].id if found else after
-            needed = _needed(connection, tenant, {row.location for row in found})
-            count += _remove(needed)
-            # If a row still needs an object, it is recorded again when that row releases it.
-            ids = [row.id for row in found if row.location in needed]
-            connection.execute(_DONE, {"tenant": tenant, "ids": ids})
+        rows, after = len(found), found[-1].id if found else after
+        needed = remove(tenant, {row.location for row in found}, [row.id for row in found])
+        count += sum(not still for still in needed.values())
     return count
 
 
@@ -63,39 +63,10 @@ def sweep(now: datetime | None = None) -> Iterator[int]:
         removed = 0
         for tenant, names in groupby(old, key=_tenant_of):
             if tenant is not None:
-                with transaction(Asker("worker", tenant)) as connection:
-                    removed += _remove(_needed(connection, tenant, set(names)))
+                removed += sum(not still for still in remove(tenant, set(names)).values())
         yield removed
 
 
 def _tenant_of(name: str) -> int | None:
     tenant, *rest = name.split("/")
     return int(tenant) if tenant.isdecimal() and len(tenant) < 19 and len(rest) == 2 else None
-
-
-_TRY = text("SELECT pg_try_advisory_xact_lock(hashtextextended(:name, 0))")
-_NAMED = text(
-    "SELECT EXISTS (SELECT FROM memory_blob WHERE tenant_id = :tenant AND location = :name)"
-)
-
-
-def _needed(connection: Connection, tenant: int, names: set[str]) -> dict[str, bool]:
-    """Map each name to whether a row names it; the names stay locked until the transaction ends.
-
-    Names that another process is writing or removing are left out.
-    """
-    found = {}
-    for name in sorted(names):
-        values = {"tenant": tenant, "name": name}
-        if not name.startswith(f"{tenant}/"):
-            found[name] = True
-        elif connection.execute(_TRY, values).scalar():
-            found[name] = bool(connection.execute(_NAMED, values).scalar())
-    return found
-
-
-def _remove(needed: dict[str, bool]) -> int:
-    going: Sequence[str] = [name for name, still in needed.items() if not still]
-    if going:
-        reading().remove(going)
-    return len(going)

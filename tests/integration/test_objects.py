@@ -4,7 +4,7 @@ import base64
 import json
 import secrets
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -78,6 +78,12 @@ def blobs_of(company: Company, principal: str = "alice") -> list[bytes]:
     return list(load_blobs(asker, PROFILE, chunks).values())
 
 
+_IN_TRANSACTION = (
+    "SELECT usename, state, query FROM pg_stat_activity WHERE datname = current_database()"
+    " AND xact_start IS NOT NULL AND usename LIKE 'membank%'"
+)
+
+
 class TestWriting:
     def test_the_bytes_are_an_object_named_by_tenant_and_hashes(
         self, company: Company, store: Store
@@ -108,6 +114,63 @@ class TestWriting:
             work_off()
         assert ask(Asker("admin"), "SELECT count(*) FROM outbox") == [(1,)]
         assert ask(Asker("admin"), "SELECT count(*) FROM memory_key") == [(0,)]
+
+    def test_no_transaction_is_open_while_the_store_is_written(
+        self,
+        company: Company,
+        store: Store,
+        superuser: psycopg.Connection,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        put, seen = Objects.put, []
+
+        def watched(self: Objects, objects: Mapping[str, bytes]) -> None:
+            seen.append(superuser.execute(_IN_TRANSACTION).fetchall())
+            put(self, objects)
+
+        monkeypatch.setattr(Objects, "put", watched)
+        company.store("d", "one\n\ntwo")
+        assert work_off() == 2
+        assert seen == [[]]
+
+    def test_what_is_being_written_is_not_collected_though_a_row_let_go_of_it(
+        self, company: Company, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        put, removed = Objects.put, []
+
+        def overtaken(self: Objects, objects: Mapping[str, bytes]) -> None:
+            put(self, objects)
+            for name in objects:
+                administer(
+                    "INSERT INTO object_gone (tenant_id, location) VALUES (:tenant, :name)",
+                    tenant=company.tenant,
+                    name=name,
+                )
+            removed.extend([collect(), sum(sweep(LATER))])
+
+        monkeypatch.setattr(Objects, "put", overtaken)
+        company.store("d", "one")
+        assert work_off() == 1
+        assert removed == [0, 0]
+        assert blobs_of(company) == [b"kv of one"]
+        assert ask(Asker("admin"), "SELECT count(*) FROM object_gone") == [(1,)]
+        assert collect() == 0
+        assert ask(Asker("admin"), "SELECT count(*) FROM object_gone") == [(0,)]
+        assert len(store.names()) == 1
+
+    def test_an_object_whose_lease_was_lost_meanwhile_is_taken_back(
+        self, company: Company, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        put = Objects.put
+
+        def overtaken(self: Objects, objects: Mapping[str, bytes]) -> None:
+            put(self, objects)
+            administer("DELETE FROM document")
+
+        monkeypatch.setattr(Objects, "put", overtaken)
+        company.store("d", "one")
+        assert work_off() == 0
+        assert store.names() == []
 
     def test_a_quota_counts_the_bytes_of_objects(self, company: Company, store: Store) -> None:
         set_quota(company.tenant, Quota(bytes=20))
