@@ -57,7 +57,9 @@ def rotate(name: str) -> int:
     with transaction(Asker("admin")) as connection:
         tenant = tenant_id(connection, name)
         if not masters():
-            raise UsageError("no master key is set: set MEMBANK_MASTER_KEY_FILE or MEMBANK_MASTER_KEY")
+            raise UsageError(
+                "no master key is set: set MEMBANK_MASTER_KEY_FILE or MEMBANK_MASTER_KEY"
+            )
         key = add_key(connection, tenant, last_version(connection, tenant) + 1)
         if key is None:
             raise ConflictError(f"tenant {name!r} has just got a new key: see membank vault status")

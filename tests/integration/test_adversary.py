@@ -21,8 +21,8 @@ from tests.adversary import (
     url_of,
 )
 from tests.conftest import PROFILE, Company
-from tests.servers import copied, pointed_at
 from tests.edges import add_bank, add_tenant
+from tests.servers import copied, pointed_at
 
 
 @pytest.fixture(scope="module")
