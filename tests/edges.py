@@ -280,6 +280,6 @@ def withdraw(asker: Asker, file: str, administers: bool) -> None:
     documents.uncached(asker.tenant or 0, *deleted)
 
 
-def finish(work: Work) -> bool:
+def finish(work: Work, error: str | None = None, code: str | None = None) -> bool:
     with transaction(Asker("worker", work.tenant)) as connection:
-        return waiting.finish(connection, work)
+        return waiting.finish(connection, work, error, code)

@@ -15,7 +15,6 @@ from app.db.session import Asker
 from app.errors import NotFoundError
 from app.queue import outbox
 from app.queue.jobs import State
-from app.queue.uploads import finish
 from app.runtime.identity import profile
 from app.upkeep.reconcile import reconcile
 from tests import edges
@@ -156,7 +155,7 @@ class TestStoreFiles:
         assert outbox.claim(profile().id, 10, 60.0) == []
         administer("UPDATE outbox SET lease_until = now() - interval '1 second'")
         assert read([waiting_file()]) == 1
-        assert not finish(dead, "too late", "server_error")
+        assert not edges.finish(dead, "too late", "server_error")
         assert encode() == 1
         assert files.retrieve(file, vector_store_id=store.id).status == "completed"
 
