@@ -53,9 +53,7 @@ def store_upload(
         with _on_disk(upload.filename, content) as path:
             for some in together(read_upload(path, upload.filename, file, how.max_bytes)):
                 given = [_with(each, upload.attributes) for each in some]
-                become = stored(
-                    given, lambda _: bank, allow, how.count, upload.principal, file
-                )
+                become = stored(given, lambda _: bank, allow, how.count, upload.principal, file)
                 for each, done in zip(given, become, strict=True):
                     found += 1
                     if isinstance(done, Failure):

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.edges import issue
 from app.ingest.command import run as ingest
 from tests.e2e.conftest import make_tenant
+from tests.edges import issue
 
 PAGES = Path(__file__).parents[2] / "docs/how-to"
 FACT = "# Annual Leave\n\nEvery employee of Fjord has 23 days of annual leave.\n"

@@ -1,14 +1,13 @@
 """The sample handbooks of two companies: all of each is remembered, found, and kept from the
 other."""
 
-from tests import edges
 import pytest
 
 from app.answer.retrieval import Reader, find
 from app.answer.service import ask
 from app.demo.sample import BANK, TENANTS, Question, fill, questions
 from app.local.stack import Stack
-from app.queue import status
+from tests import edges
 
 QUESTIONS = questions()
 

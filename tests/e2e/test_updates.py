@@ -5,14 +5,13 @@ from pathlib import Path
 
 from sqlalchemy import text
 
-from tests import edges
 from app.answer.retrieval import Reader
 from app.answer.service import ask
 from app.db.session import Asker, transaction
 from app.ingest.command import run as ingest
 from app.local.processes import wait_until
 from app.local.stack import Stack
-from app.queue import status
+from tests import edges
 from tests.e2e.conftest import make_tenant
 
 SECTIONS = {

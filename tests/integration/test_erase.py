@@ -11,9 +11,7 @@ import pytest
 from sqlalchemy.exc import DBAPIError
 from typer.testing import CliRunner
 
-from tests.edges import issue
 from app.access.quota import Quota
-from tests.edges import set_quota
 from app.cli import app as membank
 from app.errors import NotFoundError, UsageError, VaultError
 from app.settings import settings
@@ -23,6 +21,7 @@ from app.vault import keyring
 from app.vault.keyring import KeyName
 from app.vault.seal import Place, unseal
 from tests.conftest import PROFILE, Company, ask, begin_request, work_off
+from tests.edges import issue, set_quota
 from tests.long.chaos.verdict import _traces
 
 

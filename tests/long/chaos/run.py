@@ -16,12 +16,6 @@ from functools import partial
 import psycopg
 import redis
 
-from tests import edges
-from tests.edges import issue
-from tests.edges import add_principal
-from tests.edges import add_tenant
-from tests.edges import add_bank
-from tests.edges import grant
 from app.bank.roles import Role
 from app.db import session
 from app.db.addresses import provisioning_url, redis_url
@@ -29,10 +23,11 @@ from app.demo.sample import temporary_stack
 from app.errors import MembankError
 from app.local.processes import wait_until
 from app.local.stack import ENCODING, Stack
-from app.queue import status
 from app.runtime.identity import profile
 from app.runtime.models import models
 from app.settings import settings
+from tests import edges
+from tests.edges import add_bank, add_principal, add_tenant, grant, issue
 from tests.long.chaos.changes import Client, Writer
 from tests.long.chaos.verdict import faults
 

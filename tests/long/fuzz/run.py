@@ -11,16 +11,14 @@ import httpx
 from schemathesis import Case
 
 from app.access.keys import Issued
-from tests.edges import issue
 from app.answer.engine import Engine
 from app.api.service import create
 from app.bank.find import Bank
-from tests.edges import find_bank
-from tests.edges import grant
 from app.bank.roles import Role
 from app.demo import sample
 from app.process.log import configure
 from app.runtime.models import generator
+from tests.edges import find_bank, grant, issue
 from tests.long.fuzz.calls import Caller, Seen
 from tests.long.fuzz.known import Known
 from tests.serving import served

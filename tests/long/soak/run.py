@@ -16,12 +16,12 @@ import httpx
 import psutil
 import psycopg
 
-from tests.edges import issue
 from app.db.addresses import provisioning_url
 from app.demo import sample
 from app.local.processes import wait_until
 from app.local.stack import ENCODING, Stack
 from app.settings import settings
+from tests.edges import issue
 from tests.long.soak.clients import Client
 from tests.serving import free_port
 
