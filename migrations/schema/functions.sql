@@ -201,7 +201,7 @@ BEGIN
     RETURN moved;
 END $$;
 COMMENT ON FUNCTION job_retry IS
-    'Puts what has failed back in the outbox, as if it had never been tried. How many.';
+    'Puts what has failed back in the outbox, as if it had never been tried. Returns how many.';
 
 -- Files that wait too: by their id in the document's place.
 CREATE FUNCTION job_cancel(tenant bigint, bank bigint DEFAULT NULL,
@@ -247,7 +247,7 @@ BEGIN
     RETURN moved + files;
 END $$;
 COMMENT ON FUNCTION job_cancel IS
-    'Moves waiting work to dead_letter, error cancelled; not what a worker holds. How many.';
+    'Moves waiting work to dead_letter, error cancelled; not what a worker holds. Returns how many.';
 
 CREATE FUNCTION job_discard(tenant bigint, bank bigint DEFAULT NULL, document text DEFAULT NULL)
 RETURNS bigint
@@ -261,7 +261,7 @@ LANGUAGE sql SET search_path = pg_catalog, public, pg_temp AS $$
     SELECT count(*) FROM gone
 $$;
 COMMENT ON FUNCTION job_discard IS
-    'Takes what has failed off the list for good; what it was for stays undone. How many.';
+    'Takes what has failed off the list for good; what it was for stays undone. Returns how many.';
 
 ---------------------------------------------------------------------------------------------------
 -- A change of profile. Whoever changes a bank's profiles holds the bank against those that add chunks
@@ -295,7 +295,7 @@ LANGUAGE sql SET search_path = pg_catalog, public, pg_temp AS $$
     SELECT count(*) FROM queued
 $$;
 COMMENT ON FUNCTION bank_fill IS
-    'Queues the chunks that have no memory under the bank''s next profile. How many.';
+    'Queues the chunks that have no memory under the bank''s next profile. Returns how many.';
 
 CREATE FUNCTION bank_tidy(tenant bigint, bank bigint) RETURNS bigint
 LANGUAGE sql SET search_path = pg_catalog, public, pg_temp AS $$
@@ -382,7 +382,7 @@ EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
     RETURN false;  -- someone adds documents in a long transaction; there is another time
 END $$;
 COMMENT ON FUNCTION bank_switch IS
-    'Makes the next profile the bank''s if it covers what is served. Whether it did.';
+    'Makes the next profile the bank''s if it covers what is served. Returns whether it did.';
 
 ---------------------------------------------------------------------------------------------------
 -- Limits. Who asks counts by these functions and in no other way; they see what belongs to the tenant
@@ -439,7 +439,7 @@ BEGIN
     RETURN gone;
 END $$;
 COMMENT ON FUNCTION audit_expire IS
-    'Deletes up to 10,000 of a tenant''s events older than so many days, 30 or more. How many.';
+    'Deletes up to 10,000 of a tenant''s events older than so many days, 30 or more. Returns how many.';
 
 -- Events name people and documents, so they go with their tenant. What stays is the receipt.
 CREATE FUNCTION audit_erase(tenant bigint, receipt jsonb) RETURNS void

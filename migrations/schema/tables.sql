@@ -1,5 +1,5 @@
--- What is kept. Every table but context_key leads with its tenant, and so does every key of it:
--- row-level security is cheap by that, and a tenant can be moved to another server.
+-- What is kept. Every table but context_key leads with its tenant, and so does every key of it: that
+-- keeps row-level security cheap, and lets a tenant be moved to another server.
 --
 -- The order is that of the references, and the order in which a deletion cascades: a bank's
 -- documents go before its members. Columns stand in the order in which they came; a new one is
@@ -65,7 +65,7 @@ CREATE TABLE api_key (
     FOREIGN KEY (tenant_id, principal_id) REFERENCES principal (tenant_id, id) ON DELETE CASCADE
 );
 CREATE INDEX api_key_principal ON api_key (tenant_id, principal_id);
-COMMENT ON TABLE api_key IS 'What a principal shows to a service to say who it is.';
+COMMENT ON TABLE api_key IS 'What a principal presents to prove who it is.';
 COMMENT ON COLUMN api_key.hash IS 'sha256 of the secret, which has 256 random bits and is not kept.';
 COMMENT ON COLUMN api_key.scopes IS
     'read: search and ask. write: ingest and forget. admin: lists, roles, groups, keys.';
@@ -119,7 +119,7 @@ COMMENT ON COLUMN bank.next_profile_id IS
     'Set it, and every chunk is encoded under that profile too; then it becomes profile_id. Null'
     ' drops the change.';
 COMMENT ON COLUMN bank.switched_at IS 'When profile_id last changed. Null: never.';
-COMMENT ON COLUMN bank.metadata IS 'What its makers note about it. The program reads nothing of it.';
+COMMENT ON COLUMN bank.metadata IS 'Notes of whoever made it. The program does not read them.';
 
 ---------------------------------------------------------------------------------------------------
 -- What a tenant has: logins, data keys, limits
@@ -218,14 +218,14 @@ COMMENT ON TABLE document IS
     'A source text. UPDATE title or text freely: a worker splits and encodes what changed.';
 COMMENT ON COLUMN document.access IS
     'Who may read it: everyone, principal:NAME, group:NAME. Empty means nobody.';
-COMMENT ON COLUMN document.revision IS 'Counted up by a trigger when title or text changes.';
+COMMENT ON COLUMN document.revision IS 'Incremented by a trigger when title or text changes.';
 COMMENT ON COLUMN document.split_revision IS
     'Revision that the chunks are of. While it is behind, none of the document is served.';
 COMMENT ON COLUMN document.content_hash IS 'sha256 of title and text, kept by a trigger.';
 COMMENT ON COLUMN document.text_hash IS
-    'The same, kept by the table. Differs from content_hash when a change passed by the triggers;'
+    'The same, kept by the table. Differs from content_hash when a change bypassed the triggers;'
     ' then none of the document is served, and a reconciliation queues it.';
-COMMENT ON COLUMN document.file_id IS 'The uploaded file that gave it, with which it goes.';
+COMMENT ON COLUMN document.file_id IS 'The uploaded file that it came from, and is deleted with.';
 
 CREATE TABLE bank_member (
     tenant_id bigint NOT NULL,
@@ -237,7 +237,7 @@ CREATE TABLE bank_member (
 );
 CREATE INDEX bank_member_bank ON bank_member (tenant_id, bank_id);
 COMMENT ON TABLE bank_member IS
-    'What a bank lets whom do. A bank without members is closed. Counts from the next question.';
+    'Who may do what in a bank. Without members it is closed. A change counts from the next question.';
 COMMENT ON COLUMN bank_member.grantee IS 'everyone, principal:NAME or group:NAME, as in a list.';
 COMMENT ON COLUMN bank_member.role IS
     'reader: reads what the documents'' lists allow. writer: also stores and forgets. admin: also'
@@ -260,7 +260,7 @@ CREATE TABLE file (
 CREATE INDEX file_principal ON file (tenant_id, principal_id, created_at);
 COMMENT ON TABLE file IS 'A file as it was uploaded. For who uploaded it, and for administrators.';
 COMMENT ON COLUMN file.id IS 'file- and 144 random bits.';
-COMMENT ON COLUMN file.principal_id IS 'Who uploaded it. Null: someone who was deleted since.';
+COMMENT ON COLUMN file.principal_id IS 'Who uploaded it. Null: someone deleted since.';
 COMMENT ON COLUMN file.filename IS 'What the uploader calls it. Nothing is ever opened by it.';
 
 CREATE TABLE bank_file (
@@ -286,13 +286,13 @@ CREATE INDEX bank_file_file ON bank_file (tenant_id, file_id);
 CREATE INDEX bank_file_principal ON bank_file (tenant_id, principal_id);
 COMMENT ON TABLE bank_file IS 'A file whose documents a bank has, or was to have.';
 COMMENT ON COLUMN bank_file.principal_id IS 'Who put it there.';
-COMMENT ON COLUMN bank_file.batch_id IS 'The files that were put there in one call; null: it alone.';
-COMMENT ON COLUMN bank_file.attributes IS 'They are part of the metadata of its documents too.';
+COMMENT ON COLUMN bank_file.batch_id IS 'Shared by the files that one call put there; null: it came alone.';
+COMMENT ON COLUMN bank_file.attributes IS 'Also part of the metadata of its documents.';
 COMMENT ON COLUMN bank_file.state IS
     'storing: waits for a worker, which reads it. stored: all its documents are there. failed: not'
     ' all of them, or none.';
 COMMENT ON COLUMN bank_file.access IS
-    'The list of its documents that bring none. Null: everyone, or what a known one has.';
+    'Access list of those of its documents that bring none. Null: everyone, or what the document had.';
 
 -- One file may give many documents; a document is of the file that gave it last. Not in the table
 -- above: of a bank that is deleted, the documents go before the files.
@@ -373,7 +373,7 @@ COMMENT ON COLUMN memory_blob.payload IS 'The bytes; null where they are an obje
 COMMENT ON COLUMN memory_blob.key_version IS
     'Version of the tenant''s key that payload is encrypted with; null: it is not encrypted.';
 COMMENT ON COLUMN memory_blob.location IS
-    'Name of the object that holds them, TENANT/PROFILE/SHA256; null where they are here.';
+    'Name of the object that holds the bytes, TENANT/PROFILE/SHA256; null where payload does.';
 COMMENT ON COLUMN memory_blob.size IS 'Bytes of the object.';
 
 -- No reference to the tenant: objects outlive it.
@@ -430,7 +430,7 @@ COMMENT ON TABLE outbox IS
     ' chunk.';
 COMMENT ON COLUMN outbox.profile_id IS
     'Only workers of this profile take it. A split is for those of the bank''s profile.';
-COMMENT ON COLUMN outbox.lease_until IS 'A worker holds the row until then; later it is free again.';
+COMMENT ON COLUMN outbox.lease_until IS 'A worker holds the row until then; after that it is free again.';
 COMMENT ON COLUMN outbox.priority IS
     'Higher goes first within a tenant and profile: 1 for an edited document, 0 for a new one, -1'
     ' for uploaded files and for what a change of profile encodes anew.';
@@ -458,9 +458,9 @@ CREATE INDEX dead_letter_chunk ON dead_letter (tenant_id, chunk_id);
 COMMENT ON TABLE dead_letter IS 'Work that failed on every attempt, with its last error.';
 COMMENT ON COLUMN dead_letter.traceback IS 'Where in the program the last attempt failed.';
 COMMENT ON COLUMN dead_letter.discarded IS
-    'Nobody is to be told of it any more, nor to try it again; an edit of the text makes it new.';
+    'Given up: neither listed nor tried again. An edit of the text makes new work.';
 COMMENT ON COLUMN dead_letter.profile_id IS
-    'That the chunk was to be encoded under; null where splitting failed.';
+    'Profile that the chunk was to be encoded under; null where splitting failed.';
 
 ---------------------------------------------------------------------------------------------------
 -- What happened

@@ -1,4 +1,4 @@
--- What happens by itself, whoever changes a row and by whatever way: the program, psql, COPY, a
+-- What happens by itself, whoever changes a row and however they do it: the program, psql, COPY, a
 -- restore. Each function stands before its triggers, and all of them fire ALWAYS (at the end).
 
 ---------------------------------------------------------------------------------------------------
@@ -399,7 +399,7 @@ CREATE TRIGGER audit_right AFTER INSERT OR DELETE
     FOR EACH ROW EXECUTE FUNCTION audit_right('key');
 
 ---------------------------------------------------------------------------------------------------
--- Not even a replica or a restore passes them by
+-- Not even a replica or a restore bypasses them
 ---------------------------------------------------------------------------------------------------
 
 DO $$

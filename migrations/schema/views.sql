@@ -157,11 +157,11 @@ SELECT NULL::text AS tenant, NULL::text AS bank, NULL::text AS id, NULL::text AS
        NULL::text AS title, NULL::text AS source, NULL::text[] AS access, NULL::jsonb AS metadata
 WHERE false;
 COMMENT ON VIEW document_load IS
-    'COPY or INSERT documents here by names: new ones are made, known ones changed. Always empty.';
-COMMENT ON COLUMN document_load.title IS 'Left out: the id, or what a known document has.';
-COMMENT ON COLUMN document_load.source IS 'Left out: the id, or what a known document has.';
-COMMENT ON COLUMN document_load.access IS 'Left out: {everyone}, or what a known document has.';
-COMMENT ON COLUMN document_load.metadata IS 'Left out: {}, or what a known document has.';
+    'COPY or INSERT documents here, by names: new ones are made, existing ones changed. Always empty.';
+COMMENT ON COLUMN document_load.title IS 'Default: the id, or what an existing document has.';
+COMMENT ON COLUMN document_load.source IS 'Default: the id, or what an existing document has.';
+COMMENT ON COLUMN document_load.access IS 'Default: {everyone}, or what an existing document has.';
+COMMENT ON COLUMN document_load.metadata IS 'Default: {}, or what an existing document has.';
 
 CREATE VIEW bank_entry WITH (security_invoker = true) AS
 WITH work AS NOT MATERIALIZED (
@@ -204,6 +204,6 @@ FROM (
 ) e;
 COMMENT ON VIEW bank_entry IS
     'A bank''s files and, as files of their own, documents that came in another way; how far each is.';
-COMMENT ON COLUMN bank_entry.document_id IS 'Where it is no uploaded file.';
+COMMENT ON COLUMN bank_entry.document_id IS 'Set where it is not an uploaded file.';
 COMMENT ON COLUMN bank_entry.status IS
     'in_progress, completed, failed (some of it, or all) or cancelled.';

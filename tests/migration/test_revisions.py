@@ -6,7 +6,9 @@ from pathlib import Path
 import psycopg
 import pytest
 from alembic import command
+from typer.testing import CliRunner
 
+from app.commands.stack import commands
 from app.db import revisions, schema
 from app.errors import MembankError
 from app.search.search import search
@@ -137,6 +139,14 @@ class TestHalves:
         schema.provision()
         assert now_at(database) == "0002"
         assert "heading" not in columns(database)
+
+    def test_the_command_stops_between_them_when_it_is_told_to(
+        self, database: str, next_version: Migrations
+    ) -> None:
+        told = CliRunner().invoke(commands, ["migrate", "--before"])
+        assert (told.exit_code, now_at(database)) == (0, "0001_1")
+        told = CliRunner().invoke(commands, ["migrate"])
+        assert (told.exit_code, now_at(database)) == (0, "0002")
 
     def test_an_empty_database_gets_both(
         self, empty_database: str, next_version: Migrations
