@@ -1,7 +1,7 @@
-"""Answers from several things that one question may be read from, and how far they are apart.
+"""Answers to a question from different memories, and how far apart their distributions are.
 
-Text in the prompt is one of them too: encoded as one memory, it gives the logits of the prompt (the
-first of the two exactness properties). All are answered as users get it, by the engine.
+Text in the prompt is covered too: encoded as one memory, it gives the same logits (the first of the
+two exactness properties). All answers come from the engine, as users get them.
 """
 
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ from app.memory.decode.generate import Wanted
 
 @dataclass(frozen=True)
 class Asking:
-    """A question, its token ids with the model's turn, and what each of its rows reads.
+    """A question, its token ids up to the start of the answer, and what each of its rows reads.
 
-    A row holds everything in front of the question, the shared prefix included. The first is the
-    one that the others are compared with.
+    A row holds everything before the question, including the shared prefix. The others are compared
+    with the first row.
     """
 
     question: Question
@@ -34,7 +34,7 @@ class Asking:
 class Reading:
     """A row's greedy answer, and how far its next-token distributions are from the first row's.
 
-    `divergence` is KL(first row || this row) in nats a token, the mean over the tokens of the
+    `divergence` is KL(first row || this row) in nats per token: the mean over the tokens of the
     first row's answer, which both rows are given (teacher forcing).
     """
 
@@ -44,7 +44,7 @@ class Reading:
 
 
 def read(engine: Engine, askings: Sequence[Asking], max_tokens: int) -> list[list[Reading]]:
-    """Answer greedily with at most `max_tokens` tokens; the readings of each question's rows."""
+    """Answer greedily with at most `max_tokens` tokens; return each question's rows as readings."""
     jobs = [
         [engine(one.question, Wanted(one.tail, max_tokens, row), 0) for row in one.rows]
         for one in askings

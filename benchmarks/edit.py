@@ -1,7 +1,7 @@
-"""Editing without training: an answer is swapped in its passage, and the question asked again.
+"""Editing without training: an answer is replaced in its passage, and the question asked again.
 
-Each passage is encoded as it was and as it is after the edit; what counts is whether the answer is
-then the new one, and whether it is still the old one. RAG reads the same text in its prompt.
+Each passage is encoded before and after the edit. Measured is how often the answer is then the new
+one, and how often still the old one. RAG reads the same text in its prompt.
 """
 
 import random
@@ -33,7 +33,7 @@ _NO_VECTORS = torch.empty(0, 0)
 
 @dataclass(frozen=True)
 class Edit:
-    """A piece of text before and after, and the answers that it gives then."""
+    """A piece of text before and after an edit, and the answer it gives each time."""
 
     question: Question
     old: str
@@ -44,17 +44,17 @@ class Edit:
 
 @dataclass(frozen=True)
 class Told:
-    """One mode's answers to one edit."""
+    """A mode's answers to an edit."""
 
     before: str
     after: str
 
 
 def edits(questions: Sequence[Question], n: int, seed: int) -> list[Edit]:
-    """At most n edits: the answer, where its passage says it in so many words, becomes another.
+    """Return at most n edits, each replacing an answer that its passage states literally.
 
-    The other one is the answer of another question, of the same shape: as many words, digits where
-    it has digits, and not in the passage.
+    The new answer is that of another question and of the same shape: it has as many words, digits
+    where the old one has digits, and does not occur in the passage.
     """
     known = [q.answers[0] for q in questions if q.answerable and q.gold and len(q.answers[0]) < 40]
     found = []
@@ -81,13 +81,13 @@ def edits(questions: Sequence[Question], n: int, seed: int) -> list[Edit]:
 
 
 def run(file: Path, n: int, adapter: str | None, seed: int, as_json: bool) -> None:
-    """Ask before and after n edits, in memory and RAG, and print how often each answer comes.
+    """Ask before and after n edits, from memory and RAG, and print how often each answer comes.
 
-    Raises UsageError when the file has too few answers that stand in their passage.
+    Raises UsageError when too few answers in the file occur in their passage.
     """
     some = edits(list(read(file)), n, seed)
     if len(some) < n:
-        raise UsageError(f"{file} gives {len(some)} edits, -n asks for {n}")
+        raise UsageError(f"{file} yields only {len(some)} edits, but -n asks for {n}")
     m = models()
     plan = Plan(modes=_MODES, max_tokens=_MOST_TOKENS, adapter=adapter)
     told: dict[Mode, list[Told]] = {mode: [] for mode in _MODES}

@@ -1,4 +1,4 @@
-"""Size against quality: what each way to keep memories small costs in answers.
+"""Size against quality: what each way to keep memories small costs in the quality of answers.
 
 Every question is asked once with each setting's memories of its gold passages (what a search would
 bring at best), with the same text in the prompt (RAG) and with nothing (closed book), all in one
@@ -33,14 +33,14 @@ from benchmarks.setting import DEFAULT, DENSE, Encoded, Setting, Settings
 
 RAG, CLOSED = "rag", "closed"
 _ROWS = 48
-"""Of a batch: each keeps its memories, and once more in its cache."""
+"""Rows per batch: each holds its memories, and a copy of them in its cache."""
 
 
 @dataclass(frozen=True)
 class Reader:
-    """One model with what is in front of a question: the shared prefix, or closed book's.
+    """A model with what comes before a question: the shared prefix, or that of closed book.
 
-    adapter: what reads, as MEMBANK_ADAPTER names it.
+    `adapter` is the one that reads, as MEMBANK_ADAPTER names it.
     """
 
     models: Models
@@ -56,7 +56,7 @@ class Reader:
     def ask(
         self, questions: Sequence[Question], compared: Sequence[Setting], max_tokens: int
     ) -> list[Asked]:
-        """All rows of some questions; the first of `compared` is the dense reference."""
+        """Ask questions in all rows; the first of `compared` is the dense reference."""
         sheets = [self._sheet(question, compared) for question in questions]
         readings = read(self.engine, [sheet.asking for sheet in sheets], max_tokens)
         names = [*(setting.name for setting in compared), RAG, CLOSED]
@@ -101,7 +101,7 @@ class Reader:
 
 @dataclass(frozen=True)
 class _Sheet:
-    """A question's rows, the bytes that are stored for each, and the dense memories' size."""
+    """A question's rows, the bytes stored for each, and the size of its dense memories."""
 
     asking: Asking
     sizes: list[int | None]
@@ -120,7 +120,7 @@ def run(
     adapter: str = "none",
     as_json: bool = False,
 ) -> None:
-    """Measure the settings `names`, or the default ones; write table and plot to `out`.
+    """Measure the settings `names`, or the default ones, and write table and plot to `out`.
 
     `adapter`: what reads, as MEMBANK_ADAPTER names it; every row is read with it.
 
@@ -174,7 +174,7 @@ def _measure(
     results: Results,
     max_tokens: int,
 ) -> None:
-    """Ask what `results` does not hold yet, one line of it for each question."""
+    """Ask what `results` does not hold yet, adding a line to it for each question."""
     with console.progress() as progress:
         for name, questions in asked.items():
             batches = _batches(name, questions, compared, results)
@@ -197,7 +197,7 @@ def _batches(
     compared: Sequence[Setting],
     results: Results,
 ) -> list[tuple[list[Question], list[Setting]]]:
-    """Questions that miss the same settings, and these after the dense one."""
+    """Yield questions that lack the same settings, with those settings after the dense one."""
     alike: dict[tuple[int, ...], list[Question]] = {}
     for question in questions:
         done = results.known(name, question.id)

@@ -1,7 +1,7 @@
-"""One document beyond the model's window: memories of it against its beginning in the prompt.
+"""A document longer than the model's window: its memories against its beginning in the prompt.
 
-The document is made of a question file's passages in random order, so that what answers a question
-stands anywhere in it. Truncation is what a user does without search: the text that still fits.
+The document consists of a question file's passages in random order, so that an answer may be
+anywhere in it. Truncation is what a user without search does: take the text that still fits.
 """
 
 import random
@@ -30,9 +30,10 @@ _ROWS = 4
 
 
 def document(questions: Sequence[Question], n: int, tokens: int, seed: int) -> tuple[str, int]:
-    """Passages of the questions as one text of at least so many tokens, and how many those are.
+    """Join passages to a text of at least `tokens` tokens; return it and its number of tokens.
 
-    The gold passages of the first n are among them. Raises UsageError when there is too little.
+    It includes the gold passages of the first n questions. Raises UsageError when there is too
+    little text.
     """
     passages: dict[str, Passage] = {}
     for question in questions[:n]:
@@ -47,7 +48,7 @@ def document(questions: Sequence[Question], n: int, tokens: int, seed: int) -> t
         chosen.append(f"# {passage.title}\n\n{passage.text}")
         size += count_tokens(chosen[-1])
     if size < tokens:
-        raise UsageError(f"the file's passages have {size} tokens, --tokens asks for {tokens}")
+        raise UsageError(f"the file's passages have {size} tokens, but --tokens asks for {tokens}")
     random.Random(seed).shuffle(chosen)
     return "\n\n".join(chosen), size
 
@@ -61,7 +62,7 @@ def run(
     """
     known = [q for q in read(file) if q.answerable and q.gold]
     if len(known) < n:
-        raise UsageError(f"{file} has {len(known)} answerable questions, -n asks for {n}")
+        raise UsageError(f"{file} has {len(known)} answerable questions, but -n asks for {n}")
     drawn = sample(known, len(known), seed)
     text, size = document(drawn, n, tokens, seed)
     asked = drawn[:n]
@@ -133,7 +134,7 @@ def _remembered(
 def _truncated(
     m: Models, reader: Reader, asked: Sequence[Question], window: list[int]
 ) -> list[str]:
-    """The same beginning is in front of every question, so it is read once."""
+    """The text's beginning is the same for every question, so it is read once."""
     read = compose([m.encoder.encode([window])], m.lm.rotary, m.encoder.prefix)
     said = list[str]()
     with console.progress() as bar:

@@ -1,5 +1,5 @@
 -- name: counted
--- Banks of a tenant with so many keys or more, and how long their keys are.
+-- A tenant's banks and profiles with a given number of keys or more, and the keys' dimensions.
 SELECT c.bank_id, c.profile_id, c.count, (
     SELECT vector_dims(k.embedding) FROM memory_key k
     WHERE k.tenant_id = :tenant AND k.bank_id = c.bank_id AND k.profile_id = c.profile_id

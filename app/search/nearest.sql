@@ -1,10 +1,10 @@
 -- name: of_all
--- The keys of a bank nearest to a question: all of them compared, or those that an index brings.
--- The names in braces are filled in by nearest.py. Rights (by policy), staleness and filter are settled before LIMIT, so as many rows come back as
--- may be read. Documents are joined after it: joined before, the planner expects to find one of
--- them and reads all keys again for each (250 ms instead of 10 for 3,853 keys). For the same reason
--- texts are looked up one by one: joined, all documents were gone through for each (40 ms for
--- 12,500).
+-- The keys of a bank nearest to a question, by comparing all of them or through an index.
+-- nearest.py fills in the names in braces. Rights (by policy), staleness and filter are settled
+-- before LIMIT, so that as many rows come back as may be read. Documents are joined after LIMIT:
+-- otherwise the planner expects to find one of them and reads all keys again for each (250 ms
+-- instead of 10 for 3,853 keys). For the same reason texts are looked up one by one: when joined,
+-- all documents were gone through for each (40 ms for 12,500).
 WITH near AS MATERIALIZED (
     SELECT k.chunk_id, k.document_id, {distance} AS distance
     FROM memory_key k
@@ -15,7 +15,7 @@ WITH near AS MATERIALIZED (
     ORDER BY {order} LIMIT :size)
 
 -- name: by_documents
--- The same, by way of the documents that may be read.
+-- The keys of a bank nearest to a question, found by going through the readable documents.
 WITH fit AS MATERIALIZED (
     SELECT d.id FROM document d WHERE d.tenant_id = :tenant AND d.bank_id = :bank
         AND d.revision = d.split_revision AND d.text_hash = d.content_hash{fit}),
@@ -28,7 +28,7 @@ near AS MATERIALIZED (
     ORDER BY {order} LIMIT :size)
 
 -- name: with_texts
--- What follows either: the texts of what is near.
+-- Follows either of these, and adds the texts of the nearest keys.
 SELECT n.chunk_id, n.document_id, n.distance, d.title, d.source, c.text,
     c.heading, c.start_at, c.end_at, d.file_id
 FROM near n
@@ -39,11 +39,11 @@ CROSS JOIN LATERAL (SELECT text, heading, start_at, end_at FROM chunk
 ORDER BY n.distance + 0, n.chunk_id  -- the index's own order is a rough one
 
 -- name: ready
--- Whether the bank has an index, and the settings of a search. Of a tenant's documents hardly any
--- is not served, but the planner takes all to be so, and would rather read every one than ask the
--- index of those. Where all keys of a bank are compared, rights are hashed once (each_alone() in
--- migrations/schema). What an index brings later may be nearer than what it brought before, and
--- strict_order would drop it.
+-- Tells whether the bank has an index, and configures the search. Hardly any of a tenant's
+-- documents are stale, but the planner assumes that all are, and would read every document instead
+-- of using the index of stale ones. Where all keys of a bank are compared, rights are hashed once
+-- (each_alone() in migrations/schema). An index may return a key that is nearer than those it
+-- returned before, which strict_order would drop.
 SELECT usable, set_config('enable_seqscan', 'off', true),
     set_config('membank.searched', :bank, true),
     set_config('membank.each_alone', CASE WHEN usable THEN 'on' ELSE 'off' END, true),

@@ -1,7 +1,7 @@
 -- name: readable
--- Where memories are that the asker may read and whose text is the present one. One look-up for
--- each chunk: LIMIT keeps the planner from going through all keys of a tenant, which it believes to
--- be few.
+-- Where to find the memories that the asker may read and whose text has not changed. Each chunk is
+-- looked up by itself: LIMIT keeps the planner from going through all of a tenant's keys, which it
+-- believes to be few.
 SELECT b.chunk_id, b.version, b.sha256, b.key_version, t.id AS key_id, b.location
 FROM unnest(cast(:chunks AS bigint[])) c (id)
 CROSS JOIN LATERAL (SELECT bank_id, document_id FROM memory_key

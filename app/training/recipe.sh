@@ -1,6 +1,6 @@
 #!/bin/sh
 # Trains the default model's reader adapters again: make adapters DATA=folder OUT=folder.
-# Some three hours of one core. A step that is there already is left out, one that was cut off goes on.
+# Takes about three hours of one core. Finished steps are skipped, and an interrupted one is resumed.
 set -eu
 data=$1 out=$2
 squad=$data/train_wiki_squad.jsonl.gz hops=$data/train_multihop.jsonl.gz
@@ -18,13 +18,13 @@ train() { # folder, arguments of membank train
     membank train "$@" --out "$folder" --patience 99 $resume
 }
 
-# Both begin as one: on memories, then on text.
+# Both readers start from the same two steps: first on memories, then on text.
 train 1 "$squad" --steps 200 --rate 7e-4 --every 50 --valid 96
 train 2 "$squad" --steps 80 --rate 5e-4 --every 40 --valid 96 --seed 1 --mode rag --from "$out/1/memory.safetensors"
-# Then each reads its own way, with the same computing.
+# Then each is trained in its own mode, with equal compute.
 train 3 "$squad" --steps 320 --rate 5e-4 --every 40 --valid 96 --seed 2 --from "$out/2/rag.safetensors"
 train 4 "$squad" --steps 88 --rate 5e-4 --every 44 --valid 96 --seed 2 --mode rag --from "$out/2/rag.safetensors"
-# At last with questions over several passages, twice as often as the file has them.
+# Finally, questions over several passages are added, each one twice.
 train 5 "$squad" "$hops" "$hops" --steps 720 --rate 5e-4 --every 60 --valid 128 --seed 5 --from "$out/3/memory.safetensors"
 train 6 "$squad" "$hops" "$hops" --steps 220 --rate 5e-4 --every 44 --valid 128 --seed 5 --mode rag --from "$out/4/rag.safetensors"
 cp "$out/5/memory.safetensors" "$out/6/rag.safetensors" "$out"

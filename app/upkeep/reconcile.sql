@@ -1,5 +1,5 @@
 -- name: waiting_files
--- Queues uploaded files that wait for a worker without being in the outbox.
+-- Queues uploaded files that wait for a worker but are not in the outbox.
 WITH waiting AS (
     SELECT f.bank_id, f.file_id FROM bank_file f
     WHERE f.tenant_id = :tenant AND f.state = 'storing'
@@ -12,8 +12,8 @@ FROM waiting f JOIN bank b ON b.tenant_id = :tenant AND b.id = f.bank_id
 ON CONFLICT DO NOTHING
 
 -- name: changed
--- Makes a new revision of documents whose text changed past the triggers. With the trigger on, it
--- sets both columns to the same; with it off, this statement does.
+-- Makes a new revision of documents whose text was changed while triggers were off. If the trigger
+-- is on now, it sets the two columns to the same values as this statement does.
 WITH unnoticed AS (
     SELECT bank_id, id FROM document WHERE tenant_id = :tenant AND text_hash <> content_hash
     LIMIT :page FOR NO KEY UPDATE SKIP LOCKED)
@@ -21,7 +21,7 @@ UPDATE document d SET content_hash = d.text_hash, revision = d.revision + 1
 FROM unnoticed u WHERE d.tenant_id = :tenant AND d.bank_id = u.bank_id AND d.id = u.id
 
 -- name: behind
--- Queues documents whose chunks are of an older revision and that nobody splits.
+-- Queues documents whose chunks are of an older revision and that are neither queued nor failed.
 WITH behind AS (
     SELECT d.bank_id, d.id, d.revision FROM document d
     WHERE d.tenant_id = :tenant AND d.revision <> d.split_revision
@@ -36,13 +36,13 @@ FROM behind d JOIN bank b ON b.tenant_id = :tenant AND b.id = d.bank_id
 ON CONFLICT DO NOTHING
 
 -- name: outlived
--- Failures of a text that is no longer there. A trigger does it too, where it is on.
+-- Deletes failures of a text that has changed since. A trigger does the same, where it is on.
 DELETE FROM dead_letter l USING document d
 WHERE l.tenant_id = :tenant AND l.chunk_id IS NULL AND d.tenant_id = :tenant
     AND d.bank_id = l.bank_id AND d.id = l.document_id AND d.text_hash <> d.content_hash
 
 -- name: without_memory
--- Queues the chunks of a range that have no memory and that nobody encodes.
+-- Queues chunks in a range of ids that have no memory and are neither queued nor failed.
 WITH lost AS (
     SELECT d.bank_id, d.id AS document_id, c.id, p.id AS profile_id, p.priority
     FROM chunk c JOIN bank b ON b.tenant_id = :tenant AND b.id = c.bank_id
