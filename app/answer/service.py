@@ -112,9 +112,9 @@ class Answering:
     def sources(self) -> list[Source]:
         """What is being read, the shares of attention as far as they are known."""
         passages, memories = self._found.passages, self._memories
-        if memories is None:
+        if memories is None or self._stream is None:
             return [Source.of(passage) for passage in passages]
-        shares = memories.shares(0, len(passages))
+        shares = self._stream.shares.of(memories, 0, len(passages))
         return [Source.of(*one) for one in zip(passages, shares, strict=True)]
 
     def answer(self) -> Answer:

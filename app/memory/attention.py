@@ -25,6 +25,7 @@ from transformers.masking_utils import sdpa_mask
 
 from app.memory.compose import Memories
 from app.memory.kv import ABSENT
+from app.memory.shares import Shares
 
 NAME = "membank"
 T = TypeVar("T")
@@ -45,7 +46,9 @@ class Glance:
     weights: Tensor | None = None
 
 
-_reading: ContextVar[Memories | None] = ContextVar("membank_memories", default=None)
+_reading: ContextVar[tuple[Memories, Shares | None] | None] = ContextVar(
+    "membank_memories", default=None
+)
 _ours: WeakKeyDictionary[Any, tuple[str, int]] = WeakKeyDictionary()
 """Models that compute attention in our way now, the way before, and in how many blocks."""
 _changing = threading.Lock()
@@ -53,13 +56,15 @@ _watching: ContextVar[Callable[[Glance], None] | None] = ContextVar("membank_wat
 
 
 @contextlib.contextmanager
-def injected(model: Any, memories: Memories) -> Iterator[None]:
+def injected(model: Any, memories: Memories, shares: Shares | None = None) -> Iterator[None]:
     """Let `model` read `memories` in every forward pass inside the block.
+
+    shares: notes how the last token of the first pass attends to them.
 
     The model is as it was afterwards. Pass `memories.positions(n)` as `position_ids`. Other threads
     may use the same model meanwhile in such a block, or in `without_memories`, not otherwise.
     """
-    with _our_attention(model), _set(_reading, memories):
+    with _our_attention(model), _set(_reading, (memories, shares)):
         yield
 
 
@@ -124,7 +129,8 @@ def attend(
     softcap: bound of the logits (Gemma2); s_aux: (heads,), a logit of each head that takes weight
     and gives no value (gpt-oss). Returns (batch, n, heads, head_dim).
     """
-    memories, watch = _reading.get(), _watching.get()
+    memories, noted = _reading.get() or (None, None)
+    watch = _watching.get()
     layer: int = module.layer_idx  # type: ignore[assignment]
     batch, heads, n, dim = query.shape
     kv_heads, live = key.shape[1:3]
@@ -138,12 +144,13 @@ def attend(
             parts.insert(0, (*stored, _bias(memories, layer, sliding_window, kwargs)))
         # The query heads that share a key-value head become rows of one matrix product.
         rows = query.reshape(batch, kv_heads, -1, dim) * scaling
-        shares = _weights(rows, parts, n, softcap, s_aux)
-        read = [w.to(value.dtype) @ v for w, (_, v, _) in zip(shares, parts, strict=True)]
+        attended = _weights(rows, parts, n, softcap, s_aux)
+        read = [w.to(value.dtype) @ v for w, (_, v, _) in zip(attended, parts, strict=True)]
         out = read[0] if len(read) == 1 else read[0] + read[1]
-        if memories is not None and n > 1:
-            weights = shares[0].view(batch, heads, n, -1)
-            memories.note(weights[:, :, -1])
+        if memories is not None:
+            weights = attended[0].view(batch, heads, n, -1)
+            if noted is not None:
+                noted.note(layer, weights[:, :, -1])
     if watch is not None:
         watch(Glance(layer, query * scaling, softcap, weights))
     return out.view(batch, heads, n, -1).transpose(1, 2).contiguous(), None

@@ -1,7 +1,7 @@
 """Several memories for each request of a batch -> one padded, positioned set of tensors."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -14,7 +14,7 @@ from app.memory.model.rotary import Rotary
 
 @dataclass(frozen=True)
 class Memories:
-    """What attention reads beside the live tokens.
+    """What attention reads beside the live tokens. Nothing is ever written to it.
 
     keys, values: (layers, batch, kv_heads, entries, head_dim), keys turned to their positions;
     bias: (layers or 1, batch, kv_heads or 1, entries), added to the logits, ABSENT for padding
@@ -30,7 +30,6 @@ class Memories:
     places: Tensor
     owner: Tensor
     start: Tensor
-    _noted: list[Tensor] = field(default_factory=list, repr=False)
 
     def positions(self, n: int, before: int = 0) -> Tensor:
         """position_ids (batch, n) of live tokens `before` .. `before + n - 1`."""
@@ -61,23 +60,7 @@ class Memories:
         owner = self.owner
         added = gains.to(owner.device).gather(1, owner.clamp_min(0)).masked_fill(owner < 0, 0.0)
         added = added[None, :, None]
-        return replace(self, bias=added if self.bias is None else self.bias + added, _noted=[])
-
-    def note(self, weights: Tensor) -> None:
-        """Remember one layer's attention of a prompt's last token, (batch, heads, entries)."""
-        if len(self._noted) < self.keys.shape[0]:
-            self._noted.append(weights.detach().mean(dim=1))
-
-    def shares(self, request: int, memories: int) -> list[float]:
-        """Share of attention that each of a request's memories got, mean over heads and layers.
-
-        The shares of the memories, the prefix and the live tokens add up to 1.
-        """
-        if not self._noted:
-            return [0.0] * memories
-        mean = torch.stack(self._noted).mean(dim=0)[request]
-        owner = self.owner[request]
-        return [float(mean[owner == i].sum()) for i in range(memories)]
+        return replace(self, bias=added if self.bias is None else self.bias + added)
 
 
 def compose(

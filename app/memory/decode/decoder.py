@@ -91,6 +91,7 @@ class ModelReading:
     def __init__(self, lm: LanguageModel, start: Start) -> None:
         self._lm, self._memories, self._length = lm, start.memories, 0
         self._cache = DynamicCache(config=lm.model.config.get_text_config())
+        self._shares = start.shares
         self.feed(list(start.prompt))
 
     @torch.no_grad()
@@ -101,7 +102,7 @@ class ModelReading:
         else:
             places = memories.positions(n, self._length)
         self._length += n
-        with nullcontext() if memories is None else injected(lm.model, memories):
+        with nullcontext() if memories is None else injected(lm.model, memories, self._shares):
             logits: Tensor = lm.model(
                 input_ids=torch.tensor([ids], device=lm.device),
                 position_ids=places,

@@ -20,6 +20,7 @@ from app.errors import ModelError
 from app.memory.compose import Memories
 from app.memory.model.linear import Linear, rounded
 from app.memory.model.load import LanguageModel
+from app.memory.shares import Shares
 
 _PROBE = 7
 _PROBED, _ROWS = (1, 2, 3, 7, 16, 23, 64, 300), 128
@@ -28,11 +29,16 @@ _PROBED, _ROWS = (1, 2, 3, 7, 16, 23, 64, 300), 128
 
 @dataclass(frozen=True)
 class Start:
-    """A request before its first token: prompt, tokens that may follow, what it reads."""
+    """A request before its first token.
+
+    room: tokens that may follow the prompt; memories: what it reads besides; shares: notes how the
+    prompt's last token attends to them.
+    """
 
     prompt: Sequence[int]
     room: int
     memories: Memories | None = None
+    shares: Shares | None = None
 
 
 @dataclass(frozen=True)
@@ -203,6 +209,7 @@ class FlatReading:
         self.values = torch.empty_like(self.keys)
         # The memories are copied in when the second token is asked for: the first needn't wait.
         self._memories = memories
+        self._shares = start.shares
 
     def settle(self) -> None:
         """The prompt is read: from now on the memories are in the cache."""
@@ -226,7 +233,7 @@ class FlatReading:
         return self._attend_one(index, q, now)
 
     def _attend_prompt(self, index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Memories are read where they lie; their shares are noted."""
+        """Memories are read where they lie."""
         flat, n = self.flat, q.shape[1]
         if self._memories is None:
             mixed = F.scaled_dot_product_attention(
@@ -240,7 +247,9 @@ class FlatReading:
             stored = stored + self.bias[index, :, None]
         live = (rows @ k.transpose(1, 2)) + later.repeat(flat.heads // flat.kv_heads, 1)
         weights = torch.cat([stored, live], dim=-1).softmax(dim=-1)
-        self._memories.note(weights.view(1, flat.heads, n, -1)[:, :, -1, : self.entries])
+        if self._shares is not None:
+            last = weights.view(1, flat.heads, n, -1)[:, :, -1, : self.entries]
+            self._shares.note(index, last)
         weights = weights.to(v.dtype)
         mixed = weights[..., : self.entries] @ self._memories.values[index, 0]
         mixed = mixed + weights[..., self.entries :] @ v

@@ -21,6 +21,7 @@ from app.memory.decode.flat import Start
 from app.memory.decode.pieces import Pieces
 from app.memory.encode import Encoder
 from app.memory.model.load import LanguageModel
+from app.memory.shares import Shares
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,7 @@ class Telling(ABC):
     def __init__(self, generator: Generator, wanted: Wanted) -> None:
         self.generator, self.wanted = generator, wanted
         self.cancelled = False
+        self.shares = Shares()
         self._choose = Choice(wanted.sampling)
         self._memories: Memories | None = None
         self._finished: Finish = None
@@ -171,7 +173,7 @@ class Telling(ABC):
         self._started, wanted = time.perf_counter(), self.wanted
         read = wanted.memories
         self._memories = read.encoded() if isinstance(read, Unencoded) else read
-        return Start(wanted.prompt, wanted.max_tokens, self._memories)
+        return Start(wanted.prompt, wanted.max_tokens, self._memories, self.shares)
 
     def take(self, logits: Tensor) -> int | None:
         """Choose the next token, None when the answer has ended with it."""

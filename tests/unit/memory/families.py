@@ -12,6 +12,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from app.memory.attention import injected
 from app.memory.compose import Memories
 from app.memory.model.load import LanguageModel
+from app.memory.shares import Shares
 
 SMALL = {
     "vocab_size": 97,
@@ -73,10 +74,12 @@ def lm_of(model: Any) -> LanguageModel:
     return LanguageModel(model, tokenizer=None)
 
 
-def read(lm: LanguageModel, memories: Memories, live: list[list[int]]) -> Tensor:
+def read(
+    lm: LanguageModel, memories: Memories, live: list[list[int]], shares: Shares | None = None
+) -> Tensor:
     """Logits of the live tokens, (batch, n, vocabulary)."""
     ids = torch.tensor(live)
-    with torch.no_grad(), injected(lm.model, memories):
+    with torch.no_grad(), injected(lm.model, memories, shares):
         return lm.model(
             input_ids=ids,
             position_ids=memories.positions(ids.shape[1]),

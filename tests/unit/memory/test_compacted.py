@@ -13,6 +13,7 @@ from app.memory.compose import compose
 from app.memory.encode import Encoder
 from app.memory.kv import ABSENT, KV
 from app.memory.model.load import LanguageModel
+from app.memory.shares import Shares
 from tests.unit.memory.families import CHUNKS, LIVE, PREFIX, lm_of, read, tiny
 
 
@@ -125,11 +126,12 @@ def test_a_memory_absent_from_every_layer_is_read_as_the_prefix_alone() -> None:
     (dense,) = encoder.encode([CHUNKS[0]])
     nowhere = KV(dense.keys, dense.values, torch.full(dense.keys.shape[:3], -torch.inf))
     absent = compose([[nowhere]], lm.rotary, encoder.prefix)
-    got = read(lm, absent, [LIVE])
+    shares = Shares()
+    got = read(lm, absent, [LIVE], shares)
     bare = compose([[]], lm.rotary, encoder.prefix)
     bare.start.copy_(absent.start)
     assert (got - read(lm, bare, [LIVE])).abs().max() < 1e-5
-    assert absent.shares(0, 1) == [0.0]
+    assert shares.of(absent, 0, 1) == [0.0]
     assert absent.entries(0) == len(PREFIX)
 
 

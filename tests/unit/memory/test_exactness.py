@@ -17,6 +17,7 @@ from app.memory.compose import compose
 from app.memory.encode import Encoder
 from app.memory.kv import KV
 from app.memory.model.load import LanguageModel
+from app.memory.shares import Shares
 from tests.unit.memory.families import (
     CHUNKS,
     FAMILIES,
@@ -265,11 +266,15 @@ def test_shares_of_attention_are_those_of_the_prompts_last_token() -> None:
     stored = encoder.encode(CHUNKS)
     memories = compose([stored], lm.rotary, encoder.prefix)
     glances: list[Glance] = []
+    shares = Shares()
+    assert shares.of(memories, 0, 3) == [0.0] * 3
     with watched(glances.append):
-        read(lm, memories, [LIVE])
+        read(lm, memories, [LIVE], shares)
     last = torch.stack([one.weights[0, :, -1] for one in glances if one.weights is not None])
     expected = [float(last.mean(dim=(0, 1))[memories.owner[0] == i].sum()) for i in range(3)]
-    assert memories.shares(0, 3) == pytest.approx(expected, abs=1e-6)
+    assert shares.of(memories, 0, 3) == pytest.approx(expected, abs=1e-6)
+    read(lm, memories, [LIVE[:1]], shares)  # a later pass changes nothing
+    assert shares.of(memories, 0, 3) == pytest.approx(expected, abs=1e-6)
     assert all(0 < share < 1 for share in expected)
     assert sum(expected) < 1
 

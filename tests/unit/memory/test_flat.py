@@ -16,6 +16,7 @@ from app.memory.decode.packed import Bits, pack
 from app.memory.encode import Encoder
 from app.memory.kv import ABSENT, KV
 from app.memory.model.load import LanguageModel
+from app.memory.shares import Shares
 from tests.unit.memory.families import FAMILIES, made, tiny, uneven
 
 FLAT = ["llama", "llama 3.1", "mistral", "qwen2", "qwen3", "smollm3, layers without rotary"]
@@ -95,11 +96,15 @@ def test_flat_reads_a_prompt_of_one_token() -> None:
 
 def test_flat_reports_the_same_shares_of_attention() -> None:
     lm = lm_of("qwen3")
-    ours, theirs = memories_of(lm), memories_of(lm)
-    logits(flat(lm), ours)
-    reference(lm, theirs)
-    assert ours.shares(0, 2) == pytest.approx(theirs.shares(0, 2), abs=1e-5)
-    assert all(share > 0 for share in ours.shares(0, 2))
+    memories, found = memories_of(lm), []
+    for decoder in (flat(lm), ModelDecoder(lm)):
+        shares = Shares()
+        [reading] = decoder.read([Start(PROMPT, 2, memories, shares)])
+        found.append(shares.of(memories, 0, 2))
+        decoder.feed([reading], [1])
+        assert shares.of(memories, 0, 2) == found[-1]
+    assert found[0] == pytest.approx(found[1], abs=1e-5)
+    assert all(share > 0 for share in found[0])
 
 
 @pytest.mark.parametrize("family", sorted(set(FAMILIES) - set(FLAT)))
