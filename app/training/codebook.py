@@ -1,4 +1,4 @@
-"""Fits a codebook to the configured model and saves it where the model looks for one."""
+"""`membank codebook`: fits one to the configured model and saves it where the model looks for it."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -9,12 +9,12 @@ from app.errors import UsageError
 from app.ingest.document import Failure
 from app.ingest.read import read
 from app.ingest.split import split
-from app.memory.codec.calibrate import fit
 from app.memory.codec.transform import Transform
 from app.process import console
 from app.runtime.identity import codebooks, count_tokens
 from app.runtime.models import models
 from app.settings import settings
+from app.training.calibrate import fit
 
 REPEAT = "Repeat the text."
 

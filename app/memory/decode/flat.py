@@ -7,19 +7,18 @@ the model's. All other models keep transformers' way, which is the reference (de
 """
 
 from collections.abc import Callable, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from app.errors import ModelError
 from app.memory.compose import Memories
-from app.memory.model.linear import Linear, rounded
+from app.memory.decode.layers import Layer, layer_of, linear_of, require_parts, require_plain
 from app.memory.model.load import LanguageModel
+from app.memory.model.product import Product, rounded
 from app.memory.shares import Shares
 
 _PROBE = 7
@@ -41,41 +40,26 @@ class Start:
     shares: Shares | None = None
 
 
-@dataclass(frozen=True)
-class Layer:
-    """Products with the same input are one: rows of q, k and v, and of gate and up."""
-
-    qkv: Linear
-    out: Linear
-    gate_up: Linear
-    down: Linear
-    norm_in: Tensor
-    norm_mid: Tensor
-    norm_q: Tensor | None
-    norm_k: Tensor | None
-    rotary: bool
-
-
 class Flat:
     """A model's weights, which it shares with transformers' modules, and its forward pass."""
 
     def __init__(self, lm: LanguageModel) -> None:
         """Raises ModelError that says which part of the model is not of the Llama shape."""
         decoder = lm.decoder
-        _require_parts(decoder, {"embed_tokens", "layers", "norm", "rotary_emb"})
+        require_parts(decoder, {"embed_tokens", "layers", "norm", "rotary_emb"})
         self.device, self.dtype = lm.device, lm.dtype
-        self.layers = [_layer(module) for module in decoder.layers]
+        self.layers = [layer_of(module) for module in decoder.layers]
         self.embedding: Tensor = decoder.embed_tokens.weight
         self.norm: Tensor = decoder.norm.weight
-        head = _linear(lm.model, "lm_head")
-        self.head = Linear(head.weight, head.bias)
+        head = linear_of(lm.model, "lm_head")
+        self.head = Product(head.weight, head.bias)
         attention = decoder.layers[0].self_attn
         self.dim, self.scaling = int(attention.head_dim), float(attention.scaling)
         self.heads = attention.q_proj.weight.shape[0] // self.dim
         self.kv_heads = attention.k_proj.weight.shape[0] // self.dim
         self.eps = float(decoder.norm.variance_epsilon)
         self._rotary_embedding = decoder.rotary_emb
-        _require_plain(lm)
+        require_plain(lm)
         self._require_same(lm)
 
     def angles(self, start: int, n: int) -> tuple[Tensor, Tensor]:
@@ -335,69 +319,3 @@ def _signed(sin: Tensor) -> Tensor:
     """So that the halves of a head need only change places: the first is turned the other way."""
     half = sin.shape[-1] // 2
     return torch.cat([-sin[:, :half], sin[:, half:]], dim=-1)
-
-
-def _layer(module: Any) -> Layer:
-    _require_parts(module, {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"})
-    attention, mlp = module.self_attn, module.mlp
-    _require_parts(attention, {"q_proj", "k_proj", "v_proj", "o_proj"}, {"q_norm", "k_norm"})
-    _require_parts(mlp, {"gate_proj", "up_proj", "down_proj", "act_fn"})
-    sample = torch.linspace(-3, 3, 7)
-    if not torch.allclose(mlp.act_fn(sample), F.silu(sample)):
-        raise ModelError("its activation is not SiLU")
-    norm_q, norm_k = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
-    return Layer(
-        _joined(attention, "q_proj", "k_proj", "v_proj"),
-        _joined(attention, "o_proj"),
-        _joined(mlp, "gate_proj", "up_proj"),
-        _joined(mlp, "down_proj"),
-        norm_in=module.input_layernorm.weight,
-        norm_mid=module.post_attention_layernorm.weight,
-        norm_q=None if norm_q is None else norm_q.weight,
-        norm_k=None if norm_k is None else norm_k.weight,
-        rotary=bool(getattr(attention, "use_rope", True)),
-    )
-
-
-def _require_parts(
-    module: nn.Module, needed: set[str], known: AbstractSet[str] = frozenset()
-) -> None:
-    parts = {name for name, _ in module.named_children()}
-    if odd := (needed - parts) | (parts - needed - known):
-        raise ModelError(f"its {type(module).__name__} differs in {', '.join(sorted(odd))}")
-
-
-def _joined(module: Any, *names: str) -> Linear:
-    """Several products as one, of whose weights the module's own become views."""
-    parts = [_linear(module, name) for name in names]
-    if len({part.bias is None for part in parts}) > 1:
-        raise ModelError(f"only some of its {', '.join(names)} have a bias")
-    made = Linear.of(parts, parts[0].weight.dtype)
-    views = torch.split(made.weight, [len(part.weight) for part in parts])
-    for part, rows in zip(parts, views, strict=True):
-        part.weight.data = rows
-    return made
-
-
-def _linear(module: Any, name: str) -> nn.Linear:
-    part = getattr(module, name, None)
-    if type(part) is not nn.Linear:  # an adapter's or a quantised one is another class
-        raise ModelError(f"its {name} is {type(part).__name__}")
-    return part
-
-
-def _require_plain(lm: LanguageModel) -> None:
-    """Refuse what a probe of a few tokens would not show."""
-    config = lm.model.config.get_text_config()
-    window = getattr(config, "sliding_window", None)
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"} or (window and window < config.max_position_embeddings):
-        raise ModelError("not all of its layers attend to everything")
-    if getattr(lm.decoder.rotary_emb, "rope_type", "") not in ("default", "linear", "llama3"):
-        raise ModelError("its rotary angles change with the length of the text")
-    norms = [m for m in lm.decoder.modules() if hasattr(m, "variance_epsilon")]
-    if len({norm.variance_epsilon for norm in norms}) != 1:
-        raise ModelError("its norms differ")
-    shapes = {tuple(p.shape for p in layer.parameters()) for layer in lm.decoder.layers}
-    if len(shapes) != 1:
-        raise ModelError("its layers differ in shape")

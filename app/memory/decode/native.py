@@ -15,9 +15,9 @@ from torch import Tensor
 
 from app.errors import ModelError
 from app.memory.decode.flat import Flat, FlatDecoder, FlatReading
-from app.memory.decode.packed import Bits, Packed, pack
+from app.memory.decode.packed import Bits, Packed, pack_weights
 from app.memory.model.compiled import library
-from app.memory.model.linear import Linear
+from app.memory.model.product import Product
 
 _BLOCK = 128  # entries that step.c reads as one piece
 
@@ -142,8 +142,8 @@ class Native:
         blocks = sum(reading.length // _BLOCK + 1 for reading in readings)
         return torch.empty(len(readings) * fixed + m.heads * blocks * (m.dim + 2))
 
-    def _matrix(self, bits: Bits, part: Linear) -> _Matrix:
-        packed = pack(part.weight, bits)
+    def _matrix(self, bits: Bits, part: Product) -> _Matrix:
+        packed = pack_weights(part.weight, bits)
         self.matrices.append(packed)
         return _Matrix(
             *packed.shape,

@@ -41,7 +41,7 @@ class Packed:
         return (low[..., None] + step[..., None] * codes).flatten(1)
 
 
-def pack(weight: Tensor, bits: Bits) -> Packed:
+def pack_weights(weight: Tensor, bits: Bits) -> Packed:
     """Round `weight` (rows, cols). `auto` takes 4 bits where they lose no more than 8 would.
 
     That is so for weights that come from a 4-bit file, such as the default model's: their grid of

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from app.errors import ModelError
-from app.memory.model.linear import Linear, rounded
+from app.memory.model.product import Product, rounded
 
 _PROBE = (101, 2129, 2116, 2420, 102, 7, 3)
 
@@ -31,11 +31,11 @@ class Norm:
 class Layer:
     """A layer's weights; the products for query, key and value are one."""
 
-    qkv: Linear
-    out: Linear
+    qkv: Product
+    out: Product
     norm_attention: Norm
-    up: Linear
-    down: Linear
+    up: Product
+    down: Product
     norm: Norm
 
 
@@ -77,11 +77,11 @@ class Bert:
         attention = module.attention.self
         parts = [attention.query, attention.key, attention.value]
         return Layer(
-            Linear.of(parts, self.dtype),
-            Linear.of([module.attention.output.dense], self.dtype),
+            Product.of(parts, self.dtype),
+            Product.of([module.attention.output.dense], self.dtype),
             _norm(module.attention.output.LayerNorm),
-            Linear.of([module.intermediate.dense], self.dtype, "gelu"),
-            Linear.of([module.output.dense], self.dtype),
+            Product.of([module.intermediate.dense], self.dtype, "gelu"),
+            Product.of([module.output.dense], self.dtype),
             _norm(module.output.LayerNorm),
         )
 

@@ -12,7 +12,7 @@ from app.memory.compose import Memories, compose
 from app.memory.decode.decoder import Decoder, ModelDecoder, decoder_of
 from app.memory.decode.flat import Flat, FlatDecoder, Start
 from app.memory.decode.native import Native, NativeDecoder
-from app.memory.decode.packed import Bits, pack
+from app.memory.decode.packed import Bits, pack_weights
 from app.memory.encode import Encoder
 from app.memory.kv import ABSENT, KV
 from app.memory.model.load import LanguageModel
@@ -138,7 +138,7 @@ def test_packed_weights_give_the_logits_of_a_model_with_the_rounded_weights(
     with torch.no_grad():
         for module in lm.model.modules():
             if isinstance(module, torch.nn.Linear):
-                module.weight.copy_(pack(module.weight, weights).dense())
+                module.weight.copy_(pack_weights(module.weight, weights).dense())
     native = Native(Flat(lm), weights, folder)  # rounds to the same once more
     memories = weighted(lm) if with_memories else None
     got = logits(NativeDecoder(native), memories)

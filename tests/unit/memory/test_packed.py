@@ -10,7 +10,7 @@ from transformers import LlamaConfig
 
 from app.memory.decode.flat import Flat
 from app.memory.decode.native import Native
-from app.memory.decode.packed import GROUP, Bits, Packed, pack
+from app.memory.decode.packed import GROUP, Bits, Packed, pack_weights
 from app.memory.model.load import LanguageModel
 from tests.unit.memory.families import made, of_threads
 
@@ -112,14 +112,14 @@ def test_a_product_takes_weights_apart_as_their_layout_says(bits: Bits, folder: 
 
 @pytest.mark.parametrize("bits", BOTH)
 def test_what_is_packed_is_what_its_layout_says(bits: Bits) -> None:
-    packed = pack(drawn(6, 96), bits)
+    packed = pack_weights(drawn(6, 96), bits)
     assert packed.shape == (6, 96)
     assert torch.equal(packed.dense(), dense(packed).float())
 
 
 def test_eight_bits_take_the_nearest_of_a_rows_255_steps() -> None:
     weight = drawn(24, 96)
-    packed = pack(weight, "int8")
+    packed = pack_weights(weight, "int8")
     assert packed.values.abs().amax(dim=1).tolist() == [127] * 24
     assert ((dense(packed) - weight).abs() <= packed.scales[:, None] * 0.5001).all()
 
@@ -127,7 +127,7 @@ def test_eight_bits_take_the_nearest_of_a_rows_255_steps() -> None:
 def test_four_bits_take_the_nearest_of_a_groups_16_steps() -> None:
     """Lowest value and step are bfloat16: the ends may lie a little beyond the grid."""
     weight = drawn(24, 96)
-    packed = pack(weight, "int4")
+    packed = pack_weights(weight, "int4")
     groups = weight.view(24, 3, GROUP)
     low, high = groups.amin(-1), groups.amax(-1)
     exact = torch.stack([low, (high - low) / 15], dim=-1)
@@ -142,28 +142,28 @@ def test_four_bits_take_the_nearest_of_a_groups_16_steps() -> None:
 @pytest.mark.parametrize("bits", BOTH)
 def test_weights_on_a_grid_come_back_as_they_were(bits: Bits) -> None:
     weight = on_a_grid(24, 96, bits)
-    assert torch.equal(pack(weight, bits).dense(), weight)
+    assert torch.equal(pack_weights(weight, bits).dense(), weight)
 
 
 def test_auto_finds_a_grid_of_sixteen() -> None:
-    assert pack(on_a_grid(24, 64, "int4"), "auto").bits == 4
-    assert pack(on_a_grid(24, 64, "int8"), "auto").bits == 8
+    assert pack_weights(on_a_grid(24, 64, "int4"), "auto").bits == 4
+    assert pack_weights(on_a_grid(24, 64, "int8"), "auto").bits == 8
 
 
 @pytest.mark.parametrize(("bits", "width"), [("auto", 64), ("auto", 48), ("int4", 48)])
 def test_eight_bits_are_kept_where_four_would_spoil_or_do_not_fit(bits: Bits, width: int) -> None:
-    packed = pack(drawn(24, width), bits)
+    packed = pack_weights(drawn(24, width), bits)
     assert (packed.bits, packed.shape) == (8, (24, width))
 
 
 @pytest.mark.parametrize("bits", BOTH)
 def test_a_weight_of_zeros_packs_to_zeros(bits: Bits) -> None:
-    assert torch.equal(pack(torch.zeros(8, 64), bits).dense(), torch.zeros(8, 64))
+    assert torch.equal(pack_weights(torch.zeros(8, 64), bits).dense(), torch.zeros(8, 64))
 
 
 def test_the_weights_that_are_packed_are_left_as_they_are(folder: Path) -> None:
     weight: Any = drawn(8, 64)
     before = weight.clone()
     for bits in BOTH:
-        pack(weight, bits)
+        pack_weights(weight, bits)
     assert torch.equal(weight, before)

@@ -11,7 +11,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from app.memory.decode.flat import Flat, FlatReading, Start
 from app.memory.decode.native import Native
-from app.memory.decode.packed import Bits, pack
+from app.memory.decode.packed import Bits, pack_weights
 from app.memory.kv import ABSENT
 from app.memory.model.load import LanguageModel
 from tests.unit.memory.families import made, of_threads, uneven
@@ -117,7 +117,7 @@ class Plain:
     def __init__(self, lm: LanguageModel, bits: Bits) -> None:
         self.lm, self.dim = lm, lm.decoder.layers[0].self_attn.head_dim
         self.weights = {
-            module: pack(module.weight, bits).dense().double()
+            module: pack_weights(module.weight, bits).dense().double()
             for module in lm.model.modules()
             if isinstance(module, nn.Linear)
         }

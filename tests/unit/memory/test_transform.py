@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from app.errors import BlobError, ProfileError
-from app.memory.codec.calibrate import fit
 from app.memory.codec.pack import check, codec_for, decode, pack, unpack
 from app.memory.codec.transform import Codebook, Transform, rows_of
 from app.memory.encode import Encoder
 from app.memory.kv import KV
 from app.memory.model.load import LanguageModel
+from app.training.calibrate import fit
 from tests.unit.memory.families import tiny
 
 PROFILE = "0123456789abcdef0123456789abcdef"

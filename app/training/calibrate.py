@@ -1,4 +1,4 @@
-"""Fit the transform codec's codebook to a model, on any text.
+"""How a codebook of the transform codec is fitted to a model, on any text.
 
 The text's only part is to show what keys and values look like, and how much the model's output
 changes with each of them. The second is measured as KVzip measures importance: while the model

@@ -18,7 +18,7 @@ Then = Literal["none", "gelu"]
 
 
 @dataclass(frozen=True)
-class Linear:
+class Product:
     """A product with `weight` (outputs, inputs); `laid` is a copy of it in the kernels' layout."""
 
     weight: Tensor
@@ -27,7 +27,7 @@ class Linear:
     then: Then = "none"
 
     @classmethod
-    def of(cls, parts: Sequence[nn.Linear], dtype: torch.dtype, then: Then = "none") -> "Linear":
+    def of(cls, parts: Sequence[nn.Linear], dtype: torch.dtype, then: Then = "none") -> "Product":
         """Combine layers that have the same input into one, in `dtype`."""
         weight = torch.cat([part.weight for part in parts]).detach().to(dtype)
         biases = [part.bias.detach().to(dtype) for part in parts if part.bias is not None]
@@ -40,7 +40,7 @@ class Linear:
         if self.laid is None:
             found = F.linear(rows, self.weight, self.bias)
             return (F.gelu(found) if self.then == "gelu" else found)[: len(x)]
-        return product(rows, self.laid, self.bias, self.then)[: len(x)]
+        return multiply(rows, self.laid, self.bias, self.then)[: len(x)]
 
 
 def rounded(rows: int) -> int:
@@ -54,7 +54,7 @@ def rounded(rows: int) -> int:
 
 
 def laid(weight: Tensor) -> Tensor | None:
-    """A copy of the weights (outputs, inputs) in the kernels' layout, for `product` only.
+    """A copy of the weights (outputs, inputs) in the kernels' layout, for `multiply` only.
 
     None where this PyTorch, device or processor has no such layout for the weights' dtype.
     """
@@ -71,7 +71,7 @@ def laid(weight: Tensor) -> Tensor | None:
     return found
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None, then: Then = "none") -> Tensor:
+def multiply(x: Tensor, weight: Tensor, bias: Tensor | None, then: Then = "none") -> Tensor:
     """Multiply x (..., inputs) by weights from `laid`, giving (..., outputs)."""
     way = "" if then == "none" else "none"  # exact gelu, without tanh approximation
     y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], way)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from app.memory.model.linear import Linear, Then, laid, product, rounded
+from app.memory.model.product import Product, Then, laid, multiply, rounded
 
 TYPES = [torch.float32, torch.bfloat16]
 
@@ -29,9 +29,9 @@ def layers() -> list[nn.Linear]:
 def test_several_layers_of_one_input_are_one_product(
     layers: list[nn.Linear], dtype: torch.dtype, then: Then, rows: int, laid_out: bool
 ) -> None:
-    made = Linear.of(layers, dtype, then)
+    made = Product.of(layers, dtype, then)
     if not laid_out:
-        made = Linear(made.weight, made.bias, None, then)
+        made = Product(made.weight, made.bias, None, then)
     x = torch.randn(rows, 33)
     expected = torch.cat([layer(x) for layer in layers], dim=1)
     got = made(x.to(dtype))
@@ -50,7 +50,7 @@ def test_several_layers_of_one_input_are_one_product(
 @torch.no_grad()
 def test_layers_without_a_bias_have_none() -> None:
     layer = nn.Linear(8, 4, bias=False)
-    made = Linear.of([layer], torch.float32)
+    made = Product.of([layer], torch.float32)
     assert made.bias is None
     x = torch.randn(3, 8)
     torch.testing.assert_close(made(x), layer(x))
@@ -67,7 +67,7 @@ def test_a_product_is_near_the_exact_one(dtype: torch.dtype) -> None:
     form = laid(weight)
     if form is None:
         pytest.skip("this processor has no products of that type")
-    got = product(x, form, bias.to(dtype)).double()
+    got = multiply(x, form, bias.to(dtype)).double()
     exact = x.double() @ weight.double().T + bias.to(dtype).double()
     assert (got - exact).norm() / exact.norm() < (1e-6 if dtype == torch.float32 else 5e-3)
 
