@@ -1,4 +1,4 @@
-"""`membank codebook`: fits one to the configured model and saves it where the model looks for it."""
+"""`membank codebook`: fits one to the configured model and saves it where that finds it."""
 
 import random
 from collections.abc import Callable, Sequence
