@@ -16,6 +16,7 @@ from app.errors import BlobError
 from app.ingest.command import run as ingest
 from app.local.processes import wait_until
 from app.local.stack import Stack
+from app.settings import settings
 from tests import edges
 from tests.e2e.conftest import Run, make_tenant
 
@@ -136,17 +137,32 @@ def test_a_good_member_of_an_archive_answers_beside_a_bad_and_a_hidden_one(
     [
         ("MEMBANK_DATABASE_URL", "postgresql://nobody@127.0.0.1:1/none", "127.0.0.1:1/none"),
         ("MEMBANK_DATABASE_URL", "mysql://nobody@127.0.0.1/none", "only Postgres"),
-        ("MEMBANK_MODEL", "/no/such/model", "/no/such/model"),
         ("MEMBANK_HOME", "/tmp/membank-never-started", "membank up"),
         ("MEMBANK_TOP_K", "many", "MEMBANK_TOP_K='many'"),
     ],
 )
-def test_a_server_or_model_that_is_not_there_is_named(
-    bank: Reader, membank_process: Run, variable: str, value: str, says: str
+def test_a_server_that_is_not_there_is_named(
+    bank: Reader,
+    membank: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str,
+    value: str,
+    says: str,
 ) -> None:
-    done = membank_process("ask", "What colour is the badge?", *AS, **{variable: value})
+    with monkeypatch.context() as patch:
+        patch.setenv(variable, value)
+        settings.cache_clear()
+        done = membank("ask", "What colour is the badge?", *AS)
+    settings.cache_clear()
     assert done.returncode in (1, 2)
     assert says in done.stderr
+
+
+def test_a_model_that_is_not_there_is_named(bank: Reader, membank_process: Run) -> None:
+    missing = "/no/such/model"
+    done = membank_process("ask", "What colour is the badge?", *AS, MEMBANK_MODEL=missing)
+    assert done.returncode in (1, 2)
+    assert missing in done.stderr
     assert "Traceback" not in done.stderr
 
 
