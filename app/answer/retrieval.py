@@ -103,9 +103,10 @@ def find(
 def found_for(
     request: Request, words: str, k: int | None, least: float, where: Filter | None = None
 ) -> Found:
-    """The same for any text, as a part of a request.
+    """The k memories that fit any text best, as a part of a request that was let in.
 
-    Raises UsageError for k or `least` out of range.
+    k None: as the settings say; `least` and `where` as in `find`. Raises UsageError for k or
+    `least` out of range, or a filter on a field that there is not.
     """
     if not -1 <= least <= 1:
         raise UsageError(f"the least score is {least}: give -1 to 1")

@@ -51,7 +51,7 @@ class Memories:
         return position_ids[:, None, :, None] - places[:, :, None, :] >= window
 
     def preferring(self, gains: Tensor) -> "Memories":
-        """The same memories, each of its entries' logits raised by its gain.
+        """A copy in which the logits of each memory's entries are raised by its gain.
 
         gains: (batch, memories of the longest request), in nats; what prefix and padding get is
         unchanged. The log of how likely each memory is to hold the answer makes attention weigh

@@ -51,7 +51,7 @@ class KV:
         return sum(part.nbytes for part in parts if part is not None)
 
     def to(self, device: torch.device | str) -> "KV":
-        """The same memory on another device."""
+        """This memory with its tensors on `device`: copies, unless they are there already."""
         bias = None if self.bias is None else self.bias.to(device)
         offsets = None if self.offsets is None else self.offsets.to(device)
         return KV(self.keys.to(device), self.values.to(device), bias, offsets, self.length)
