@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from app.access.quota import Quota
 from app.api.http import limits
-from app.api.http.caller import Reading, Writing
+from app.api.http.caller import MayRead, MayWrite
 from app.api.http.errors import handle_errors
 from app.api.http.limits import hold
 from app.api.http.rates import Rate, Rates
@@ -36,12 +36,12 @@ class Thing(BaseModel):
 
 
 @router.post("/things")
-def make(thing: Thing, who: Writing) -> dict[str, Any]:
+def make(thing: Thing, who: MayWrite) -> dict[str, Any]:
     return {"name": thing.name, "by": who.principal}
 
 
 @router.post("/questions")
-def ask(who: Reading) -> dict[str, Any]:
+def ask(who: MayRead) -> dict[str, Any]:
     begin_request(who.asker)
     return {}
 

@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from starlette.requests import Request
 
 from app.api import server
-from app.api.http.caller import Reading
+from app.api.http.caller import MayRead
 from app.api.operation import health
 from app.api.service import create
 from app.errors import UnavailableError
@@ -40,7 +40,7 @@ def client(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClien
     app = create(Generates())
 
     @app.get("/v1/things/{name}")
-    def thing(name: str, who: Reading, request: Request) -> dict[str, str]:
+    def thing(name: str, who: MayRead, request: Request) -> dict[str, str]:
         if name == "broken":
             raise RuntimeError("the text of a question")
         return {"name": name}

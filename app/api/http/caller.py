@@ -56,9 +56,9 @@ def _with_scope(scope: str) -> Callable[[Identity], Identity]:
     return checked
 
 
-Reading = Annotated[Identity, Depends(_with_scope("read"))]
+MayRead = Annotated[Identity, Depends(_with_scope("read"))]
 """A caller that may ask and search."""
-Writing = Annotated[Identity, Depends(_with_scope("write"))]
+MayWrite = Annotated[Identity, Depends(_with_scope("write"))]
 """A caller that may change documents."""
-Administering = Annotated[Identity, Depends(_with_scope("admin"))]
+MayAdminister = Annotated[Identity, Depends(_with_scope("admin"))]
 """A caller that may administer its tenant."""

@@ -17,7 +17,7 @@ from app.answer.question import Question
 from app.answer.recall import Source
 from app.answer.service import Answer, Answering, Generates
 from app.api.http.bridge import Bridge, GoneError, Running
-from app.api.http.caller import Reading
+from app.api.http.caller import MayRead
 from app.api.http.conditions import Filters
 from app.api.http.errors import error_body, responses, shape
 from app.api.http.fields import Text
@@ -196,7 +196,7 @@ class ChatCompletion(BaseModel):
     response_model=ChatCompletion,
     responses={200: {"content": _EVENTS}, **responses(404, 504)},
 )
-async def chat(body: ChatRequest, who: Reading, request: Request) -> Response:
+async def chat(body: ChatRequest, who: MayRead, request: Request) -> Response:
     """Answer a question from a bank, from what the caller may read of it.
 
     With `stream`, chunks of chat.completion.chunk are sent as server-sent events, the citations in

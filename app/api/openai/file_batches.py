@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from sqlalchemy import Connection
 
-from app.api.http.caller import Reading, Writing
+from app.api.http.caller import MayRead, MayWrite
 from app.api.http.errors import responses
 from app.api.http.fields import Attributes, Chunking, FileId, check_chunking
 from app.api.http.paging import Item, Page
@@ -75,7 +75,7 @@ class CreateBatch(BaseModel):
 
 
 @router.post("/{vector_store_id}/file_batches", responses=responses(404))
-def create_batch(vector_store_id: str, body: CreateBatch, who: Writing) -> Batch:
+def create_batch(vector_store_id: str, body: CreateBatch, who: MayWrite) -> Batch:
     """Put many files into a bank. Workers read them and store and encode what they hold."""
     members = body.members
     for each in members:
@@ -95,7 +95,7 @@ def create_batch(vector_store_id: str, body: CreateBatch, who: Writing) -> Batch
 
 
 @router.get("/{vector_store_id}/file_batches/{batch_id}", responses=responses(404))
-def get_batch(vector_store_id: str, batch_id: FileId, who: Reading) -> Batch:
+def get_batch(vector_store_id: str, batch_id: FileId, who: MayRead) -> Batch:
     """How far a batch is."""
     with transaction(who.asker) as connection:
         bank = known(connection, who.asker, vector_store_id)
@@ -103,7 +103,7 @@ def get_batch(vector_store_id: str, batch_id: FileId, who: Reading) -> Batch:
 
 
 @router.post("/{vector_store_id}/file_batches/{batch_id}/cancel", responses=responses(404))
-def cancel_batch(vector_store_id: str, batch_id: FileId, who: Writing) -> Batch:
+def cancel_batch(vector_store_id: str, batch_id: FileId, who: MayWrite) -> Batch:
     """Stop what has not been done. What is encoded stays, and so does what a worker holds."""
     with transaction(who.asker) as connection:  # only what the caller may read is there to cancel
         bank = known(connection, who.asker, vector_store_id).id
@@ -119,7 +119,7 @@ def cancel_batch(vector_store_id: str, batch_id: FileId, who: Writing) -> Batch:
 def list_batch_files(
     vector_store_id: str,
     batch_id: FileId,
-    who: Reading,
+    who: MayRead,
     paging: Annotated[StoreFilePaging, Query()],
 ) -> Page[StoreFile]:
     """The files of a batch."""

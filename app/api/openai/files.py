@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 from starlette.datastructures import FormData, UploadFile
 
 from app.access.identity import Identity
-from app.api.http.caller import Reading, Writing
+from app.api.http.caller import MayRead, MayWrite
 from app.api.http.errors import responses
 from app.api.http.fields import FileId, Storable, check_expiry
 from app.api.http.paging import Item, Page, Paging
@@ -83,7 +83,7 @@ class _Received:
     file: BinaryIO
 
 
-async def _received(request: Request, who: Writing) -> AsyncIterator[_Received]:
+async def _received(request: Request, who: MayWrite) -> AsyncIterator[_Received]:
     """The form, once it is known who sends it. The file is on disk if it is large."""
     form = await request.form(max_files=1, max_fields=10)
     try:
@@ -114,7 +114,7 @@ def _is_text(name: str) -> bool:
     return "\x00" not in name and not any("\ud800" <= c <= "\udfff" for c in name)
 
 
-def upload(who: Writing, received: Annotated[_Received, Depends(_received)]) -> FileObject:
+def upload(who: MayWrite, received: Annotated[_Received, Depends(_received)]) -> FileObject:
     """Keep a file. Nothing is made of it until it is put into a vector store."""
     content, writer = received.file.read(), who.asker.in_role("worker")
     with transaction(writer) as connection:
@@ -151,7 +151,7 @@ def files(max_bytes: int) -> APIRouter:
 
 
 @router.get("", responses=responses())
-def list_files(who: Reading, paging: Annotated[FilePaging, Query()]) -> Page[FileObject]:
+def list_files(who: MayRead, paging: Annotated[FilePaging, Query()]) -> Page[FileObject]:
     """The caller's files; with the scope admin those of its tenant."""
     with transaction(_sight(who)) as connection:
         found = uploads.listing(connection, _sight(who), paging.window(), paging.purpose)
@@ -159,7 +159,7 @@ def list_files(who: Reading, paging: Annotated[FilePaging, Query()]) -> Page[Fil
 
 
 @router.get("/{file_id}", responses=responses(404))
-def get_file(file_id: FileId, who: Reading) -> FileObject:
+def get_file(file_id: FileId, who: MayRead) -> FileObject:
     """One of them."""
     with transaction(_sight(who)) as connection:
         return FileObject.of(_one(connection, who, file_id))
@@ -170,7 +170,7 @@ def get_file(file_id: FileId, who: Reading) -> FileObject:
     responses={**responses(404), 200: {"content": {"application/octet-stream": {}}}},
     response_class=Response,
 )
-def get_content(file_id: FileId, who: Reading) -> Response:
+def get_content(file_id: FileId, who: MayRead) -> Response:
     """What was uploaded, byte for byte."""
     with transaction(_sight(who)) as connection:
         file = _one(connection, who, file_id)
@@ -186,7 +186,7 @@ def get_content(file_id: FileId, who: Reading) -> Response:
 
 
 @router.delete("/{file_id}", responses=responses(404))
-def delete_file(file_id: FileId, who: Writing) -> FileDeleted:
+def delete_file(file_id: FileId, who: MayWrite) -> FileDeleted:
     """Delete a file, and forget what it gave to any vector store."""
     writer = who.asker.in_role("worker")
     with transaction(writer) as connection:

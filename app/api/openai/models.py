@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 
 from app.access.identity import Identity
 from app.answer.retrieval import Reader
-from app.api.http.caller import Reading
+from app.api.http.caller import MayRead
 from app.api.http.errors import responses
 from app.bank.find import Bank, asked_bank, readable_banks
 from app.db.session import Asker, transaction
@@ -35,7 +35,7 @@ class ModelList(BaseModel):
 
 
 @router.get("/models", responses=responses())
-def list_models(who: Reading) -> ModelList:
+def list_models(who: MayRead) -> ModelList:
     """The banks that the caller may read."""
     with transaction(who.asker) as connection:
         banks = readable_banks(connection, who.asker)
@@ -43,7 +43,7 @@ def list_models(who: Reading) -> ModelList:
 
 
 @router.get("/models/{model:path}", responses=responses(404))
-def get_model(model: str, who: Reading) -> Model:
+def get_model(model: str, who: MayRead) -> Model:
     """One of them, also with an adapter: BANK@ADAPTER."""
     with transaction(who.asker) as connection:
         bank, _ = chosen(connection, who.asker, model)

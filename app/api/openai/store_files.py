@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection
 
 from app.access.lists import checked_access
-from app.api.http.caller import Reading, Writing
+from app.api.http.caller import MayRead, MayWrite
 from app.api.http.errors import responses
 from app.api.http.fields import (
     Attributes,
@@ -77,7 +77,8 @@ class StoreFileDeleted(Item):
     deleted: Literal[True] = True
 
 
-Reader = Annotated[Storable, Field(max_length=300)]
+AccessEntry = Annotated[Storable, Field(max_length=300)]
+"""everyone, principal:NAME or group:NAME."""
 
 
 class FileOptions(BaseModel):
@@ -86,7 +87,7 @@ class FileOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    allow: Annotated[list[Reader], Field(max_length=100)] | None = None
+    allow: Annotated[list[AccessEntry], Field(max_length=100)] | None = None
 
     def listed(self, connection: Connection, asker: Asker) -> list[str] | None:
         """Raises UsageError and NotFoundError for entries that mean nobody."""
@@ -133,7 +134,7 @@ class ContentPage(BaseModel):
 
 
 @router.post("/{vector_store_id}/files", responses=responses(404))
-def attach_file(vector_store_id: str, body: AttachFile, who: Writing) -> StoreFile:
+def attach_file(vector_store_id: str, body: AttachFile, who: MayWrite) -> StoreFile:
     """Put a file into a bank. Workers read it and store and encode what it holds."""
     check_chunking(body.chunking_strategy)
     writer = who.asker.in_role("worker")
@@ -150,7 +151,7 @@ def attach_file(vector_store_id: str, body: AttachFile, who: Writing) -> StoreFi
 
 @router.get("/{vector_store_id}/files", responses=responses(404))
 def list_store_files(
-    vector_store_id: str, who: Reading, paging: Annotated[StoreFilePaging, Query()]
+    vector_store_id: str, who: MayRead, paging: Annotated[StoreFilePaging, Query()]
 ) -> Page[StoreFile]:
     """Files and documents of a vector store that the caller may see."""
     with transaction(who.asker) as connection:
@@ -162,7 +163,7 @@ def list_store_files(
 
 
 @router.get("/{vector_store_id}/files/{file_id}", responses=responses(404))
-def get_store_file(vector_store_id: str, file_id: FileId, who: Reading) -> StoreFile:
+def get_store_file(vector_store_id: str, file_id: FileId, who: MayRead) -> StoreFile:
     """One of them."""
     with transaction(who.asker) as connection:
         _, entry = _entry(connection, who.asker, vector_store_id, file_id)
@@ -171,7 +172,7 @@ def get_store_file(vector_store_id: str, file_id: FileId, who: Reading) -> Store
 
 @router.post("/{vector_store_id}/files/{file_id}", responses=responses(404))
 def update_store_file(
-    vector_store_id: str, file_id: FileId, body: UpdateFile, who: Writing
+    vector_store_id: str, file_id: FileId, body: UpdateFile, who: MayWrite
 ) -> StoreFile:
     """Change the attributes. Nothing is encoded again."""
     with transaction(who.asker) as connection:  # only what the caller may read is there to change
@@ -184,7 +185,7 @@ def update_store_file(
 
 
 @router.delete("/{vector_store_id}/files/{file_id}", responses=responses(404))
-def detach_file(vector_store_id: str, file_id: FileId, who: Writing) -> StoreFileDeleted:
+def detach_file(vector_store_id: str, file_id: FileId, who: MayWrite) -> StoreFileDeleted:
     """Forget what a file gave, with all that was made of it."""
     with transaction(who.asker) as connection:  # only what the caller may read is there to forget
         bank, entry = _entry(connection, who.asker, vector_store_id, file_id)
@@ -196,7 +197,7 @@ def detach_file(vector_store_id: str, file_id: FileId, who: Writing) -> StoreFil
 
 
 @router.get("/{vector_store_id}/files/{file_id}/content", responses=responses(404))
-def get_store_file_content(vector_store_id: str, file_id: FileId, who: Reading) -> ContentPage:
+def get_store_file_content(vector_store_id: str, file_id: FileId, who: MayRead) -> ContentPage:
     """The texts of its documents, as they were read."""
     with transaction(who.asker) as connection:
         bank, entry = _entry(connection, who.asker, vector_store_id, file_id)

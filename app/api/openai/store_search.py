@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from app.answer.retrieval import Reader, find
-from app.api.http.caller import Reading
+from app.api.http.caller import MayRead
 from app.api.http.conditions import Filters
 from app.api.http.errors import responses
 from app.api.http.fields import Storable
@@ -84,7 +84,7 @@ class ResultPage(BaseModel):
 
 
 @router.post("/{vector_store_id}/search", responses=responses(404))
-def search_store(vector_store_id: str, body: SearchRequest, who: Reading) -> ResultPage:
+def search_store(vector_store_id: str, body: SearchRequest, who: MayRead) -> ResultPage:
     """The passages that fit a question best, of those that the caller may read. Several questions
     take turns."""
     store = number_of(vector_store_id)

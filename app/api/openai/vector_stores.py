@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection
 
-from app.api.http.caller import Reading, Writing
+from app.api.http.caller import MayRead, MayWrite
 from app.api.http.errors import responses
 from app.api.http.fields import (
     Chunking,
@@ -139,7 +139,7 @@ def number_of(id: str) -> int:
 
 
 @router.post("", responses=responses(404))
-def create_store(body: CreateStore, who: Writing) -> VectorStore:
+def create_store(body: CreateStore, who: MayWrite) -> VectorStore:
     """Make a bank, whose admin the caller is, and put files into it."""
     check_expiry(body.expires_after)
     check_chunking(body.chunking_strategy)
@@ -155,7 +155,7 @@ def create_store(body: CreateStore, who: Writing) -> VectorStore:
 
 
 @router.get("", responses=responses())
-def list_stores(who: Reading, paging: Annotated[Paging, Query()]) -> Page[VectorStore]:
+def list_stores(who: MayRead, paging: Annotated[Paging, Query()]) -> Page[VectorStore]:
     """The banks in which the caller has a role."""
     with transaction(who.asker) as connection:
         found = banks.listing(connection, who.asker, paging.window("vs_"))
@@ -165,14 +165,14 @@ def list_stores(who: Reading, paging: Annotated[Paging, Query()]) -> Page[Vector
 
 
 @router.get("/{vector_store_id}", responses=responses(404))
-def get_store(vector_store_id: str, who: Reading) -> VectorStore:
+def get_store(vector_store_id: str, who: MayRead) -> VectorStore:
     """One of them, and how far it is encoded."""
     with transaction(who.asker) as connection:
         return _whole(connection, who.asker, known(connection, who.asker, vector_store_id))
 
 
 @router.post("/{vector_store_id}", responses=responses(404))
-def update_store(vector_store_id: str, body: UpdateStore, who: Writing) -> VectorStore:
+def update_store(vector_store_id: str, body: UpdateStore, who: MayWrite) -> VectorStore:
     """Change name or metadata, which takes the role of an admin of the bank."""
     check_expiry(body.expires_after)
     id, admin = number_of(vector_store_id), who.asker.in_role("admin")
@@ -183,7 +183,7 @@ def update_store(vector_store_id: str, body: UpdateStore, who: Writing) -> Vecto
 
 
 @router.delete("/{vector_store_id}", responses=responses(404))
-def delete_store(vector_store_id: str, who: Writing) -> VectorStoreDeleted:
+def delete_store(vector_store_id: str, who: MayWrite) -> VectorStoreDeleted:
     """Delete a bank with all that it holds, which takes the role of an admin of it. Files stay."""
     id, admin = number_of(vector_store_id), who.asker.in_role("admin")
     with transaction(admin) as connection:

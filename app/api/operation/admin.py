@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 from app.access import audit, keys, principals, quota
 from app.access.identity import Identity
 from app.access.lists import checked_access
-from app.api.http.caller import Administering
+from app.api.http.caller import MayAdminister
 from app.api.http.errors import responses
 from app.api.http.fields import Name, Printable
 from app.bank import documents, members, roles
@@ -247,21 +247,21 @@ class Receipt(BaseModel):
 
 
 @router.get("/principals", responses=responses())
-def list_principals(who: Administering) -> Listed[Principal]:
+def list_principals(who: MayAdminister) -> Listed[Principal]:
     with transaction(_administrator(who)) as connection:
         found = principals.principals(connection, _id(who))
     return Listed(data=[Principal(name=name, groups=of) for name, of in found.items()])
 
 
 @router.post("/principals", responses=responses())
-def add_principal(body: NewPrincipal, who: Administering) -> Principal:
+def add_principal(body: NewPrincipal, who: MayAdminister) -> Principal:
     with transaction(_administrator(who)) as connection:
         principals.add_principal(connection, _id(who), body.name, body.groups)
         return _principal(connection, who, body.name.strip())
 
 
 @router.delete("/principals/{name:path}", responses=responses(404))
-def remove_principal(name: Name, who: Administering) -> Deleted:
+def remove_principal(name: Name, who: MayAdminister) -> Deleted:
     """Its keys count no more, and its name leaves all lists."""
     with transaction(_administrator(who)) as connection:
         principals.remove_principal(connection, _id(who), name)
@@ -269,14 +269,14 @@ def remove_principal(name: Name, who: Administering) -> Deleted:
 
 
 @router.get("/groups", responses=responses())
-def list_groups(who: Administering) -> Listed[Group]:
+def list_groups(who: MayAdminister) -> Listed[Group]:
     with transaction(_administrator(who)) as connection:
         found = principals.groups(connection, _id(who))
     return Listed(data=[Group(name=name, principals=some) for name, some in found.items()])
 
 
 @router.put("/groups/{group:path}/principals/{name:path}", responses=responses(404))
-def join_group(group: Name, name: Name, who: Administering) -> Principal:
+def join_group(group: Name, name: Name, who: MayAdminister) -> Principal:
     """The group is made if it is new."""
     with transaction(_administrator(who)) as connection:
         principals.join_group(connection, _id(who), group, name)
@@ -284,7 +284,7 @@ def join_group(group: Name, name: Name, who: Administering) -> Principal:
 
 
 @router.delete("/groups/{group:path}/principals/{name:path}", responses=responses(404))
-def leave_group(group: Name, name: Name, who: Administering) -> Deleted:
+def leave_group(group: Name, name: Name, who: MayAdminister) -> Deleted:
     """Counts from the next question."""
     with transaction(_administrator(who)) as connection:
         principals.leave_group(connection, _id(who), group, name)
@@ -292,21 +292,21 @@ def leave_group(group: Name, name: Name, who: Administering) -> Deleted:
 
 
 @router.get("/banks", responses=responses())
-def list_banks(who: Administering) -> Listed[Bank]:
+def list_banks(who: MayAdminister) -> Listed[Bank]:
     with transaction(_administrator(who)) as connection:
         rows = status.banks(connection, _id(who))
     return Listed(data=[Bank(name=str(row["bank"]), **_of(Bank, row)) for row in rows])
 
 
 @router.get("/banks/{bank:path}/members", responses=responses(404))
-def list_members(bank: Name, who: Administering) -> Listed[Member]:
+def list_members(bank: Name, who: MayAdminister) -> Listed[Member]:
     with transaction(_operator(who, "app")) as connection:
         found = members.members(connection, find_bank(connection, _id(who), bank))
     return Listed(data=[Member(entry=entry, role=role) for entry, role in found.items()])
 
 
 @router.put("/banks/{bank:path}/members/{entry:path}", responses=responses(404))
-def grant(bank: Name, entry: Entry, body: NewRole, who: Administering) -> Member:
+def grant(bank: Name, entry: Entry, body: NewRole, who: MayAdminister) -> Member:
     """In place of the role that it had. Counts from the next question."""
     operator = _operator(who, "worker")
     with transaction(operator) as connection:
@@ -316,7 +316,7 @@ def grant(bank: Name, entry: Entry, body: NewRole, who: Administering) -> Member
 
 
 @router.delete("/banks/{bank:path}/members/{entry:path}", responses=responses(404))
-def revoke_role(bank: Name, entry: Entry, who: Administering) -> Deleted:
+def revoke_role(bank: Name, entry: Entry, who: MayAdminister) -> Deleted:
     operator = _operator(who, "worker")
     with transaction(operator) as connection:
         members.revoke(connection, operator, find_bank(connection, _id(who), bank), entry)
@@ -324,7 +324,7 @@ def revoke_role(bank: Name, entry: Entry, who: Administering) -> Deleted:
 
 
 @router.get("/banks/{bank:path}/documents/{document:path}/access", responses=responses(404))
-def get_access(bank: Name, document: DocumentId, who: Administering) -> Access:
+def get_access(bank: Name, document: DocumentId, who: MayAdminister) -> Access:
     with transaction(_operator(who, "worker")) as connection:
         found = find_bank(connection, _id(who), bank)
         access = documents.access_of(connection, found.tenant, found.id, document)
@@ -332,7 +332,7 @@ def get_access(bank: Name, document: DocumentId, who: Administering) -> Access:
 
 
 @router.put("/banks/{bank:path}/documents/{document:path}/access", responses=responses(404))
-def set_access(bank: Name, document: DocumentId, body: Access, who: Administering) -> Access:
+def set_access(bank: Name, document: DocumentId, body: Access, who: MayAdminister) -> Access:
     """In place of its list. Counts from the next question, and encodes nothing."""
     operator = _operator(who, "worker")
     with transaction(operator) as connection:
@@ -343,21 +343,21 @@ def set_access(bank: Name, document: DocumentId, body: Access, who: Administerin
 
 
 @router.get("/keys", responses=responses())
-def list_keys(who: Administering) -> Listed[Key]:
+def list_keys(who: MayAdminister) -> Listed[Key]:
     """The newest first."""
     with transaction(_administrator(who)) as connection:
         return Listed(data=[Key(**row) for row in keys.keys(connection, _id(who))])
 
 
 @router.post("/keys", responses=responses(404))
-def issue_key(body: NewKey, who: Administering) -> IssuedKey:
+def issue_key(body: NewKey, who: MayAdminister) -> IssuedKey:
     with transaction(_administrator(who)) as connection:
         issued = keys.issue(connection, _id(who), body.principal, body.scopes, body.days, body.name)
     return IssuedKey(id=issued.id, token=issued.token, expires=issued.expires)
 
 
 @router.delete("/keys/{key}", responses=responses(404))
-def revoke_key(key: Annotated[Printable, Path(max_length=64)], who: Administering) -> Deleted:
+def revoke_key(key: Annotated[Printable, Path(max_length=64)], who: MayAdminister) -> Deleted:
     """It counts no more from the next request on, and stays in the list."""
     with transaction(_administrator(who)) as connection:
         keys.revoke(connection, _id(who), key)
@@ -366,7 +366,7 @@ def revoke_key(key: Annotated[Printable, Path(max_length=64)], who: Administerin
 
 @router.get("/jobs", responses=responses(404))
 def list_jobs(
-    who: Administering,
+    who: MayAdminister,
     bank: Annotated[Name | None, Query()] = None,
     document: Annotated[DocumentId | None, Query()] = None,
     state: jobs.State | None = None,
@@ -380,25 +380,25 @@ def list_jobs(
 
 
 @router.post("/jobs/retry", responses=responses(404))
-def retry_jobs(body: Which, who: Administering) -> Count:
+def retry_jobs(body: Which, who: MayAdminister) -> Count:
     """What has failed goes back in the queue."""
     return _changed(jobs.retry, body, who)
 
 
 @router.post("/jobs/cancel", responses=responses(404))
-def cancel_jobs(body: Which, who: Administering) -> Count:
+def cancel_jobs(body: Which, who: MayAdminister) -> Count:
     """What waits goes to what has failed."""
     return _changed(jobs.cancel, body, who)
 
 
 @router.post("/jobs/discard", responses=responses(404))
-def discard_jobs(body: Which, who: Administering) -> Count:
+def discard_jobs(body: Which, who: MayAdminister) -> Count:
     """What has failed leaves the list for good."""
     return _changed(jobs.discard, body, who)
 
 
 @router.get("/quota", responses=responses())
-def get_quota(who: Administering) -> Quota:
+def get_quota(who: MayAdminister) -> Quota:
     """Limits are set by those who run the service."""
     with transaction(_administrator(who)) as connection:
         limits, used = quota.quota_of(connection, _id(who))
@@ -406,7 +406,7 @@ def get_quota(who: Administering) -> Quota:
 
 
 @router.get("/usage", responses=responses())
-def get_usage(who: Administering, days: Annotated[int, Query(ge=1, le=366)] = 31) -> Listed[Day]:
+def get_usage(who: MayAdminister, days: Annotated[int, Query(ge=1, le=366)] = 31) -> Listed[Day]:
     """The latest day first; days without a request are left out."""
     with transaction(_administrator(who)) as connection:
         return Listed(data=[Day(**row) for row in quota.usage(connection, _id(who), days)])
@@ -414,7 +414,7 @@ def get_usage(who: Administering, days: Annotated[int, Query(ge=1, le=366)] = 31
 
 @router.get("/audit", responses=responses())
 def list_events(
-    who: Administering,
+    who: MayAdminister,
     after: Annotated[int, Query(ge=0, lt=2**63)] = 0,
     since: datetime | None = None,
     limit: Limit = 100,
@@ -429,7 +429,7 @@ def list_events(
 
 
 @router.post("/erasure", responses=responses(404))
-def erase_tenant(body: Erasure, who: Administering) -> Receipt:
+def erase_tenant(body: Erasure, who: MayAdminister) -> Receipt:
     """Its keys are destroyed and all its rows deleted. It cannot be undone."""
     if body.tenant != who.tenant:
         raise UsageError(
