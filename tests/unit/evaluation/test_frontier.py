@@ -51,7 +51,7 @@ def test_results_of_another_model_or_no_results_are_refused(tmp_path: Path) -> N
     with pytest.raises(EvaluationError, match=r"answers\.jsonl.*model differ.*another --out"):
         Results.of(tmp_path, HEAD | {"model": "n"})
     (tmp_path / "answers.jsonl").write_text('["no head"]\n')
-    with pytest.raises(EvaluationError, match="is not of this benchmark"):
+    with pytest.raises(EvaluationError, match="was not written by this benchmark"):
         Results.of(tmp_path, HEAD)
 
 
