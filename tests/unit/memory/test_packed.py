@@ -139,6 +139,16 @@ def test_four_bits_take_the_nearest_of_a_groups_16_steps() -> None:
     assert (within <= packed.scales[..., 1:].float() * 0.5001).all()
 
 
+def test_four_bits_take_the_end_of_the_grid_for_what_lies_beyond_it() -> None:
+    """Far from 0 the lowest value is rounded by more than a step."""
+    weight = 100 + torch.rand(8, 64, generator=torch.Generator().manual_seed(0))
+    packed = pack_weights(weight, "int4")
+    low, step = packed.scales.float()[..., None].unbind(-2)
+    grid = low + step * torch.arange(16)
+    away = (weight.view(8, 2, GROUP, 1) - grid[:, :, None]).abs()
+    assert torch.equal((packed.dense() - weight).abs().view(8, 2, GROUP), away.amin(-1))
+
+
 @pytest.mark.parametrize("bits", BOTH)
 def test_weights_on_a_grid_come_back_as_they_were(bits: Bits) -> None:
     weight = on_a_grid(24, 96, bits)
