@@ -25,7 +25,8 @@ from app.bank.find import Bank
 from app.db.session import Asker, transaction
 from app.local.postgres import EmbeddedPostgres
 from app.queue import outbox
-from app.queue.outbox import Encoded, Work
+from app.queue.encoding import Encoded, chunk_texts, finish_encoding
+from app.queue.outbox import Work
 from tests import edges
 from tests.edges import add_bank, add_principal, add_tenant, find_principal
 from tests.servers import TEMPLATE, copied, laid_out, lend, of_the_run, pointed_at, running
@@ -210,13 +211,13 @@ def _encoded_off(
     tenant: int, profile: str, work: Sequence[Work], vectors: Mapping[str, Sequence[float]]
 ) -> int:
     """A tenant's chunks at once: two transactions for each would be most of a test's time."""
-    texts = outbox.chunk_texts(tenant, work) if work else {}
+    texts = chunk_texts(tenant, work) if work else {}
     done = []
     for one in work:
         if one.chunk in texts:
             body = texts[one.chunk]
             done.append(encoded(one, vectors.get(body, NORTH), b"kv of " + body.encode()))
-    return outbox.finish_encoding(tenant, profile, done) if done else 0
+    return finish_encoding(tenant, profile, done) if done else 0
 
 
 def split(work: Work) -> bool:

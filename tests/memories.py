@@ -8,7 +8,7 @@ from app.answer.retrieval import Request, load
 from app.memory.codec.pack import SIMPLE, pack, unpack
 from app.memory.kv import KV
 from app.queue import outbox
-from app.queue.outbox import Encoded
+from app.queue.encoding import Encoded, chunk_texts, finish_encoding
 from app.search.search import Passage, search
 from tests.conftest import NORTH, PROFILE, Company, split
 
@@ -30,9 +30,9 @@ def learn() -> int:
             if one.chunk is None:
                 split(one)
                 continue
-            text = outbox.chunk_texts(one.tenant, [one])[one.chunk]
+            text = chunk_texts(one.tenant, [one])[one.chunk]
             payload = pack(memory_of(text), PROFILE, CODEC)
-            written += outbox.finish_encoding(one.tenant, PROFILE, [Encoded(one, NORTH, payload)])
+            written += finish_encoding(one.tenant, PROFILE, [Encoded(one, NORTH, payload)])
     return written
 
 

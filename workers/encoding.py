@@ -14,7 +14,8 @@ from app.errors import VaultError
 from app.ingest.service import pieces_of
 from app.memory.codec.pack import pack
 from app.queue import outbox
-from app.queue.outbox import Encoded, Work
+from app.queue.encoding import Encoded, chunk_texts, finish_encoding
+from app.queue.outbox import Work
 from app.runtime.identity import compactor, count_tokens
 from app.runtime.models import models
 from app.settings import settings
@@ -40,7 +41,7 @@ def encode(work: Sequence[Work]) -> int:
     texts: dict[tuple[int, int | None], str] = {}
     for tenant, rows in by_tenant.items():
         try:
-            found = outbox.chunk_texts(tenant, rows)
+            found = chunk_texts(tenant, rows)
         except VaultError as error:
             log.warning("cannot seal memories, left to others", tenant=tenant, reason=str(error))
             outbox.postpone(rows, f"{type(error).__name__}: {error}")
@@ -50,7 +51,7 @@ def encode(work: Sequence[Work]) -> int:
     memories = _encode([texts[w.tenant, w.chunk] for w in alive])
     done = [Encoded(one, key, payload) for one, (key, payload) in zip(alive, memories, strict=True)]
     return sum(
-        outbox.finish_encoding(tenant, models().profile.id, [d for d in done if d.work in rows])
+        finish_encoding(tenant, models().profile.id, [d for d in done if d.work in rows])
         for tenant, rows in by_tenant.items()
     )
 

@@ -11,6 +11,7 @@ from app.bank.documents import Draft, Receipt, Stored
 from app.db.session import Asker
 from app.errors import NotFoundError
 from app.queue import outbox
+from app.queue.encoding import finish_encoding
 from tests import edges
 from tests.conftest import (
     PROFILE,
@@ -169,7 +170,7 @@ class TestForget:
         company.store("other", "stays")
         company.store("d", text_of(FIVE))
         work = [w for w in outbox.claim(PROFILE, 10, 60.0) if w.document == "d"]
-        outbox.finish_encoding(company.tenant, PROFILE, [encoded(one) for one in work[:3]])
+        finish_encoding(company.tenant, PROFILE, [encoded(one) for one in work[:3]])
         receipt = edges.forget(company.tenant, "d")
         assert receipt == Receipt(documents=1, chunks=5, keys=3, blobs=3, queue=2)
         for table in ("chunk", "memory_key", "outbox"):

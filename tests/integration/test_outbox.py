@@ -10,6 +10,7 @@ import pytest
 
 from app.db.session import Asker
 from app.queue import outbox
+from app.queue.encoding import finish_encoding
 from app.queue.outbox import Work
 from tests import edges
 from tests.conftest import (
@@ -186,11 +187,11 @@ class TestLease:
         [late] = claim(seconds=0.0)
         [owner] = claim()
         assert (owner.id, owner.attempts) == (late.id, 2)
-        assert outbox.finish_encoding(company.tenant, PROFILE, [encoded(late)]) == 0
+        assert finish_encoding(company.tenant, PROFILE, [encoded(late)]) == 0
         assert counts(superuser) == (1, 0, 0, 0)
-        assert outbox.finish_encoding(company.tenant, PROFILE, [encoded(owner)]) == 1
+        assert finish_encoding(company.tenant, PROFILE, [encoded(owner)]) == 1
         assert counts(superuser) == (0, 1, 1, 0)
-        assert outbox.finish_encoding(company.tenant, PROFILE, [encoded(late)]) == 0
+        assert finish_encoding(company.tenant, PROFILE, [encoded(late)]) == 0
         assert counts(superuser) == (0, 1, 1, 0)
 
     def test_a_late_worker_neither_fails_nor_buries_what_another_holds(
@@ -221,7 +222,7 @@ class TestLease:
         ).fetchone()
         assert row == (True, True)
         done = [encoded(one) for one in held]
-        assert outbox.finish_encoding(company.tenant, PROFILE, done) == 2
+        assert finish_encoding(company.tenant, PROFILE, done) == 2
 
     def test_released_work_is_free_at_once_and_no_attempt_is_counted(
         self, company: Company, superuser: psycopg.Connection
@@ -298,7 +299,7 @@ class TestObsolete:
         work = claim()
         administer("DELETE FROM document")
         done = [encoded(one) for one in work]
-        assert outbox.finish_encoding(company.tenant, PROFILE, done) == 0
+        assert finish_encoding(company.tenant, PROFILE, done) == 0
         assert counts(superuser) == (0, 0, 0, 0)
 
     def test_finishing_after_an_edit_writes_only_chunks_that_are_still_there(
@@ -310,7 +311,7 @@ class TestObsolete:
         [to_split] = claim()
         assert split(to_split)
         done = [encoded(one) for one in work]
-        assert outbox.finish_encoding(company.tenant, PROFILE, done) == 1
+        assert finish_encoding(company.tenant, PROFILE, done) == 1
         found = superuser.execute("SELECT text FROM chunk JOIN memory_key ON chunk_id = chunk.id")
         assert found.fetchall() == [("stays",)]
         assert work_off() == 1
@@ -336,7 +337,7 @@ class TestObsolete:
         [work] = claim(seconds=0.0)
         administer("UPDATE document SET id = 'new'")
         with pytest.raises(Exception, match="memory_key"):
-            outbox.finish_encoding(company.tenant, PROFILE, [encoded(work)])
+            finish_encoding(company.tenant, PROFILE, [encoded(work)])
         assert counts(superuser) == (1, 0, 0, 0)
         assert work_off() == 1
         assert superuser.execute("SELECT document_id FROM memory_key").fetchall() == [("new",)]
@@ -357,7 +358,7 @@ class TestTogether:
             while work := claim(7):
                 for tenant in {one.tenant for one in work}:
                     done = [encoded(one) for one in work if one.tenant == tenant]
-                    written += outbox.finish_encoding(tenant, PROFILE, done)
+                    written += finish_encoding(tenant, PROFILE, done)
             return written
 
         with ThreadPoolExecutor(4) as pool:

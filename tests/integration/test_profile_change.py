@@ -9,6 +9,7 @@ from app.bank import profiles
 from app.commands.stack import _change
 from app.db.session import Asker
 from app.queue import outbox
+from app.queue.encoding import chunk_texts, finish_encoding
 from app.settings import settings
 from app.upkeep.reconcile import reconcile
 from tests import edges
@@ -44,10 +45,8 @@ class TestChange:
         ]
         first, *rest = outbox.claim(NEXT, 100, 60.0)
         assert outbox.claim(PROFILE, 100, 60.0) == []
-        text = outbox.chunk_texts(first.tenant, [first])[first.chunk or 0]
-        outbox.finish_encoding(
-            whole.tenant, NEXT, [encoded(first, payload=b"kv of " + text.encode())]
-        )
+        text = chunk_texts(first.tenant, [first])[first.chunk or 0]
+        finish_encoding(whole.tenant, NEXT, [encoded(first, payload=b"kv of " + text.encode())])
         outbox.release(rest)
         assert edges.switch() == []
         assert profile_of(whole) == (PROFILE, NEXT)
@@ -89,9 +88,9 @@ class TestChange:
     def test_sql_may_switch_before_all_is_there(self, whole: Company) -> None:
         begin(whole)
         [first, *rest] = outbox.claim(NEXT, 100, 60.0)
-        text = outbox.chunk_texts(first.tenant, [first])[first.chunk or 0]
+        text = chunk_texts(first.tenant, [first])[first.chunk or 0]
         memory = encoded(first, payload=b"kv of " + text.encode())
-        outbox.finish_encoding(whole.tenant, NEXT, [memory])
+        finish_encoding(whole.tenant, NEXT, [memory])
         outbox.release(rest)
         administer("UPDATE bank SET profile_id = next_profile_id, next_profile_id = NULL")
         assert served(whole) == [text]
@@ -208,7 +207,7 @@ class TestEdit:
         begin(whole)
         held = outbox.claim(NEXT, 1, 60.0)
         edges.forget(whole.tenant, "a")
-        assert outbox.finish_encoding(whole.tenant, NEXT, [encoded(held[0])]) == 0
+        assert finish_encoding(whole.tenant, NEXT, [encoded(held[0])]) == 0
         assert work_off(profile=NEXT) == 2
         assert len(edges.switch()) == 1
         assert served(whole) == ["four", "three"]
@@ -224,7 +223,7 @@ class TestEdit:
         whole.store("c", "five")
         [late] = outbox.claim(PROFILE, 100, 60.0)
         assert len(edges.switch()) == 1
-        assert outbox.finish_encoding(whole.tenant, PROFILE, [encoded(late)]) == 0
+        assert finish_encoding(whole.tenant, PROFILE, [encoded(late)]) == 0
         assert work_off(profile=NEXT) == 1
         assert served(whole) == ["five", "four", "one", "three", "two"]
 
@@ -240,7 +239,7 @@ class TestCancel:
         assert profile_of(whole) == (PROFILE, None)
         assert superuser.execute("SELECT count(*) FROM outbox").fetchone() == (0,)
         assert superuser.execute("SELECT count(*) FROM dead_letter").fetchone() == (0,)
-        assert outbox.finish_encoding(whole.tenant, NEXT, [encoded(held)]) == 0
+        assert finish_encoding(whole.tenant, NEXT, [encoded(held)]) == 0
         whole.store("c", "five")
         assert {row[2] for row in ask(Asker("admin"), WORK)} == {PROFILE}
         assert edges.switch() == []

@@ -10,6 +10,7 @@ from sqlalchemy import text
 
 from app.db.session import Asker, transaction
 from app.queue import outbox
+from app.queue.encoding import finish_encoding
 from app.search.search import Passage, search
 from app.store.blobs import _READABLE, load_blobs, readable
 from tests.conftest import NORTH, PROFILE, Company, administer, ask, encoded, work_off
@@ -182,7 +183,7 @@ class TestBlobs:
         payload = bytes(range(256)) * 500
         company.store("d", "body")
         [work] = outbox.claim(PROFILE, 10, 60.0)
-        outbox.finish_encoding(company.tenant, PROFILE, [encoded(work, payload=payload)])
+        finish_encoding(company.tenant, PROFILE, [encoded(work, payload=payload)])
         [found] = find(alice, company, 1)
         blobs = load_blobs(alice, PROFILE, [found.id])
         assert blobs == {found.id: payload}

@@ -5,6 +5,7 @@ import pytest
 from sqlalchemy.exc import IntegrityError
 
 from app.queue import outbox
+from app.queue.encoding import finish_encoding
 from tests.conftest import PROFILE, Company, administer, encoded, pieces_of, work_off
 
 INSERT = (
@@ -131,7 +132,7 @@ def test_deleting_a_document_leaves_nothing_of_it(
     company.store("d", "one\n\ntwo\n\nthree")
     buried, *rest = [w for w in outbox.claim(PROFILE, 10, 60.0) if w.document == "d"]
     outbox.fail(buried, "no way", max_attempts=1)
-    outbox.finish_encoding(company.tenant, PROFILE, [encoded(rest[0])])
+    finish_encoding(company.tenant, PROFILE, [encoded(rest[0])])
     tables = ("chunk", "memory_key", "memory_blob", "outbox", "dead_letter")
     counts = "SELECT " + ", ".join(f"(SELECT count(*) FROM {t})" for t in tables)
     assert superuser.execute(counts).fetchone() == (4, 1, 1, 2, 1)

@@ -11,6 +11,7 @@ from app.bank.roles import Role
 from app.db.session import Asker
 from app.errors import UnavailableError
 from app.queue import outbox
+from app.queue.encoding import chunk_texts, finish_encoding
 from app.queue.outbox import Work
 from app.settings import settings
 from tests import edges
@@ -33,7 +34,7 @@ def tasks(database: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def text_of(work: Work) -> str | None:
-    return outbox.chunk_texts(work.tenant, [work]).get(work.chunk or 0)
+    return chunk_texts(work.tenant, [work]).get(work.chunk or 0)
 
 
 def encode_unless(poison: str):  # type: ignore[no-untyped-def]
@@ -46,7 +47,7 @@ def encode_unless(poison: str):  # type: ignore[no-untyped-def]
             raise RuntimeError("the encoder cannot take this")
         for one in work:
             if texts[one.chunk] is not None:
-                done += outbox.finish_encoding(one.tenant, PROFILE, [encoded(one)])
+                done += finish_encoding(one.tenant, PROFILE, [encoded(one)])
         return done
 
     return encode
@@ -253,7 +254,7 @@ def test_leases_are_renewed_while_the_model_runs(
         assert wait_until(
             lambda: ask(Asker("admin"), "SELECT lease_until FROM outbox")[0][0] > before, 60
         )
-        return outbox.finish_encoding(work[0].tenant, PROFILE, [encoded(work[0])])
+        return finish_encoding(work[0].tenant, PROFILE, [encoded(work[0])])
 
     monkeypatch.setattr(tasks, "encode", slow)
     assert tasks.drain() == 1
