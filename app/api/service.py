@@ -7,6 +7,7 @@ from fastapi import FastAPI
 
 from app.answer.service import Generates
 from app.api import mcp
+from app.api.administration import routes as administration
 from app.api.http.bridge import Bridge
 from app.api.http.errors import handle_errors
 from app.api.http.limits import hold
@@ -20,7 +21,7 @@ from app.api.openai import (
     store_search,
     vector_stores,
 )
-from app.api.operation import admin, health, metrics
+from app.api.operation import health, metrics
 from app.db.addresses import administers
 from app.settings import settings
 
@@ -53,7 +54,7 @@ def create(generates: Generates) -> FastAPI:
     app.include_router(health.router)
     app.include_router(metrics.router)
     if administers():
-        app.include_router(admin.router)
+        app.include_router(administration.router)
     mcp.prepare(app)
     return app
 
