@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
+from app.answer.ask import ask
 from app.answer.retrieval import Reader, found_for, load
-from app.answer.service import ask
 from app.demo.sample import temporary_stack
 from app.errors import UsageError
 from app.process import console

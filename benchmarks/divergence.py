@@ -31,7 +31,7 @@ class Asking:
 
 
 @dataclass(frozen=True)
-class Reading:
+class RowAnswer:
     """A row's greedy answer, and how far its next-token distributions are from the first row's.
 
     `divergence` is KL(first row || this row) in nats per token: the mean over the tokens of the
@@ -43,7 +43,7 @@ class Reading:
     divergence: float
 
 
-def read(engine: Engine, askings: Sequence[Asking], max_tokens: int) -> list[list[Reading]]:
+def read(engine: Engine, askings: Sequence[Asking], max_tokens: int) -> list[list[RowAnswer]]:
     """Answer greedily with at most `max_tokens` tokens; return each question's rows as readings."""
     jobs = [
         [engine(one.question, Wanted(one.tail, max_tokens, row), 0) for row in one.rows]
@@ -54,7 +54,7 @@ def read(engine: Engine, askings: Sequence[Asking], max_tokens: int) -> list[lis
         texts = ["".join(job) for job in rows]
         said = [job.generation().tokens for job in rows]
         apart = _divergences(rows[0].generator.decoder, one, said[0])
-        found.append([Reading(*row) for row in zip(texts, said, apart, strict=True)])
+        found.append([RowAnswer(*row) for row in zip(texts, said, apart, strict=True)])
     return found
 
 

@@ -20,7 +20,7 @@ from app.evaluation.memories import MemoryStore
 from app.evaluation.metrics import Interval, contains, interval
 from app.evaluation.plan import Plan
 from app.evaluation.questions import Question, read, sample
-from app.evaluation.reading import Reader
+from app.evaluation.reading import Answerer
 from app.evaluation.retrieval import Retrieved
 from app.process import console
 from app.runtime.identity import count_tokens
@@ -91,7 +91,7 @@ def run(file: Path, n: int, adapter: str | None, seed: int, as_json: bool) -> No
     m = models()
     plan = Plan(modes=_MODES, max_tokens=_MOST_TOKENS, adapter=adapter)
     told: dict[Mode, list[Told]] = {mode: [] for mode in _MODES}
-    with closing(Reader(m, MemoryStore.of(m), plan)) as reader, console.progress() as bar:
+    with closing(Answerer(m, MemoryStore.of(m), plan)) as reader, console.progress() as bar:
         task = bar.add_task("edits", total=n, rate="")
         for edit in some:
             for mode in _MODES:
@@ -109,7 +109,7 @@ def run(file: Path, n: int, adapter: str | None, seed: int, as_json: bool) -> No
     console.table(f"{n} edits, share of answers in points with 95 % intervals", head, rows)
 
 
-def _ask(reader: Reader, mode: Mode, edit: Edit) -> Told:
+def _ask(reader: Answerer, mode: Mode, edit: Edit) -> Told:
     found = [Retrieved((text,), (1.0,), ("",)) for text in (edit.before, edit.after)]
     read = [reader.memories(mode, one, 1) for one in found]
     return Told(*reader.said(mode, [edit.question] * 2, read))

@@ -17,7 +17,7 @@ import torch
 
 from app.demo.sample import HANDBOOKS
 from app.errors import UsageError
-from app.ingest.service import pieces_of
+from app.ingest.storing import pieces_of
 from app.memory.codec.pack import SIMPLE, Codec, check, decode, pack
 from app.memory.encode import BATCH_TOKENS, batches, padded
 from app.memory.sparse.compact import Compactor

@@ -24,7 +24,7 @@ from app.memory.kv import KV
 from app.memory.model.prompt import CLOSED_INSTRUCTION, Prompt
 from app.process import console
 from app.runtime.identity import codebooks, count_tokens
-from app.runtime.models import Models, models, reading
+from app.runtime.models import Models, adapted, models
 from app.settings import settings
 from benchmarks import frontier_report
 from benchmarks.divergence import Asking, read
@@ -37,7 +37,7 @@ _ROWS = 48
 
 
 @dataclass(frozen=True)
-class Reader:
+class Examiner:
     """A model with what comes before a question: the shared prefix, or that of closed book.
 
     `adapter` is the one that reads, as MEMBANK_ADAPTER names it.
@@ -49,7 +49,7 @@ class Reader:
     closed: Encoder
 
     @classmethod
-    def of(cls, m: Models, engine: Engine, adapter: str) -> "Reader":
+    def of(cls, m: Models, engine: Engine, adapter: str) -> "Examiner":
         closed = Encoder(m.lm, Prompt.of(m.lm.tokenizer, CLOSED_INSTRUCTION).prefix)
         return cls(m, engine, adapter, closed)
 
@@ -138,7 +138,7 @@ def run(
         name: _drawn(file, n, seed) for (name, file), n in zip(files.items(), numbers, strict=True)
     }
     m = models()
-    learnt = reading("memory", adapter).adapter
+    learnt = adapted("memory", adapter).adapter
     compared = Settings(m.encoder, m.profile.model, codebooks()).of(names or DEFAULT)
     results = Results.of(
         out,
@@ -152,7 +152,7 @@ def run(
         },
     )
     with closing(Engine(_ROWS)) as engine:
-        _measure(Reader.of(m, engine, adapter), asked, compared, results, max_tokens)
+        _measure(Examiner.of(m, engine, adapter), asked, compared, results, max_tokens)
     found = {
         name: results.asked(name, [question.id for question in questions])
         for name, questions in asked.items()
@@ -168,7 +168,7 @@ def run(
 
 
 def _measure(
-    reader: Reader,
+    reader: Examiner,
     asked: dict[str, list[Question]],
     compared: Sequence[Setting],
     results: Results,

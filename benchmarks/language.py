@@ -20,7 +20,7 @@ from app.memory.attention import injected
 from app.memory.compose import Memories, compose
 from app.memory.model.load import LanguageModel
 from app.process import console
-from app.runtime.models import models, reading
+from app.runtime.models import adapted, models
 
 _TOKENS = 256
 
@@ -38,7 +38,7 @@ def run(file: Path, n: int, k: int, adapter: str | None, seed: int, as_json: boo
     random.Random(seed).shuffle(passages)
     m = models()
     store = MemoryStore.of(m)
-    reader = reading("memory", adapter)
+    reader = adapted("memory", adapter)
     found: dict[str, list[float]] = {"alone": [], "base, irrelevant": [], "reader, irrelevant": []}
     with console.progress() as bar:
         task = bar.add_task("reading", total=n, rate="")

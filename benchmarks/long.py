@@ -16,7 +16,7 @@ from app.evaluation.memories import MemoryStore
 from app.evaluation.metrics import Interval, contains, f1, interval
 from app.evaluation.plan import Plan
 from app.evaluation.questions import Passage, Question, read, sample
-from app.evaluation.reading import Reader
+from app.evaluation.reading import Answerer
 from app.evaluation.retrieval import Retrieved
 from app.ingest.split import split
 from app.memory.compose import compose
@@ -69,7 +69,7 @@ def run(
     m = models()
     plan = Plan(modes=("memory", "rag"), max_tokens=_MOST_TOKENS, adapter=adapter)
     window, seen = _window(m, asked, text)
-    with closing(Reader(m, MemoryStore.of(m), plan)) as reader:
+    with closing(Answerer(m, MemoryStore.of(m), plan)) as reader:
         told = {
             f"memory, k = {k}": _remembered(m, reader, asked, text, k),
             "truncated": _truncated(m, reader, asked, window),
@@ -111,7 +111,7 @@ def _window(m: Models, asked: Sequence[Question], text: str) -> tuple[list[int],
 
 
 def _remembered(
-    m: Models, reader: Reader, asked: Sequence[Question], text: str, k: int
+    m: Models, reader: Answerer, asked: Sequence[Question], text: str, k: int
 ) -> list[str]:
     pieces = [Piece("", chunk.text) for chunk in split("", text, count_tokens)]
     vectors = Vectors(m.embedder, m.profile.embedder, cache() / "vectors")
@@ -132,7 +132,7 @@ def _remembered(
 
 
 def _truncated(
-    m: Models, reader: Reader, asked: Sequence[Question], window: list[int]
+    m: Models, reader: Answerer, asked: Sequence[Question], window: list[int]
 ) -> list[str]:
     """The text's beginning is the same for every question, so it is read once."""
     read = compose([m.encoder.encode([window])], m.lm.rotary, m.encoder.prefix)

@@ -10,9 +10,9 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
+from app.answer.ask import ask
 from app.answer.cache import cache
 from app.answer.retrieval import Reader
-from app.answer.service import ask
 from app.demo.sample import temporary_stack
 from app.evaluation.metrics import Interval, difference
 from app.process import console

@@ -18,8 +18,8 @@ from typing import Any, get_args
 
 import torch
 
+from app.answer.ask import Answer, ask
 from app.answer.retrieval import Reader, find
-from app.answer.service import Answer, ask
 from app.demo import sample
 from app.errors import UsageError
 from app.process import console

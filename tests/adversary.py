@@ -15,7 +15,7 @@ from psycopg.types.json import Jsonb
 
 from app.access.logins import add_login
 from app.bank import roles
-from app.db.addresses import Role, database_url
+from app.db.addresses import DatabaseRole, database_url
 from app.db.session import Asker
 from app.db.signing import Key, context_key
 from app.queue import outbox
@@ -152,7 +152,7 @@ def _filled(company: Company, word: str) -> Company:
     issue(company.name, f"{word}-alice", name=f"{word} key")
     alice = company.reader(f"{word}-alice")
     file = edges.upload(alice, f"{word}.md", "assistants", f"{word} of a file".encode())
-    grant(company.bank, f"principal:{word}-alice", roles.Role.WRITER)
+    grant(company.bank, f"principal:{word}-alice", roles.BankRole.WRITER)
     edges.attach(alice, company.bank.id, [(file.id, {"of": word})], f"{word}-batch")
     company.store(f"{word}-handbook", f"Welcome {word}.\n\nHours {word}.")
     company.store(f"{word}-pay", f"Bands {word}.\n\nRaises {word}.", ["everyone"])
@@ -328,7 +328,7 @@ def attackers(world: World, connections: Mapping[str, psycopg.Connection]) -> It
             yield Attacker(f"{role}, {name}", connection, context)
 
 
-def url_of(role: Role) -> str:
+def url_of(role: DatabaseRole) -> str:
     return database_url(role).set(drivername="postgresql").render_as_string(False)
 
 

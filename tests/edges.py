@@ -13,7 +13,7 @@ from app.access.tenants import of_tenant
 from app.bank import attachments, banks, documents, find, members, profiles, uploads
 from app.bank.documents import Draft, Piece, Receipt, Stored
 from app.bank.find import Bank
-from app.bank.roles import Role
+from app.bank.roles import BankRole
 from app.db.session import Asker, transaction
 from app.queue import jobs, status
 from app.queue import uploads as waiting
@@ -127,7 +127,7 @@ def bank_now(tenant: int, bank: int) -> Bank:
         return find.asked_bank(connection, asker, bank)
 
 
-def grant(bank: Bank, entry: str, role: Role, by: Asker | None = None) -> None:
+def grant(bank: Bank, entry: str, role: BankRole, by: Asker | None = None) -> None:
     asker = Asker("worker", bank.tenant, by and by.principal)
     with transaction(asker) as connection:
         members.grant(connection, asker, bank, entry, role)
@@ -139,7 +139,7 @@ def revoke(bank: Bank, entry: str, by: Asker | None = None) -> None:
         members.revoke(connection, asker, bank, entry)
 
 
-def members_of(bank: Bank) -> dict[str, Role]:
+def members_of(bank: Bank) -> dict[str, BankRole]:
     with transaction(Asker("app", bank.tenant)) as connection:
         return members.members(connection, bank)
 

@@ -11,7 +11,7 @@ import torch
 from app.bank import documents
 from app.db.session import Asker, transaction
 from app.errors import VaultError
-from app.ingest.service import pieces_of
+from app.ingest.storing import pieces_of
 from app.memory.codec.pack import pack
 from app.queue import outbox
 from app.queue.encoding import Encoded, chunk_texts, finish_encoding

@@ -5,14 +5,14 @@ from collections.abc import Iterator
 
 from sqlalchemy import Connection, text
 
-from app.db.addresses import Role
+from app.db.addresses import DatabaseRole
 from app.db.names import insert, named, storable
 from app.db.session import Asker, become, transaction
 from app.errors import NotFoundError
 
 
 @contextlib.contextmanager
-def of_tenant(role: Role, name: str) -> Iterator[tuple[Connection, Asker]]:
+def of_tenant(role: DatabaseRole, name: str) -> Iterator[tuple[Connection, Asker]]:
     """A transaction for a tenant that is known by name, and whom it is for: an operator.
 
     Raises NotFoundError that says how to make the tenant, and what `transaction` raises.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from app.answer.retrieval import Request, load
 from app.memory.compose import Memories, compose
-from app.runtime.models import models, reading
+from app.runtime.models import adapted, models
 from app.search.search import Passage
 
 
@@ -43,7 +43,7 @@ def recall(request: Request, passages: Sequence[Passage], adapter: str | None) -
     memories weighs several by their relevance. Raises BlobError that names a memory that is missing
     or damaged, VaultError for one that does not open.
     """
-    m, chosen = models(), reading("memory", adapter).adapter
+    m, chosen = models(), adapted("memory", adapter).adapter
     stored = [kv.to(m.lm.device) for kv in load(request, passages, m.lm.dtype)]
     memories = compose([stored], m.lm.rotary, m.encoder.prefix)
     if chosen is not None and chosen.preference and len(passages) > 1:

@@ -22,9 +22,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.access.identity import Identity
+from app.answer.ask import Answer, Answering
 from app.answer.question import Question
 from app.answer.retrieval import find
-from app.answer.service import Answer, Answering
 from app.api.http.bridge import Bridge, Running
 from app.api.http.caller import identity_of
 from app.api.http.errors import shape
@@ -35,7 +35,7 @@ from app.bank.filters import parse
 from app.bank.find import asked_bank
 from app.db.session import transaction
 from app.errors import MembankError
-from app.ingest.service import pieces_of
+from app.ingest.storing import pieces_of
 from app.ingest.text import check_characters, normal
 from app.runtime.identity import count_tokens, require_splitting
 from app.settings import settings

@@ -11,8 +11,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app.answer.cache import cache
 from app.answer.engine import Engine
+from app.api.application import create
 from app.api.http.listening import listen
-from app.api.service import create
 from app.db import session
 from app.db.addresses import administers
 from app.db.schema import await_safe

@@ -15,7 +15,7 @@ from app.access.audit import note
 from app.bank import documents
 from app.bank.documents import Deleted
 from app.bank.entries import DOCUMENTS, Entry, values_of
-from app.bank.roles import Role, require
+from app.bank.roles import BankRole, require
 from app.db.session import Asker
 from app.errors import ForbiddenError, NotFoundError
 
@@ -49,7 +49,7 @@ def attach(
     ]
     if not rows:
         return
-    require(connection, bank, Role.WRITER)
+    require(connection, bank, BankRole.WRITER)
     try:
         connection.execute(_ATTACH, rows)
     except IntegrityError as error:
@@ -74,7 +74,7 @@ def cancel_batch(connection: Connection, asker: Asker, bank: int, batch: str) ->
     Raises ForbiddenError where the asker is no writer of the bank.
     """
     values = {"tenant": asker.tenant, "bank": bank, "batch": batch}
-    require(connection, bank, Role.WRITER)
+    require(connection, bank, BankRole.WRITER)
     connection.execute(_CANCEL_STORING, values)
     connection.execute(_CANCEL_ENCODING, values)
 
@@ -103,7 +103,7 @@ def set_attributes(
 
     Nothing is encoded again. Raises ForbiddenError.
     """
-    held = _held(connection, asker, bank, entry)
+    held = _changeable(connection, asker, bank, entry)
     values = {
         "tenant": asker.tenant,
         "bank": bank,
@@ -130,7 +130,7 @@ def detach(connection: Connection, asker: Asker, bank: int, entry: Entry) -> Del
     """Forget what an entry gave, with all that was made of it. The file stays where it was
     uploaded. `documents.uncached` is to follow. Raises ForbiddenError."""
     tenant = asker.tenant or 0
-    held = _held(connection, asker, bank, entry)
+    held = _changeable(connection, asker, bank, entry)
     deleted = documents.delete(connection, tenant, [(bank, id) for id in held])
     connection.execute(
         text(
@@ -158,7 +158,7 @@ def withdraw(connection: Connection, asker: Asker, file: str, administers: bool)
         values,
     ).scalars()
     for bank in banks.all() if not administers else ():
-        require(connection, bank, Role.WRITER)
+        require(connection, bank, BankRole.WRITER)
     deleted = documents.delete(connection, tenant, [(row.bank_id, row.id) for row in held])
     connection.execute(text("DELETE FROM file WHERE tenant_id = :tenant AND id = :file"), values)
     note(connection, tenant, "delete file", detail={"file": file})
@@ -172,10 +172,10 @@ _OF_FILE = text(
 )
 
 
-def _held(connection: Connection, asker: Asker, bank: int, entry: Entry) -> list[str]:
+def _changeable(connection: Connection, asker: Asker, bank: int, entry: Entry) -> list[str]:
     """Ids of an entry's documents, locked. Raises ForbiddenError where they are not the asker's to
     change."""
-    require(connection, bank, Role.WRITER)
+    require(connection, bank, BankRole.WRITER)
     values = values_of(asker, bank, entry)
     rows = connection.execute(_LOCK, values).all()
     mine = connection.execute(

@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 from app.bank import documents, members, profiles
 from app.bank.documents import Deleted
 from app.bank.find import Bank
-from app.bank.roles import Role, require
+from app.bank.roles import BankRole, require
 from app.db.names import insert, named
 from app.db.paging import Rows, Window, page
 from app.db.session import Asker
@@ -70,7 +70,7 @@ def make(
     maker = connection.execute(_MAKER, {"tenant": tenant, "id": asker.principal}).scalar()
     if maker is None:
         raise ConflictError("who makes the bank was removed meanwhile: nothing is made")
-    members.put(connection, tenant, bank.id, f"principal:{maker}", Role.ADMIN)
+    members.put(connection, tenant, bank.id, f"principal:{maker}", BankRole.ADMIN)
     if metadata:
         _update(connection, tenant, bank.id, None, metadata)
     return find(connection, asker, bank.id)
@@ -92,7 +92,7 @@ def change(
     admin of it, ConflictError for a name that is taken, UsageError for one that names nothing.
     """
     find(connection, asker, id)
-    require(connection, id, Role.ADMIN)
+    require(connection, id, BankRole.ADMIN)
     kept = None if name is None else named(name, "bank")
     try:
         _update(connection, asker.tenant or 0, id, kept, metadata)
@@ -110,7 +110,7 @@ def remove(connection: Connection, asker: Asker, id: int) -> Deleted:
     ForbiddenError where it is no admin of it.
     """
     find(connection, asker, id)
-    require(connection, id, Role.ADMIN)
+    require(connection, id, BankRole.ADMIN)
     tenant = asker.tenant or 0
     values = {"tenant": tenant, "id": id}
     # In the order in which workers lock them.
@@ -173,5 +173,5 @@ def add_bank(
         profile=profile,
     )
     if not closed:
-        members.put(connection, tenant, bank, "everyone", Role.READER)
+        members.put(connection, tenant, bank, "everyone", BankRole.READER)
     return Bank(tenant, bank, name, profile, json.loads(spec))

@@ -9,7 +9,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import IntegrityError
 
 from app.bank import profiles
-from app.bank.roles import Role, on_list, require
+from app.bank.roles import BankRole, on_list, require
 from app.db.session import Asker
 from app.errors import ForbiddenError, NotFoundError
 from app.store.disk import disk
@@ -220,7 +220,7 @@ def set_access(
     principal is no admin of the bank.
     """
     if asker.principal is not None:
-        require(connection, bank, Role.ADMIN)
+        require(connection, bank, BankRole.ADMIN)
     if not connection.execute(
         text(
             "UPDATE document SET access = :access"
@@ -245,7 +245,7 @@ def forget(connection: Connection, asker: Asker, document: str, bank: int | None
         if not known or on_list(connection, row.access)
     ]
     for each in banks if known else ():
-        require(connection, each, Role.WRITER)
+        require(connection, each, BankRole.WRITER)
     if not banks:
         raise NotFoundError(f"document {document!r} does not exist in this tenant")
     return delete(connection, tenant, [(each, document) for each in banks])
@@ -294,7 +294,7 @@ _DELETE = text(
 
 def _require_writer(connection: Connection, values: dict[str, Any]) -> None:
     """What a principal needs to write a document as `values` have it (see store)."""
-    role = require(connection, values["bank"], Role.WRITER)
+    role = require(connection, values["bank"], BankRole.WRITER)
     known: list[str] | None = connection.execute(
         text(
             "SELECT access FROM document WHERE tenant_id = :tenant AND bank_id = :bank"
@@ -302,7 +302,7 @@ def _require_writer(connection: Connection, values: dict[str, Any]) -> None:
         ),
         values,
     ).scalar()
-    if known is None or role is Role.ADMIN:
+    if known is None or role is BankRole.ADMIN:
         return
     if not on_list(connection, known):
         raise ForbiddenError(f"document {values['id']!r} is not yours to change: take another id")

@@ -4,12 +4,12 @@ from sqlalchemy import Connection, text
 
 from app.access.lists import checked_access
 from app.bank.find import Bank
-from app.bank.roles import Role, require
+from app.bank.roles import BankRole, require
 from app.db.session import Asker
 from app.errors import NotFoundError
 
 
-def grant(connection: Connection, asker: Asker, bank: Bank, entry: str, role: Role) -> None:
+def grant(connection: Connection, asker: Asker, bank: Bank, entry: str, role: BankRole) -> None:
     """Let an access entry (everyone, principal:NAME, group:NAME) have a role, and no other.
 
     An asker without a principal is an operator. Raises UsageError and NotFoundError for the entry,
@@ -20,7 +20,7 @@ def grant(connection: Connection, asker: Asker, bank: Bank, entry: str, role: Ro
     put(connection, bank.tenant, bank.id, entry, role)
 
 
-def put(connection: Connection, tenant: int, bank: int, entry: str, role: Role) -> None:
+def put(connection: Connection, tenant: int, bank: int, entry: str, role: BankRole) -> None:
     """Write down the role of an entry, whoever does it."""
     connection.execute(
         text(
@@ -50,8 +50,8 @@ def revoke(connection: Connection, asker: Asker, bank: Bank, entry: str) -> None
         )
 
 
-def members(connection: Connection, bank: Bank) -> dict[str, Role]:
-    """Role of each entry that has one."""
+def members(connection: Connection, bank: Bank) -> dict[str, BankRole]:
+    """BankRole of each entry that has one."""
     rows = connection.execute(
         text(
             "SELECT grantee, role FROM bank_member"
@@ -59,9 +59,9 @@ def members(connection: Connection, bank: Bank) -> dict[str, Role]:
         ),
         {"tenant": bank.tenant, "bank": bank.id},
     )
-    return {row.grantee: Role(row.role) for row in rows}
+    return {row.grantee: BankRole(row.role) for row in rows}
 
 
 def _require_admin(connection: Connection, asker: Asker, bank: Bank) -> None:
     if asker.principal is not None:
-        require(connection, bank.id, Role.ADMIN)
+        require(connection, bank.id, BankRole.ADMIN)

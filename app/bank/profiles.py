@@ -93,7 +93,7 @@ def banks(connection: Connection, tenant: int) -> list[int]:
 
 def tidy(connection: Connection, tenant: int, bank: int) -> None:
     """Let go of work under profiles that a bank no longer has, as a worker."""
-    _held(connection, tenant, bank, _TIDY)
+    _run_alone(connection, tenant, bank, _TIDY)
 
 
 def remove_former(connection: Connection, tenant: int, bank: int) -> tuple[int, bool]:
@@ -102,11 +102,11 @@ def remove_former(connection: Connection, tenant: int, bank: int) -> tuple[int, 
 
     Those of a bank that was switched a moment ago stay a while for answers that are under way.
     """
-    rows = _held(connection, tenant, bank, _FORMER)
+    rows = _run_alone(connection, tenant, bank, _FORMER)
     return rows, rows == _PAGE
 
 
-def _held(connection: Connection, tenant: int, bank: int, statement: TextClause) -> int:
+def _run_alone(connection: Connection, tenant: int, bank: int, statement: TextClause) -> int:
     """A change back to a former profile waits until this is done, and sees what is gone."""
     values = {"tenant": tenant, "bank": bank, "page": _PAGE, "grace": _GRACE_SECONDS}
     hold(connection, tenant, [bank])

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, text
 from app.errors import ForbiddenError
 
 
-class Role(StrEnum):
+class BankRole(StrEnum):
     """In rising order: each includes those before it."""
 
     READER = "reader"
@@ -18,7 +18,7 @@ class Role(StrEnum):
     ADMIN = "admin"
 
 
-_RANK = {role: rank for rank, role in enumerate(Role)}
+_RANK = {role: rank for rank, role in enumerate(BankRole)}
 _ROLES = text(
     "SELECT b.name, m.role FROM bank b LEFT JOIN bank_member m ON m.tenant_id = b.tenant_id"
     " AND m.bank_id = b.id AND m.grantee = ANY ((SELECT current_readers())::text[])"
@@ -27,13 +27,15 @@ _ROLES = text(
 _READERS = text("SELECT current_readers()")
 
 
-def require(connection: Connection, bank: int, least: Role) -> Role:
+def require(connection: Connection, bank: int, least: BankRole) -> BankRole:
     """The role in a bank of the principal whom the transaction is for.
 
     Raises ForbiddenError where it is less than `least`.
     """
     rows = connection.execute(_ROLES, {"bank": bank}).all()
-    best = max((Role(row.role) for row in rows if row.role), key=_RANK.__getitem__, default=None)
+    best = max(
+        (BankRole(row.role) for row in rows if row.role), key=_RANK.__getitem__, default=None
+    )
     if best is None or _RANK[best] < _RANK[least]:
         name = rows[0].name if rows else bank
         raise ForbiddenError(

@@ -1,7 +1,7 @@
 """`membank demo`: the main job on sample handbooks, each step checked as it is shown."""
 
+from app.answer.ask import NOTHING, Answer, ask
 from app.answer.retrieval import Reader
-from app.answer.service import NOTHING, Answer, ask
 from app.db.session import Asker, transaction
 from app.demo.sample import BANK, TENANTS, Question, fill, questions, temporary_stack, update
 from app.errors import MembankError

@@ -64,8 +64,8 @@ def ask(
     as_json: Json = False,
 ) -> None:
     """Answer a question from a bank, with sources and timings."""
+    from app.answer.ask import ask as answer_to
     from app.answer.retrieval import Reader
-    from app.answer.service import ask as answer_to
 
     if mode not in ("memory", "rag", "closed"):
         raise UsageError(f"--mode is {mode!r}: memory, rag or closed")

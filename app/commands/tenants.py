@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from app.bank.roles import Role
+from app.bank.roles import BankRole
 from app.commands.options import Json, Tenant, made
 from app.errors import ConflictError, UsageError
 from app.process import console
@@ -250,7 +250,9 @@ def bank_grant(
     name: str,
     tenant: Tenant,
     to: _To,
-    role: Annotated[Role, typer.Option(help="What it may do. Each role includes those before it.")],
+    role: Annotated[
+        BankRole, typer.Option(help="What it may do. Each role includes those before it.")
+    ],
     as_json: Json = False,
 ) -> None:
     """Give a principal, a group or everyone a role in a bank, in place of the one it had."""

@@ -11,13 +11,13 @@ from app.db.endpoint import Endpoint, postgres_url, valkey_url
 from app.errors import MembankError, UsageError
 from app.settings import settings
 
-Role = Literal["owner", "app", "worker", "admin"]
-ROLES: tuple[Role, ...] = get_args(Role)
+DatabaseRole = Literal["owner", "app", "worker", "admin"]
+ROLES: tuple[DatabaseRole, ...] = get_args(DatabaseRole)
 TENANT_GROUP = "membank_tenant"
 """What the psql roles of tenants are members of. Nobody logs in as it."""
 
 
-def database_url(role: Role) -> URL:
+def database_url(role: DatabaseRole) -> URL:
     """Address of the database, logged in as membank_ROLE.
 
     Raises UnavailableError when no server is named and the local stack was never started.
@@ -73,11 +73,11 @@ def redis_url() -> str:
     return settings().redis_url or valkey_url(Endpoint.of(settings().home, "valkey"))
 
 
-def role_name(role: Role) -> str:
+def role_name(role: DatabaseRole) -> str:
     return f"membank_{role}"
 
 
-def _password(url: URL, role: Role) -> str | None:
+def _password(url: URL, role: DatabaseRole) -> str | None:
     """A role's password follows from the administrator's, so that none has to be kept."""
     if url.password is None:
         return None

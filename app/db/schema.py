@@ -11,7 +11,14 @@ from sqlalchemy import URL, Connection, text
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from app.db import context_keys, revisions
-from app.db.addresses import ROLES, TENANT_GROUP, Role, database_url, provisioning_url, role_name
+from app.db.addresses import (
+    ROLES,
+    TENANT_GROUP,
+    DatabaseRole,
+    database_url,
+    provisioning_url,
+    role_name,
+)
 from app.db.isolation import (
     Check,
     check_role,
@@ -27,7 +34,7 @@ from app.db.signing import context_key
 from app.errors import MembankError, UnavailableError
 from app.settings import settings
 
-SERVING: tuple[Role, ...] = ("app", "worker")
+SERVING: tuple[DatabaseRole, ...] = ("app", "worker")
 # Roles belong to the server, advisory locks to a database: whoever provisions another database
 # may alter or create the same role. "tuple concurrently updated", unique and duplicate names.
 _RACES = ("XX000", "23505", "42710")
@@ -105,7 +112,7 @@ def upgrade(url: URL, before_deployment: bool = False) -> None:
             ) from error
 
 
-def checks(role: Role = "app") -> list[Check]:
+def checks(role: DatabaseRole = "app") -> list[Check]:
     """Versions, migration head, roles, row-level security and the context's key, as the database
     is now; looked at as `role`."""
     with transaction(Asker(role)) as connection:
@@ -120,7 +127,7 @@ def checks(role: Role = "app") -> list[Check]:
     return [*found, _key(role)]
 
 
-def require_safe(role: Role = "app") -> None:
+def require_safe(role: DatabaseRole = "app") -> None:
     """Refuse to serve from a database whose isolation or schema is not as it must be."""
     bad = [check for check in checks(role) if not check.good]
     if bad:
@@ -128,13 +135,13 @@ def require_safe(role: Role = "app") -> None:
         raise MembankError(f"the database is not fit to serve: {told} (see membank doctor)")
 
 
-def _bound(connection: Connection, role: Role) -> list[str]:
+def _bound(connection: Connection, role: DatabaseRole) -> list[str]:
     """The roles that serve, under the names that they have here."""
     here = {role: str(connection.engine.url.username)}
     return [here.get(each, role_name(each)) for each in SERVING]
 
 
-def _key(role: Role) -> Check:
+def _key(role: DatabaseRole) -> Check:
     try:
         with transaction(Asker(role, 0)):
             return Check("context key", True, f"{context_key().id} is known to the database")
@@ -178,7 +185,7 @@ def _ensure_role(connection: Connection, name: str, options: sql.Composable) -> 
             ) from None
 
 
-def _login(role: Role) -> sql.Composable:
+def _login(role: DatabaseRole) -> sql.Composable:
     password = database_url(role).password
     if not password:
         return sql.SQL("LOGIN")
@@ -228,7 +235,7 @@ def _head(connection: Connection) -> Check:
     return Check("migration", revisions.fits(current), detail)
 
 
-def await_safe(log: Any, stop: threading.Event, role: Role) -> None:
+def await_safe(log: Any, stop: threading.Event, role: DatabaseRole) -> None:
     """Wait for the database, and end the process with 1 when it is not fit to be served from."""
     told = False
     while not stop.is_set():

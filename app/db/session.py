@@ -16,7 +16,7 @@ from sqlalchemy.exc import (
     TimeoutError,
 )
 
-from app.db.addresses import Role, database_url
+from app.db.addresses import DatabaseRole, database_url
 from app.db.signing import context_key
 from app.errors import BusyError, MembankError, QuotaError, UnavailableError
 from app.process import tracing
@@ -42,11 +42,11 @@ class Asker:
     and no other role can: whoever opens it looks at the principal's rights inside.
     """
 
-    role: Role
+    role: DatabaseRole
     tenant: int | None = None
     principal: int | None = None
 
-    def in_role(self, role: Role) -> "Asker":
+    def in_role(self, role: DatabaseRole) -> "Asker":
         """This tenant and principal, served by another role of the database."""
         return replace(self, role=role)
 
@@ -111,7 +111,7 @@ def _let_go(connection: Connection) -> None:
 
 
 @contextlib.contextmanager
-def _told(role: Role) -> Iterator[Engine]:
+def _told(role: DatabaseRole) -> Iterator[Engine]:
     """The role's connections; errors of the database are told as `transaction` says."""
     engine = _engine(role, str(database_url(role).render_as_string(False)))
     try:
@@ -215,7 +215,7 @@ _engines: list[Engine] = []
 
 
 @lru_cache(maxsize=16)
-def _engine(role: Role, url: str) -> Engine:
+def _engine(role: DatabaseRole, url: str) -> Engine:
     engine = create_engine(
         url,
         pool_pre_ping=True,

@@ -15,14 +15,14 @@ from app.evaluation.metrics import contains, exact, f1
 from app.evaluation.plan import Plan
 from app.evaluation.questions import Question, sample
 from app.evaluation.questions import read as read_questions
-from app.evaluation.reading import Reader
+from app.evaluation.reading import Answerer
 from app.evaluation.report import Report, best
 from app.evaluation.results import Answered, Results
 from app.evaluation.retrieval import Retrieval, read_corpus
 from app.memory.model.adapter import MODES
 from app.process import console
 from app.runtime.identity import cache, count_tokens
-from app.runtime.models import Mode, Models, models, reading
+from app.runtime.models import Mode, Models, adapted, models
 from app.settings import settings
 
 _TIMED = 12
@@ -51,7 +51,7 @@ def run(
         found = Retrieval.of(
             questions, passages, alike, vectors, count_tokens, max(plan.ks), plan.gold, told
         )
-    with closing(Reader(m, MemoryStore.of(m, keep=200), plan)) as reader:
+    with closing(Answerer(m, MemoryStore.of(m, keep=200), plan)) as reader:
         _ask(reader, questions, found, plan, results)
         columns = {
             (mode, k): [got for q in questions if (got := results.get(mode, k, q.id)) is not None]
@@ -68,7 +68,7 @@ def run(
 
 
 def _ask(
-    reader: Reader, questions: Sequence[Question], found: Retrieval, plan: Plan, results: Results
+    reader: Answerer, questions: Sequence[Question], found: Retrieval, plan: Plan, results: Results
 ) -> None:
     """Ask what `results` does not hold."""
     columns = plan.columns()
@@ -97,7 +97,7 @@ def _scored(mode: Mode, k: int, question: Question, answer: str, recall: float |
 
 
 def _first_token(
-    reader: Reader,
+    reader: Answerer,
     m: Models,
     mode: Mode,
     questions: Sequence[Question],
@@ -131,7 +131,7 @@ def _head(m: Models, plan: Plan, file: Path, corpus: Path | None) -> dict[str, A
     """What decides the answers, whichever modes are asked in this run."""
     adapters = {}
     for mode in MODES:
-        adapter = reading(mode, plan.adapter).adapter
+        adapter = adapted(mode, plan.adapter).adapter
         adapters[mode] = "none" if adapter is None else adapter.id
     return {
         "file": file.name,

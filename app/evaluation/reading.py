@@ -12,13 +12,13 @@ from app.memory.compose import Memories, compose
 from app.memory.decode.generate import Wanted
 from app.memory.kv import KV
 from app.memory.model.prompt import closed_book
-from app.runtime.models import Mode, Models, reading
+from app.runtime.models import Mode, Models, adapted
 
 _ROWS, _ROWS_TIMES_K = 32, 96
 """Of a batch: questions, and memories of all of them."""
 
 
-class Reader:
+class Answerer:
     """Reads questions from what was found for them. Close it at the end."""
 
     def __init__(self, m: Models, store: MemoryStore, plan: Plan) -> None:
@@ -81,7 +81,7 @@ class Reader:
             [cut] = self._texts([found], k)
             return self._composed([cut(k)])
         memories = self._composed([self._store.load(text) for text in found.texts[:k]])
-        adapter = reading(mode, self._plan.adapter).adapter
+        adapter = adapted(mode, self._plan.adapter).adapter
         if adapter is None or k == 1:
             return memories
         return memories.preferring(adapter.gains([list(found.relevances[:k])]))

@@ -13,7 +13,7 @@ from app.bank.find import Bank, find_bank
 from app.db.session import Asker, transaction
 from app.errors import NotFoundError, UnavailableError, UsageError
 from app.ingest.document import Document, Failure
-from app.ingest.service import Ingested, ingest
+from app.ingest.storing import Ingested, ingest
 from app.ingest.wait import Progress, failures, wait
 from app.process import console
 from app.queue.broker import require_broker

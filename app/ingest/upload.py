@@ -12,7 +12,7 @@ from app.bank.find import Bank
 from app.errors import MembankError, UnavailableError
 from app.ingest.document import Document, Failure
 from app.ingest.read import is_read, read_upload
-from app.ingest.service import CountTokens, stored, together
+from app.ingest.storing import CountTokens, stored, together
 from app.queue.uploads import Upload
 
 _LONGEST = 1000

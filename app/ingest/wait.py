@@ -7,7 +7,7 @@ from itertools import groupby
 
 from app.db.session import Asker, transaction
 from app.ingest.document import Failure
-from app.ingest.service import Ingested
+from app.ingest.storing import Ingested
 from app.queue import status
 
 

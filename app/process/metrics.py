@@ -31,7 +31,7 @@ _parts = {
 
 
 def answered(mode: str, timings_ms: Mapping[str, float], usage: Mapping[str, int]) -> None:
-    """Count an answer. `timings_ms` and `usage` are those of app.answer.service.Answer."""
+    """Count an answer. `timings_ms` and `usage` are those of app.answer.ask.Answer."""
     _answers.labels(mode).inc()
     for name, histogram in _parts.items():
         histogram.labels(mode).observe(timings_ms[name] / 1000)

@@ -97,7 +97,7 @@ def _codec_recorded(name: str) -> Codec:
 
 
 @dataclass(frozen=True)
-class Reading:
+class Adapted:
     """The model that reads in a mode, with an adapter merged into it if there is one."""
 
     lm: "LanguageModel"
@@ -108,24 +108,24 @@ _loading = threading.RLock()
 """Held while something is loaded, so that other threads that need it wait for it."""
 
 
-def reading(mode: Mode, choice: str | None = None) -> Reading:
+def adapted(mode: Mode, choice: str | None = None) -> Adapted:
     """The model that reads in a mode, with the adapter `choice`, by default the settings'.
 
     Raises AdapterError when the adapter is damaged or does not fit.
     """
     with _loading:
-        return _reading(mode, settings().adapter if choice is None else choice)
+        return _adapted(mode, settings().adapter if choice is None else choice)
 
 
 @lru_cache(maxsize=4)
-def _reading(mode: Mode, choice: str) -> Reading:
+def _adapted(mode: Mode, choice: str) -> Adapted:
     from app.memory.model.adapter import chosen
 
     m = models()
     found = None
     if mode != "closed":
         found = chosen(choice, m.profile.model, m.profile.prefix, mode)
-    return Reading(m.lm if found is None else found.merged(m.lm), found)
+    return Adapted(m.lm if found is None else found.merged(m.lm), found)
 
 
 def generator(mode: Mode = "closed", choice: str | None = None) -> "Generator":
@@ -135,12 +135,12 @@ def generator(mode: Mode = "closed", choice: str | None = None) -> "Generator":
     """
     chosen = settings().adapter if choice is None else choice
     with _loading:
-        adapted = reading(mode, chosen).adapter is not None
-        return _generator(mode, chosen) if adapted else _generator("closed", "none")
+        changed = adapted(mode, chosen).adapter is not None
+        return _generator(mode, chosen) if changed else _generator("closed", "none")
 
 
 @lru_cache(maxsize=4)
 def _generator(mode: Mode, choice: str) -> "Generator":
     from app.memory.decode.generate import Generator
 
-    return Generator(reading(mode, choice).lm, settings().weights, native())
+    return Generator(adapted(mode, choice).lm, settings().weights, native())

@@ -17,11 +17,11 @@ import httpx
 import openai
 import pytest
 
+from app.answer.ask import NOTHING
 from app.answer.engine import Engine, Job
 from app.answer.question import Question
-from app.answer.service import NOTHING
+from app.api.application import create
 from app.api.http.bridge import SEARCHES
-from app.api.service import create
 from app.bank.entries import entry_id
 from app.ingest.command import run as ingest
 from app.local.processes import wait_until

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
+from app.answer.ask import ask
 from app.answer.retrieval import Reader
-from app.answer.service import ask
 from app.db.session import Asker, transaction
 from app.errors import BlobError
 from app.ingest.command import run as ingest

@@ -3,8 +3,8 @@ other."""
 
 import pytest
 
+from app.answer.ask import ask
 from app.answer.retrieval import Reader, find
-from app.answer.service import ask
 from app.demo.sample import BANK, TENANTS, Question, fill, questions
 from app.local.stack import Stack
 from tests import edges

@@ -9,8 +9,8 @@ import httpx
 import pytest
 from sqlalchemy import text
 
+from app.answer.ask import NOTHING, ask
 from app.answer.retrieval import Reader, find
-from app.answer.service import NOTHING, ask
 from app.db.session import Asker, transaction
 from app.ingest.command import run as ingest
 from app.local.processes import wait_until

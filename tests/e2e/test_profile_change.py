@@ -5,8 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from app.answer.ask import ask
 from app.answer.retrieval import Reader
-from app.answer.service import ask
 from app.ingest.command import run as ingest
 from app.local.processes import wait_until
 from app.local.stack import Stack

@@ -11,7 +11,7 @@ import httpx2
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 
-from app.bank.roles import Role
+from app.bank.roles import BankRole
 from app.local.processes import wait_until
 from app.local.stack import Stack
 from tests import edges
@@ -44,7 +44,7 @@ def test_it_is_ready_when_up_says_so(url: str) -> None:
 
 def test_a_model_adds_searches_asks_and_forgets_over_mcp(url: str) -> None:
     make_tenant("cliff", ("alice", []))
-    grant(find_bank("cliff", "handbook"), "principal:alice", Role.WRITER)
+    grant(find_bank("cliff", "handbook"), "principal:alice", BankRole.WRITER)
     token = issue("cliff", "alice", ("read", "write")).token
 
     async def use() -> tuple[Any, ...]:

@@ -11,8 +11,8 @@ import httpx
 import pytest
 from sqlalchemy import text
 
-from app.answer.service import NOTHING
-from app.bank.roles import Role
+from app.answer.ask import NOTHING
+from app.bank.roles import BankRole
 from app.db.session import Asker, transaction
 from app.ingest.command import run as ingest
 from app.local.processes import wait_until
@@ -159,7 +159,7 @@ def test_files_that_were_put_in_are_stored_whoever_is_killed(
 ) -> None:
     headers = {"Authorization": f"Bearer {issue('tide', 'alice', ('read', 'write')).token}"}
     with httpx.Client(base_url=f"{url}/v1", headers=headers, timeout=60) as client:
-        grant(find_bank("tide", "handbook"), "principal:alice", Role.WRITER)
+        grant(find_bank("tide", "handbook"), "principal:alice", BankRole.WRITER)
         ids = []
         for n in range(6):
             rows = [{"id": f"{n}-{i}", "text": f"Locker {i} is on floor {n}."} for i in range(40)]

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from sqlalchemy import text
 
+from app.answer.ask import ask
 from app.answer.retrieval import Reader
-from app.answer.service import ask
 from app.db.session import Asker, transaction
 from app.ingest.command import run as ingest
 from app.local.processes import wait_until

@@ -15,7 +15,7 @@ from sqlalchemy.exc import ProgrammingError
 from app.access.quota import Quota
 from app.bank import roles
 from app.db import schema
-from app.db.addresses import Role
+from app.db.addresses import DatabaseRole
 from app.db.isolation import pgvector_fault, postgres_fault
 from app.db.session import Asker, transaction
 from app.errors import MembankError
@@ -71,7 +71,7 @@ def pair(new_company: Callable[[str], Company]) -> Pair:
         issue(company.name, "alice")
         hana = company.reader("hana")
         file = edges.upload(hana, "notes.md", "assistants", b"notes")
-        grant(company.bank, "principal:hana", roles.Role.WRITER)
+        grant(company.bank, "principal:hana", roles.BankRole.WRITER)
         edges.attach(hana, company.bank.id, [(file.id, {})])
         company.store("handbook", "Welcome.\n\nHours are nine to five.")
         company.store("salaries", "Bands.\n\nRaises come in May.", ["group:hr"])
@@ -176,7 +176,7 @@ class TestTenants:
 
     @pytest.mark.parametrize("role", ["app", "worker", "admin"])
     def test_nobody_but_the_owner_may_look_at_the_keys(
-        self, superuser: psycopg.Connection, role: Role
+        self, superuser: psycopg.Connection, role: DatabaseRole
     ) -> None:
         with pytest.raises(ProgrammingError) as caught:
             ask(Asker(role), "SELECT * FROM context_key")

@@ -8,8 +8,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app.access import keys, principals
-from app.api.service import create
-from app.bank.roles import Role
+from app.api.application import create
+from app.bank.roles import BankRole
 from app.db.session import Asker
 from app.settings import settings
 from tests import edges
@@ -208,7 +208,7 @@ def test_jobs_are_cancelled_retried_and_discarded(admin: Admin, company: Company
 
 def test_files_that_wait_are_jobs_too(admin: Admin, company: Company) -> None:
     alice = company.reader("alice")
-    grant(company.bank, "principal:alice", Role.WRITER)
+    grant(company.bank, "principal:alice", BankRole.WRITER)
     file = edges.upload(alice, "a.md", "assistants", b"text").id
     edges.attach(alice, company.bank.id, [(file, {})])
     [job] = data(admin("GET", "jobs"))

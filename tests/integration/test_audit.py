@@ -10,12 +10,12 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
 from typer.testing import CliRunner
 
 from app.access.audit import note
-from app.answer import retrieval, service
+from app.answer import retrieval
+from app.answer.ask import Answer, record
 from app.answer.recall import Source
 from app.answer.retrieval import Found, Reader, Request, find
-from app.answer.service import Answer
 from app.bank import documents
-from app.bank.roles import Role
+from app.bank.roles import BankRole
 from app.cli import app as membank
 from app.db.session import Asker, transaction
 from app.memory.codec.pack import SIMPLE
@@ -160,7 +160,7 @@ class TestRetention:
 class TestWhatIsNoted:
     def test_documents_that_come_change_and_go(self, company: Company) -> None:
         alice = company.reader("alice")
-        edges.grant(company.bank, "principal:alice", Role.ADMIN)
+        edges.grant(company.bank, "principal:alice", BankRole.ADMIN)
         draft = documents.Draft("a", "a.md", "Secret title", "Secret text", None, {})
         bank = company.bank.id
         edges.store(company.tenant, bank, draft, [], alice.principal)
@@ -206,7 +206,7 @@ class TestWhatIsNoted:
 
     def test_roles_by_command_and_by_sql(self, company: Company) -> None:
         add_principal(company.name, "alice")
-        edges.grant(company.bank, "principal:alice", Role.READER)
+        edges.grant(company.bank, "principal:alice", BankRole.READER)
         administer("UPDATE bank_member SET role = 'admin' WHERE grantee = 'principal:alice'")
         edges.revoke(company.bank, "principal:alice")
         found = [
@@ -251,7 +251,7 @@ class TestWhatIsNoted:
         find(Reader(request.asker, request.bank), "Secret question?", 2)
         usage = {"prompt_tokens": 5, "completion_tokens": 2}
         answer = Answer("Secret", "memory", [Source.of(p) for p in passages], {}, usage)
-        service.record(request, answer)
+        record(request, answer)
         search, asked = noted(company, "search") + noted(company, "ask")
         for event in (search, asked):
             assert (event["actor"], event["principal_id"]) == ("alice", request.asker.principal)

@@ -7,8 +7,8 @@ import psycopg
 import pytest
 
 from app.answer import recall, retrieval
+from app.answer.ask import ask
 from app.answer.retrieval import Reader
-from app.answer.service import ask
 from app.errors import ProfileError
 from app.memory.codec.pack import SIMPLE, check
 from app.queue import outbox
@@ -30,7 +30,7 @@ def process(monkeypatch: pytest.MonkeyPatch, **chosen: str) -> Iterator[None]:
     """Another process of the same models: nothing of the settings is remembered."""
     cached = (
         *(settings, profile, codec_name, compactor, models),
-        *(loaded._reading, loaded._generator, loaded.codec, loaded._codec_recorded),
+        *(loaded._adapted, loaded._generator, loaded.codec, loaded._codec_recorded),
     )
     with monkeypatch.context() as patch:
         patch.setenv("MEMBANK_DTYPE", "float32")

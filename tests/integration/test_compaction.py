@@ -7,7 +7,7 @@ import torch
 
 from app.db.session import Asker
 from app.errors import UsageError
-from app.ingest.service import pieces_of
+from app.ingest.storing import pieces_of
 from app.memory.codec.pack import unpack
 from app.queue import outbox
 from app.runtime.identity import codec_name, compactor, count_tokens, profile

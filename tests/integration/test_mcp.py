@@ -10,8 +10,8 @@ from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 
 from app.api import mcp
-from app.api.service import create
-from app.bank.roles import Role
+from app.api.application import create
+from app.bank.roles import BankRole
 from app.db.session import Asker
 from tests.conftest import Company, administer, ask
 from tests.edges import add_principal, grant, issue
@@ -70,7 +70,7 @@ def test_a_text_is_added_and_forgotten_in_the_name_of_the_keys_principal(
     company: Company,
 ) -> None:
     token = token_of(company, "read", "write")
-    grant(company.bank, "principal:alice", Role.WRITER)
+    grant(company.bank, "principal:alice", BankRole.WRITER)
 
     async def use(client: Client, _: Any) -> Any:
         values = {"bank": "handbook", "title": "Dogs", "text": "On Friday.\n\nNot on Monday."}
@@ -98,16 +98,16 @@ def ask_documents(company: Company) -> list[tuple[Any, ...]]:
 @pytest.mark.parametrize(
     ("scopes", "role", "values", "told"),
     [
-        (("read",), Role.WRITER, {}, "scope write"),
-        (("read", "write"), Role.READER, {}, "role writer"),
-        (("read", "write"), Role.WRITER, {"bank": "vault"}, "no bank 'vault'"),
-        (("read", "write"), Role.WRITER, {"text": "a\x00b"}, "NUL"),
-        (("read", "write"), Role.WRITER, {"text": " "}, "empty"),
-        (("read", "write"), Role.WRITER, {"document_id": ""}, "document_id"),
+        (("read",), BankRole.WRITER, {}, "scope write"),
+        (("read", "write"), BankRole.READER, {}, "role writer"),
+        (("read", "write"), BankRole.WRITER, {"bank": "vault"}, "no bank 'vault'"),
+        (("read", "write"), BankRole.WRITER, {"text": "a\x00b"}, "NUL"),
+        (("read", "write"), BankRole.WRITER, {"text": " "}, "empty"),
+        (("read", "write"), BankRole.WRITER, {"document_id": ""}, "document_id"),
     ],
 )
 def test_what_may_not_be_is_an_error_of_the_tool(
-    company: Company, scopes: tuple[str, ...], role: Role, values: dict[str, str], told: str
+    company: Company, scopes: tuple[str, ...], role: BankRole, values: dict[str, str], told: str
 ) -> None:
     token = token_of(company, *scopes)
     grant(company.bank, "principal:alice", role)
@@ -128,7 +128,7 @@ def test_a_document_of_another_tenant_is_not_there(
     other = new_company("bolt")
     other.store("secret", "one")
     token = token_of(company, "read", "write")
-    grant(company.bank, "principal:alice", Role.WRITER)
+    grant(company.bank, "principal:alice", BankRole.WRITER)
     administer("UPDATE bank SET name = 'vault' WHERE tenant_id = :t", t=other.tenant)
 
     async def use(client: Client, _: Any) -> Any:

@@ -12,9 +12,9 @@ from fastapi.testclient import TestClient
 from starlette.requests import Request
 
 from app.api import server
+from app.api.application import create
 from app.api.http.caller import MayRead
 from app.api.operation import health
-from app.api.service import create
 from app.errors import UnavailableError
 from app.queue import status
 from tests import edges

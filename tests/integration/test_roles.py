@@ -16,12 +16,12 @@ from app.access.identity import Identity
 from app.bank import documents
 from app.bank.documents import Draft
 from app.bank.find import Bank
-from app.bank.roles import Role
+from app.bank.roles import BankRole
 from app.cli import app as membank
 from app.db.session import Asker, transaction
 from app.errors import ForbiddenError, NotFoundError, UsageError
 from app.ingest.document import Document, Failure
-from app.ingest.service import Ingested, ingest
+from app.ingest.storing import Ingested, ingest
 from app.search.nearest import Nearest
 from app.search.search import search
 from app.store.blobs import load_blobs, readable
@@ -84,7 +84,7 @@ class TestReading:
         company.store("handbook", "Hours are nine to five.")
         work_off()
         assert seen(alice) == WHOLE
-        assert members(company.bank) == {"everyone": Role.READER}
+        assert members(company.bank) == {"everyone": BankRole.READER}
 
     def test_a_bank_without_members_is_closed_in_all_that_was_made_of_it(
         self, closed: Bank, alice: Asker, hana: Asker
@@ -108,14 +108,14 @@ class TestReading:
             ]
 
         before = ask(Asker("admin"), "SELECT revision, encoded_at FROM document, memory_key")
-        grant(closed, "group:hr", Role.READER)
+        grant(closed, "group:hr", BankRole.READER)
         assert (found(alice), found(hana)) == ([False] * 4, [True] * 4)
-        grant(closed, "principal:alice", Role.WRITER)
+        grant(closed, "principal:alice", BankRole.WRITER)
         assert (found(alice), found(hana)) == ([True] * 4, [True] * 4)
         revoke(closed, "group:hr")
         assert (found(alice), found(hana)) == ([True] * 4, [False] * 4)
         join_group("harbor", "sales", "hana")
-        grant(closed, "group:sales", Role.ADMIN)
+        grant(closed, "group:sales", BankRole.ADMIN)
         assert found(hana) == [True] * 4
         leave_group("harbor", "sales", "hana")
         assert found(hana) == [False] * 4
@@ -127,7 +127,7 @@ class TestReading:
     def test_role_and_list_are_both_needed_whatever_the_role(
         self, closed: Bank, alice: Asker, hana: Asker
     ) -> None:
-        grant(closed, "everyone", Role.ADMIN)
+        grant(closed, "everyone", BankRole.ADMIN)
         set_access(closed.tenant, closed.id, "handbook", ["group:hr"])
         assert (seen(alice), seen(hana)) == (NOTHING, WHOLE)
         revoke(closed, "everyone")
@@ -138,9 +138,9 @@ class TestReading:
         self, closed: Bank, alice: Asker, company: Company
     ) -> None:
         other = add_bank(company.name, "other", PROFILE, "{}")
-        grant(other, "principal:alice", Role.ADMIN)
+        grant(other, "principal:alice", BankRole.ADMIN)
         assert seen(alice) == NOTHING
-        grant(closed, "principal:alice", Role.READER)
+        grant(closed, "principal:alice", BankRole.READER)
         revoke(other, "everyone")
         revoke(other, "principal:alice")
         assert seen(alice) == WHOLE
@@ -161,7 +161,7 @@ class TestReading:
                 return list(found.scalars())
 
         assert [seen_in(bank) for bank in ("", closed.id, other.id)] == [["theirs"], [], ["theirs"]]
-        grant(closed, "principal:alice", Role.READER)
+        grant(closed, "principal:alice", BankRole.READER)
         assert seen_in("") == ["handbook", "theirs"]
         assert [seen_in(bank) for bank in (closed.id, other.id, 0)] == [
             ["handbook"],
@@ -174,12 +174,12 @@ class TestReading:
     ) -> None:
         theirs = new_company("northwind")
         stranger = theirs.reader("alice", "hr")
-        grant(theirs.bank, "principal:alice", Role.ADMIN)
-        grant(closed, "principal:hana", Role.READER)
+        grant(theirs.bank, "principal:alice", BankRole.ADMIN)
+        grant(closed, "principal:hana", BankRole.READER)
         assert seen(alice) == seen(stranger) == NOTHING
 
     def test_without_a_principal_nothing_is_read(self, closed: Bank) -> None:
-        grant(closed, "everyone", Role.ADMIN)
+        grant(closed, "everyone", BankRole.ADMIN)
         assert seen(Asker("app", closed.tenant)) == NOTHING
 
     @pytest.mark.parametrize("entry", ["alice", "principal:", "*", "Everyone", ""])
@@ -187,7 +187,7 @@ class TestReading:
         self, closed: Bank, entry: str
     ) -> None:
         with pytest.raises(UsageError):
-            grant(closed, entry, Role.READER)
+            grant(closed, entry, BankRole.READER)
         with pytest.raises(DBAPIError, match="check constraint"):
             administer(
                 "INSERT INTO bank_member (tenant_id, bank_id, grantee, role)"
@@ -197,7 +197,7 @@ class TestReading:
 
     def test_who_is_unknown_is_granted_nothing(self, closed: Bank) -> None:
         with pytest.raises(NotFoundError):
-            grant(closed, "principal:nobody", Role.READER)
+            grant(closed, "principal:nobody", BankRole.READER)
         with pytest.raises(NotFoundError):
             revoke(closed, "principal:nobody")
 
@@ -232,8 +232,8 @@ class TestWriting:
     @pytest.fixture
     def bank(self, closed: Bank) -> Bank:
         """alice is its writer, hana its reader."""
-        grant(closed, "principal:alice", Role.WRITER)
-        grant(closed, "principal:hana", Role.READER)
+        grant(closed, "principal:alice", BankRole.WRITER)
+        grant(closed, "principal:hana", BankRole.READER)
         return closed
 
     def test_a_writer_stores_edits_and_forgets(self, bank: Bank, alice: Asker) -> None:
@@ -283,20 +283,20 @@ class TestWriting:
         assert ask(Asker("admin"), "SELECT * FROM document") == before
 
     def test_an_admin_changes_lists_and_roles(self, bank: Bank, hana: Asker) -> None:
-        grant(bank, "group:hr", Role.ADMIN)
+        grant(bank, "group:hr", BankRole.ADMIN)
         set_access(bank.tenant, bank.id, "handbook", ["principal:alice"], hana.principal)
         store(hana, bank, "handbook", access=["group:hr"])
-        grant(bank, "everyone", Role.WRITER, hana)
+        grant(bank, "everyone", BankRole.WRITER, hana)
         revoke(bank, "everyone", hana)
         assert members(bank) == {
-            "group:hr": Role.ADMIN,
-            "principal:alice": Role.WRITER,
-            "principal:hana": Role.READER,
+            "group:hr": BankRole.ADMIN,
+            "principal:alice": BankRole.WRITER,
+            "principal:hana": BankRole.READER,
         }
 
     def test_nobody_below_an_admin_changes_roles(self, bank: Bank, alice: Asker) -> None:
         with pytest.raises(ForbiddenError, match="admin"):
-            grant(bank, "principal:alice", Role.ADMIN, alice)
+            grant(bank, "principal:alice", BankRole.ADMIN, alice)
         with pytest.raises(ForbiddenError, match="admin"):
             revoke(bank, "principal:hana", alice)
 
@@ -307,12 +307,12 @@ class TestWriting:
         with pytest.raises(ForbiddenError):
             store(alice, other, "new")
         with pytest.raises(ForbiddenError):
-            grant(other, "everyone", Role.ADMIN, alice)
+            grant(other, "everyone", BankRole.ADMIN, alice)
 
     def test_a_principal_of_another_tenant_writes_nothing(
         self, bank: Bank, new_company: Callable[[str], Company]
     ) -> None:
-        grant(bank, "everyone", Role.ADMIN)
+        grant(bank, "everyone", BankRole.ADMIN)
         stranger = new_company("northwind").reader("alice")
         with pytest.raises(ForbiddenError):
             store(stranger, bank, "new")

@@ -7,7 +7,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from celery.signals import worker_shutting_down
 
-from app.bank.roles import Role
+from app.bank.roles import BankRole
 from app.db.session import Asker
 from app.errors import UnavailableError
 from app.queue import outbox
@@ -61,7 +61,7 @@ def test_files_are_read_when_nothing_else_waits_and_not_for_long(
     company: Company, tasks: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alice, order = company.reader("alice"), []
-    grant(company.bank, "principal:alice", Role.WRITER)
+    grant(company.bank, "principal:alice", BankRole.WRITER)
     put = [edges.upload(alice, f"{n}.md", "assistants", b"The door is blue.").id for n in range(4)]
     edges.attach(alice, company.bank.id, [(id, {}) for id in put])
     company.store("rules", "one rule")

@@ -43,13 +43,13 @@ class Member(BaseModel):
     """Who has which role in a bank."""
 
     entry: str
-    role: roles.Role
+    role: roles.BankRole
 
 
 class NewRole(BaseModel):
     """A role to have in a bank; each includes those before it."""
 
-    role: roles.Role
+    role: roles.BankRole
 
 
 class Access(BaseModel):

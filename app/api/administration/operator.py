@@ -1,11 +1,11 @@
 """On whose behalf the routes of administration act."""
 
 from app.access.identity import Identity
-from app.db.addresses import Role
+from app.db.addresses import DatabaseRole
 from app.db.session import Asker
 
 
-def operator(who: Identity, role: Role) -> Asker:
+def operator(who: Identity, role: DatabaseRole) -> Asker:
     """The caller's tenant, logged in as `role`: the key's scope decides, not a role in a bank."""
     return Asker(role, tenant_of(who))
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from starlette.types import Receive
 
-from app.answer.service import Answer, Answering
+from app.answer.ask import Answer, Answering
 from app.errors import BusyError, LateError
 from app.process.tracing import carried
 

@@ -13,9 +13,9 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from app.access.identity import Identity
+from app.answer.ask import Answer, Answering, Generates
 from app.answer.question import Question
 from app.answer.recall import Source
-from app.answer.service import Answer, Answering, Generates
 from app.api.http.bridge import Bridge, GoneError, Running
 from app.api.http.caller import MayRead
 from app.api.http.conditions import Filters

@@ -8,7 +8,7 @@ import pytest
 from openai import OpenAI
 from openai.types import VectorStore
 
-from app.api.service import create
+from app.api.application import create
 from tests.conftest import Company
 from tests.edges import issue
 from tests.serving import served

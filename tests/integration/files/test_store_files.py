@@ -10,7 +10,7 @@ from openai import OpenAI
 from openai.types import VectorStore
 
 from app.bank.documents import Draft
-from app.bank.roles import Role
+from app.bank.roles import BankRole
 from app.db.session import Asker
 from app.errors import NotFoundError
 from app.queue import outbox
@@ -137,7 +137,7 @@ class TestStoreFiles:
         )
 
     def test_a_bank_of_another_model_takes_no_file(self, alice: OpenAI, company: Company) -> None:
-        grant(company.bank, "principal:alice", Role.WRITER)
+        grant(company.bank, "principal:alice", BankRole.WRITER)
         store = alice.vector_stores.retrieve(f"vs_{company.bank.id}")
         entry = attach(alice, store, upload(alice))
         assert entry.status == "failed"
@@ -193,7 +193,7 @@ class TestStoreFiles:
         bank = bank_now(company.tenant, int(store.id[3:]))
         for name in ("bob", "eve"):
             of = client(name)
-            grant(bank, f"principal:{name}", Role.WRITER)
+            grant(bank, f"principal:{name}", BankRole.WRITER)
             of.vector_stores.files.create(vector_store_id=store.id, file_id=upload(of))
         revoke(bank, "principal:bob")
         change(
@@ -252,7 +252,7 @@ class TestStoreFiles:
     def test_documents_of_other_ways_are_listed_too(
         self, alice: OpenAI, company: Company, client: Client
     ) -> None:
-        grant(company.bank, "principal:alice", Role.WRITER)
+        grant(company.bank, "principal:alice", BankRole.WRITER)
         store = alice.vector_stores.retrieve(f"vs_{company.bank.id}")
         name = "Größe/日本 +?&"
         company.store(name, "the text")
@@ -276,7 +276,7 @@ class TestStoreFiles:
                 alice.vector_stores.files.retrieve(id, vector_store_id=store.id)
 
     def test_are_listed_in_pages_and_by_status(self, alice: OpenAI, company: Company) -> None:
-        grant(company.bank, "principal:alice", Role.WRITER)
+        grant(company.bank, "principal:alice", BankRole.WRITER)
         store = alice.vector_stores.create(name="mixed")
         made = [attach(alice, store, upload(alice, f"{n}.md")).id for n in range(3)]
         bad = [attach(alice, store, upload(alice, f"{n}.exe")).id for n in range(2)]
@@ -318,7 +318,7 @@ class TestStoreFiles:
         self, client: Client, alice: OpenAI, store: VectorStore, company: Company
     ) -> None:
         bob = client("bob")
-        grant(bank_now(company.tenant, int(store.id[3:])), "principal:bob", Role.WRITER)
+        grant(bank_now(company.tenant, int(store.id[3:])), "principal:bob", BankRole.WRITER)
         rows = [{"id": "a", "text": "x"}, {"id": "b", "text": "y", "allow": ["principal:alice"]}]
         file = upload(alice, "rows.jsonl", "\n".join(map(json.dumps, rows)))
         attach(alice, store, file)

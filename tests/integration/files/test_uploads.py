@@ -9,7 +9,7 @@ import pytest
 from openai import OpenAI
 from openai.types import VectorStore
 
-from app.bank.roles import Role
+from app.bank.roles import BankRole
 from app.settings import settings
 from app.upkeep.erase import erase
 from tests.conftest import Company
@@ -170,7 +170,7 @@ class TestForgetting:
         root = client("root", scopes=("read", "write", "admin"))
         store = root.vector_stores.create(name="roots")
         bank = bank_now(company.tenant, int(store.id[3:]))
-        grant(bank, "principal:alice", Role.WRITER)
+        grant(bank, "principal:alice", BankRole.WRITER)
         file = upload(alice)
         attach(alice, store, file)
         revoke(bank, "principal:alice")

@@ -15,7 +15,7 @@ from openai.types import VectorStore
 from sqlalchemy import Connection
 
 from app.bank import banks
-from app.bank.roles import Role
+from app.bank.roles import BankRole
 from app.db.session import Asker
 from app.queue import outbox
 from app.runtime.identity import profile
@@ -92,7 +92,7 @@ class TestStores:
         assert closed.id not in [each.id for each in bob.vector_stores.list()]
         with pytest.raises(openai.NotFoundError):
             bob.vector_stores.files.retrieve(file, vector_store_id=closed.id)
-        grant(bank_now(company.tenant, int(closed.id[3:])), "principal:bob", Role.READER)
+        grant(bank_now(company.tenant, int(closed.id[3:])), "principal:bob", BankRole.READER)
         assert bob.vector_stores.files.retrieve(file, vector_store_id=closed.id).id == file
 
     def test_readers_change_nothing_and_strangers_see_nothing(

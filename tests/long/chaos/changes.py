@@ -19,7 +19,7 @@ from app.bank.documents import Draft
 from app.bank.find import Bank
 from app.db.session import Asker, transaction
 from app.errors import NotFoundError, UnavailableError
-from app.ingest.service import pieces_of
+from app.ingest.storing import pieces_of
 from app.runtime.identity import count_tokens
 from tests import edges
 

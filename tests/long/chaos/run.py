@@ -16,7 +16,7 @@ from functools import partial
 import psycopg
 import redis
 
-from app.bank.roles import Role
+from app.bank.roles import BankRole
 from app.db import session
 from app.db.addresses import provisioning_url, redis_url
 from app.demo.sample import temporary_stack
@@ -103,7 +103,7 @@ def _writer(stack: Stack, number: int, seed: str) -> Writer:
     add_tenant(tenant)
     bank = add_bank(tenant, "handbook", profile().id, profile().json())
     add_principal(tenant, "writer")
-    grant(bank, "principal:writer", Role.WRITER)
+    grant(bank, "principal:writer", BankRole.WRITER)
     key = issue(tenant, "writer", ("read", "write")).token
     client = Client(lambda: stack.addresses()["api_url"], key, f"vs_{bank.id}")
     return Writer(number, bank, seed, client)

@@ -10,7 +10,7 @@ import redis
 import torch
 from psycopg import sql
 
-from app.ingest.service import pieces_of
+from app.ingest.storing import pieces_of
 from app.memory.codec.pack import unpack
 from app.runtime.identity import count_tokens
 from app.runtime.models import models

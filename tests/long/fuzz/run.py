@@ -12,9 +12,9 @@ from schemathesis import Case
 
 from app.access.keys import Issued
 from app.answer.engine import Engine
-from app.api.service import create
+from app.api.application import create
 from app.bank.find import Bank
-from app.bank.roles import Role
+from app.bank.roles import BankRole
 from app.demo import sample
 from app.process.log import configure
 from app.runtime.models import generator
@@ -46,7 +46,7 @@ def run(
     """Serve, and call in the name of a principal that may do everything; its bank and its tenant go
     last."""
     found = find_bank(tenant, bank)
-    grant(found, f"principal:{PRINCIPAL}", Role.ADMIN)
+    grant(found, f"principal:{PRINCIPAL}", BankRole.ADMIN)
     own = issue(tenant, PRINCIPAL, ("read", "write", "admin"))
     known = Known(
         random.Random(seed),

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from app.answer.ask import ask
 from app.answer.cache import cache
 from app.answer.retrieval import Reader, find
-from app.answer.service import ask
 from app.demo.sample import temporary_stack
 from app.ingest.command import run as ingest
 from app.runtime.identity import profile

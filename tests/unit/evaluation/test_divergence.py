@@ -14,7 +14,7 @@ from app.memory.compose import Memories, compose
 from app.memory.decode.generate import Generator
 from app.memory.encode import Encoder
 from app.memory.model.load import LanguageModel
-from benchmarks.divergence import Asking, Reading, read
+from benchmarks.divergence import Asking, RowAnswer, read
 from tests.unit.memory.families import tiny
 
 PREFIX, OTHER_PREFIX = [5, 6, 7], [8, 9]
@@ -57,7 +57,9 @@ def after(model: Any, prompt: list[int], answer: list[int]) -> Tensor:
     return logits[-len(answer) :].double().log_softmax(dim=-1)  # type: ignore[no-any-return]
 
 
-def readings(lm: LanguageModel, rows: list[Memories], tokens: int = TOKENS) -> list[list[Reading]]:
+def readings(
+    lm: LanguageModel, rows: list[Memories], tokens: int = TOKENS
+) -> list[list[RowAnswer]]:
     generator = Generator(lm)
     with closing(Engine(model_of=lambda _: generator)) as engine:
         return read(engine, [Asking(Question("?"), tail, rows) for tail in TAILS], tokens)

@@ -1,6 +1,6 @@
 """What a chunk is kept with, and what an edit changes."""
 
-from app.ingest.service import pieces_of
+from app.ingest.storing import pieces_of
 
 PARAGRAPHS = [" ".join(f"{name}{i}" for i in range(9)) + "." for name in "abcdef"]
 TEXT = "\n\n".join(PARAGRAPHS)

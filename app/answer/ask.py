@@ -18,7 +18,7 @@ from app.memory.decode.pieces import Stops
 from app.memory.model.prompt import closed_book
 from app.process import metrics
 from app.process.tracing import past
-from app.runtime.models import Mode, Models, generator, models, reading
+from app.runtime.models import Mode, Models, adapted, generator, models
 
 NOTHING = "The bank holds nothing for this question that you may read."
 _NO_TIME = dict.fromkeys(("search", "load", "queue", "prefill", "first_token", "total"), 0.0)
@@ -173,7 +173,7 @@ class Answering:
         chunks = [m.prompt.chunk(passage.text) for passage in self._found.passages]
         ids = m.prompt.with_text(chunks, asked.told, asked.turns)
         _require_room(m, len(ids) + asked.max_tokens)
-        if reading("rag", asked.adapter).adapter is None:
+        if adapted("rag", asked.adapter).adapter is None:
             return self._generate(ids, None)
         # The adapter acts on the question alone: text is read by the model that encodes.
         text = Unencoded([token for chunk in chunks for token in chunk], m.encoder)

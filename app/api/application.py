@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 from fastapi import FastAPI
 
-from app.answer.service import Generates
+from app.answer.ask import Generates
 from app.api import mcp
 from app.api.administration import routes as administration
 from app.api.http.bridge import Bridge
