@@ -371,7 +371,7 @@ class Waiting:
         yield " two"
 
     def generation(self) -> generate.Generation:
-        return generate.Generation("", [], 1, 0, 0.0, 0.0, 0, 0.0, "stop")
+        return generate.Generation("", [], 1, 0, 0.0, 0.0, "stop")
 
     def cancel(self) -> None:
         self.cancelled.set()
