@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, TypeVar
 
 from obstore.exceptions import BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
-from sqlalchemy import Connection, text
 
 from app.errors import BlobError, UnavailableError, UsageError
 from app.process.private_files import private_folder
@@ -147,25 +146,6 @@ class Stored:
     size: int | None
 
 
-def place(
-    connection: Connection,
-    tenant: int,
-    blobs: Sequence[tuple[str, bytes]],
-    objects: Objects | None,
-) -> list[Stored]:
-    """Store bytes, each given with its profile, before the caller writes the rows for them.
-
-    Call this once per transaction, for all of its blobs: names are locked in sorted order, so that
-    two transactions cannot deadlock. Raises UnavailableError.
-    """
-    stored = planned(tenant, blobs, objects)
-    if objects is not None:
-        for name in sorted({one.location or "" for one in stored}):
-            connection.execute(_LOCK, {"name": name})
-        write(stored, blobs, objects)
-    return stored
-
-
 def planned(
     tenant: int, blobs: Sequence[tuple[str, bytes]], objects: Objects | None
 ) -> list[Stored]:
@@ -193,6 +173,3 @@ def write(stored: Sequence[Stored], blobs: Sequence[tuple[str, bytes]], objects:
 
 def _name(tenant: int, profile: str, digest: str) -> str:
     return f"{tenant}/{hashlib.sha256(profile.encode()).hexdigest()[:16]}/{digest}"
-
-
-_LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))")

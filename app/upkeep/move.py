@@ -1,25 +1,33 @@
 """Moves memories from Postgres to the object store, or back.
 
-Each page is a separate transaction, and the rows show what has been done, so a move can be
-interrupted at any point and started again. Questions, workers and other movers go on meanwhile.
+The rows show what has been done, so a move can be interrupted at any point and started again.
+Questions, workers and other movers go on meanwhile: no transaction is open while the store works,
+and a row that somebody has changed stays as it is.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from sqlalchemy import Connection, text
+from sqlalchemy import text
 
 from app.db.session import Asker, driver_of, transaction
 from app.db.tenants import next_tenant
 from app.errors import UsageError
 from app.store import objects
 from app.store.objects import Objects
+from app.store.rewrite import Rewritten, rewrite
 
 Target = Literal["postgres", "object"]
 _PAGE = 50
-"""Memories per transaction, about 4 MB."""
+"""Memories at a time, about 4 MB."""
 _FROM = {"postgres": "location IS NOT NULL", "object": "payload IS NOT NULL"}
+_ROWS = {
+    to: "SELECT chunk_id, profile_id, payload, location, sha256 FROM memory_blob"  # noqa: S608
+    f" WHERE tenant_id = %s AND (chunk_id, profile_id) > (%s, %s) AND {which}"
+    " ORDER BY chunk_id, profile_id LIMIT %s"
+    for to, which in _FROM.items()
+}
 
 
 @dataclass(frozen=True)
@@ -59,38 +67,45 @@ def move(to: Target) -> Iterator[Moved]:
     while tenant is not None:
         after: tuple[int, str] | None = (0, "")
         while after is not None:
-            with transaction(Asker("worker", tenant)) as connection:
-                page, after = _page(connection, tenant, to, store, after)
+            page, after = _page(tenant, to, store, after)
             yield page
         tenant = next_tenant(tenant)
 
 
 def _page(
-    connection: Connection, tenant: int, to: Target, store: Objects | None, after: tuple[int, str]
+    tenant: int, to: Target, store: Objects | None, after: tuple[int, str]
 ) -> tuple[Moved, tuple[int, str] | None]:
-    with driver_of(connection).cursor(binary=True) as cursor:
-        rows = cursor.execute(
-            "SELECT chunk_id, profile_id, payload, location FROM memory_blob"  # noqa: S608
-            f" WHERE tenant_id = %s AND (chunk_id, profile_id) > (%s, %s) AND {_FROM[to]}"
-            " ORDER BY chunk_id, profile_id LIMIT %s FOR UPDATE SKIP LOCKED",
-            (tenant, *after, _PAGE),
-        ).fetchall()
-        found = objects.reading().get([r[3] for r in rows]) if rows and store is None else {}
-        there = [
-            (chunk, profile, stored)
-            for chunk, profile, payload, location in rows
-            if (stored := payload if location is None else found.get(location)) is not None
-        ]
-        blobs = [(profile, stored) for _, profile, stored in there]
-        placed = objects.place(connection, tenant, blobs, store)
-        changed = [
-            (new.payload, new.location, new.size, tenant, chunk, profile)
-            for new, (chunk, profile, _) in zip(placed, there, strict=True)
-        ]
-        cursor.executemany(
-            "UPDATE memory_blob SET payload = %s, location = %s, size = %s"
-            " WHERE tenant_id = %s AND chunk_id = %s AND profile_id = %s",
-            changed,
+    asker = Asker("worker", tenant)
+    with transaction(asker) as connection, driver_of(connection).cursor(binary=True) as cursor:
+        rows = cursor.execute(_ROWS[to], (tenant, *after, _PAGE)).fetchall()
+    away = [location for *_, location, _ in rows if location is not None]
+    found = objects.reading().get(away) if away else {}
+    there, missing = [], []
+    for chunk, profile, payload, location, sha256 in rows:
+        stored = payload if location is None else found.get(location)
+        if stored is None:
+            missing.append((chunk, profile, location))
+        else:
+            there.append(Rewritten(chunk, profile, stored, sha256, location))
+    moved = Moved(rewrite(tenant, there, store), _still(asker, missing))
+    return moved, (rows[-1][0], rows[-1][1]) if len(rows) == _PAGE else None
+
+
+def _still(asker: Asker, missing: Sequence[tuple[int, str, str]]) -> int:
+    """How many rows name an object that is missing, and have not been written anew meanwhile."""
+    if not missing:
+        return 0
+    with transaction(asker) as connection:
+        return sum(
+            connection.execute(
+                _NAMES,
+                {"tenant": asker.tenant, "chunk": chunk, "profile": profile, "location": location},
+            ).scalar_one()
+            for chunk, profile, location in missing
         )
-    last = (rows[-1][0], rows[-1][1]) if len(rows) == _PAGE else None
-    return Moved(len(changed), len(rows) - len(changed)), last
+
+
+_NAMES = text(
+    "SELECT count(*) FROM memory_blob WHERE tenant_id = :tenant AND chunk_id = :chunk"
+    " AND profile_id = :profile AND location = :location"
+)

@@ -1,7 +1,7 @@
 """Seals plain blobs, and those under older keys, with the current key; then destroys older keys.
 
-Each page is a separate transaction, and the rows show what has been done, so it can be interrupted
-at any point.
+The rows show what has been done, so it can be interrupted at any point. No transaction is open
+while the object store works, and a row that somebody has changed stays as it is.
 """
 
 import threading
@@ -14,13 +14,14 @@ from app.db.session import Asker, driver_of, transaction
 from app.db.tenants import next_tenant
 from app.errors import BlobError, VaultError
 from app.store import objects
+from app.store.rewrite import Rewritten, rewrite
 from app.vault import keyring
 from app.vault.keyring import KeyName
 from app.vault.masters import masters
 from app.vault.seal import Place, current_key, seal, unseal
 
 _PAGE = 50
-"""Blobs per transaction, about 4 MB."""
+"""Blobs at a time, about 4 MB."""
 
 
 @dataclass
@@ -62,9 +63,8 @@ def reseal_tenant(
     """
     rows = page
     while rows == page and not (stop and stop.is_set()):
-        with transaction(Asker("worker", tenant)) as connection:
-            rows = _page(connection, tenant, page)
-        done.blobs += rows
+        rows, resealed = _page(tenant, page)
+        done.blobs += resealed
     if rows < page:
         with transaction(Asker("worker", tenant)) as connection:
             done.keys_destroyed += _destroy(connection, tenant)
@@ -72,41 +72,56 @@ def reseal_tenant(
 
 # Versions only rise, so the index finds what is left.
 _LEFT = (
-    "SELECT b.chunk_id, b.profile_id, b.payload, b.location, b.key_version, t.id"
+    "SELECT b.chunk_id, b.profile_id, b.payload, b.location, b.sha256, b.key_version, t.id"
     " FROM memory_blob b LEFT JOIN tenant_key t"
     " ON t.tenant_id = b.tenant_id AND t.version = b.key_version"
-    " WHERE b.tenant_id = %s AND (b.key_version IS NULL OR b.key_version < %s)"
-    " LIMIT %s FOR UPDATE OF b SKIP LOCKED"
+    " WHERE b.tenant_id = %s AND (b.key_version IS NULL OR b.key_version < %s) LIMIT %s"
 )
 
 
-def _page(connection: Connection, tenant: int, page: int) -> int:
-    if not _anything(connection, tenant):
-        return 0
-    key = current_key(connection, tenant)
-    if key is None:
-        return 0
-    with driver_of(connection).cursor(binary=True) as cursor:
-        rows = cursor.execute(_LEFT, (tenant, key.version, page)).fetchall()
-        sealed = []
-        for chunk, profile, payload, location, version, id in rows:
-            place = Place(chunk, profile)
-            if location is not None:
-                payload = objects.reading().one(location)
-            if version is not None:
-                payload = unseal(KeyName(tenant, version, id), place, payload)
-            sealed.append((profile, seal(key, place, payload)))
-        stored = objects.place(connection, tenant, sealed, objects.writing())
-        changed = [
-            (new.payload, new.sha256, new.location, new.size, key.version, tenant, *row[:2])
-            for row, new in zip(rows, stored, strict=True)
-        ]
-        cursor.executemany(
-            "UPDATE memory_blob SET payload = %s, sha256 = %s, location = %s, size = %s,"
-            " key_version = %s WHERE tenant_id = %s AND chunk_id = %s AND profile_id = %s",
-            changed,
-        )
-    return len(changed)
+def _page(tenant: int, page: int) -> tuple[int, int]:
+    """How many blobs were looked at, and how many of them were sealed anew."""
+    asker = Asker("worker", tenant)
+    with transaction(asker) as connection:
+        key = current_key(connection, tenant) if _anything(connection, tenant) else None
+        if key is None:
+            return 0, 0
+        with driver_of(connection).cursor(binary=True) as cursor:
+            rows = cursor.execute(_LEFT, (tenant, key.version, page)).fetchall()
+    away = [row[3] for row in rows if row[3] is not None]
+    found = objects.reading().get(away) if away else {}
+    sealed = []
+    for chunk, profile, payload, location, sha256, version, id in rows:
+        place, stored = Place(chunk, profile), found.get(location, payload)
+        if stored is None:
+            _require_changed(asker, place, location)
+            continue
+        if version is not None:
+            stored = unseal(KeyName(tenant, version, id), place, stored)
+        sealed.append(Rewritten(chunk, profile, seal(key, place, stored), sha256, location))
+    done = rewrite(
+        tenant,
+        sealed,
+        objects.writing(),
+        key.version,
+        lambda connection: current_key(connection, tenant) == key,
+    )
+    return len(rows), done
+
+
+def _require_changed(asker: Asker, place: Place, location: str) -> None:
+    """Raises BlobError where a row still names an object that is missing."""
+    values = {"tenant": asker.tenant, "chunk": place.chunk, "profile": place.profile}
+    with transaction(asker) as connection:
+        now = connection.execute(_LOCATION, values).scalar()
+    if now == location:
+        raise BlobError(f"object {location} is missing: delete its row, and it is encoded again")
+
+
+_LOCATION = text(
+    "SELECT location FROM memory_blob"
+    " WHERE tenant_id = :tenant AND chunk_id = :chunk AND profile_id = :profile"
+)
 
 
 def _anything(connection: Connection, tenant: int) -> bool:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -17,12 +18,12 @@ from typer.testing import CliRunner
 from app.access.quota import Quota
 from app.answer.cache import _cache
 from app.cli import app as membank
-from app.db.session import Asker, transaction
+from app.db.session import Asker, keeping
 from app.errors import BlobError, MembankError, UnavailableError, UsageError
 from app.settings import settings
 from app.store import objects
 from app.store.blobs import load_blobs
-from app.store.objects import Objects, place
+from app.store.objects import Objects, planned
 from app.upkeep.erase import erase
 from app.upkeep.leftovers import collect, sweep
 from app.upkeep.move import move, waiting
@@ -84,6 +85,27 @@ _IN_TRANSACTION = (
 )
 
 
+@pytest.fixture
+def watched(
+    superuser: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> list[tuple[str, list[Any]]]:
+    """Each call of the object store, with the transactions that were open meanwhile."""
+    seen: list[tuple[str, list[Any]]] = []
+
+    def watch(kind: str) -> None:
+        plain = getattr(Objects, kind)
+
+        def looked_at(self: Objects, items: object) -> object:
+            seen.append((kind, superuser.execute(_IN_TRANSACTION).fetchall()))
+            return plain(self, items)
+
+        monkeypatch.setattr(Objects, kind, looked_at)
+
+    watch("put")
+    watch("get")
+    return seen
+
+
 class TestWriting:
     def test_the_bytes_are_an_object_named_by_tenant_and_hashes(
         self, company: Company, store: Store
@@ -116,22 +138,11 @@ class TestWriting:
         assert ask(Asker("admin"), "SELECT count(*) FROM memory_key") == [(0,)]
 
     def test_no_transaction_is_open_while_the_store_is_written(
-        self,
-        company: Company,
-        store: Store,
-        superuser: psycopg.Connection,
-        monkeypatch: pytest.MonkeyPatch,
+        self, company: Company, store: Store, watched: list[tuple[str, list[Any]]]
     ) -> None:
-        put, seen = Objects.put, []
-
-        def watched(self: Objects, objects: Mapping[str, bytes]) -> None:
-            seen.append(superuser.execute(_IN_TRANSACTION).fetchall())
-            put(self, objects)
-
-        monkeypatch.setattr(Objects, "put", watched)
         company.store("d", "one\n\ntwo")
         assert work_off() == 2
-        assert seen == [[]]
+        assert watched == [("put", [])]
 
     def test_what_is_being_written_is_not_collected_though_a_row_let_go_of_it(
         self, company: Company, store: Store, monkeypatch: pytest.MonkeyPatch
@@ -321,19 +332,20 @@ class TestLettingGo:
         company.store("a", "one")
         work_off()
         administer("DELETE FROM memory_blob")
-        with transaction(Asker("worker", company.tenant)) as connection:
-            [again] = place(
-                connection, company.tenant, [(PROFILE, b"kv of one")], objects.writing()
-            )
+        blobs = [(PROFILE, b"kv of one")]
+        [again] = planned(company.tenant, blobs, objects.writing())
+        with keeping(Asker("worker", company.tenant), {again.location or ""}) as (_, begin):
+            store.write(again.location or "", b"kv of one")
             assert collect() == 0
-            connection.execute(
-                text(
-                    "INSERT INTO memory_blob (tenant_id, chunk_id, profile_id, sha256, location,"
-                    " size) SELECT tenant_id, chunk_id, profile_id, :sha, :location, 9"
-                    " FROM memory_key WHERE tenant_id = :tenant"
-                ),
-                {"sha": again.sha256, "location": again.location, "tenant": company.tenant},
-            )
+            with begin() as connection:
+                connection.execute(
+                    text(
+                        "INSERT INTO memory_blob (tenant_id, chunk_id, profile_id, sha256,"
+                        " location, size) SELECT tenant_id, chunk_id, profile_id, :sha, :location,"
+                        " 9 FROM memory_key WHERE tenant_id = :tenant"
+                    ),
+                    {"sha": again.sha256, "location": again.location, "tenant": company.tenant},
+                )
         assert collect() == 0
         assert blobs_of(company) == [b"kv of one"]
         assert ask(Asker("admin"), "SELECT count(*) FROM object_gone") == [(0,)]
@@ -422,6 +434,43 @@ class TestMoving:
         assert after == before
         assert right(passages, read(reader, passages))
 
+    def test_no_transaction_is_open_while_the_store_works(
+        self,
+        filled: Company,
+        elsewhere: Store,
+        watched: list[tuple[str, list[Any]]],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        use(monkeypatch, MEMBANK_BLOB_STORE=elsewhere.url)
+        assert sum(page.blobs for page in move("object")) == 120
+        use(monkeypatch, MEMBANK_BLOB_STORE=None, MEMBANK_OLD_BLOB_STORE=elsewhere.url)
+        assert sum(page.blobs for page in move("postgres")) == 120
+        assert watched == [("put", [])] * 3 + [("get", [])] * 3
+
+    def test_a_memory_that_is_encoded_again_meanwhile_stays_and_leaves_no_object(
+        self,
+        filled: Company,
+        store: Store,
+        superuser: psycopg.Connection,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        put = Objects.put
+
+        def overtaken(self: Objects, objects: Mapping[str, bytes]) -> None:
+            put(self, objects)
+            superuser.execute(
+                "UPDATE memory_blob SET payload = 'newer', sha256 = encode(sha256('newer'), 'hex')"
+                " WHERE location IS NULL AND NOT EXISTS"
+                " (SELECT FROM memory_blob WHERE payload = 'newer')"
+                " AND chunk_id = (SELECT min(chunk_id) FROM memory_blob)"
+            )
+
+        monkeypatch.setattr(Objects, "put", overtaken)
+        assert sum(page.blobs for page in move("object")) == 119
+        left = superuser.execute("SELECT payload FROM memory_blob WHERE location IS NULL")
+        assert left.fetchall() == [(b"newer",)]
+        assert len(store.names()) == 119
+
     def test_a_missing_object_holds_no_other_up(
         self, company: Company, store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -483,13 +532,15 @@ class TestSealed:
         assert all(b"membank" not in data and b"codec" not in data for data in whole)
 
     def test_a_new_key_writes_new_objects_and_lets_the_old_ones_go(
-        self, company: Company, store: Store
+        self, company: Company, store: Store, watched: list[tuple[str, list[Any]]]
     ) -> None:
         company.store("d", "one\n\ntwo")
         work_off()
         before = store.names()
         CliRunner().invoke(membank, ["vault", "rotate", "--tenant", company.name])
+        watched.clear()
         assert reseal().blobs == 2
+        assert watched == [("get", []), ("put", [])]
         assert collect() == 2
         assert len(store.names()) == 2
         assert not set(store.names()) & set(before)

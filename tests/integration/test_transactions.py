@@ -31,10 +31,12 @@ EDGES = {
     "app/ingest/command.py": "the command's own looks",
     "app/ingest/storing.py": "a document is stored, after it was split",
     "app/ingest/wait.py": "a look at the progress, again and again",
-    "app/queue/outbox.py": "a claim; a batch around the object store",
+    "app/queue/encoding.py": "a batch of memories, around the object store",
+    "app/queue/outbox.py": "a claim, and work handed back",
     "app/search/indexes.py": "a bank's index",
     "app/search/search.py": "a search, after its question was embedded",
     "app/store/blobs.py": "rights, then bytes, which may be elsewhere",
+    "app/store/rewrite.py": "rows around the object store",
     "app/store/unneeded.py": "rows around the object store",
     "app/demo/sample.py": "the demo's tenants",
 }
