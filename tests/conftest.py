@@ -48,11 +48,13 @@ hypothesis_settings.register_profile(
 hypothesis_settings.load_profile("membank")
 
 
+# First, or pytest-xdist has looked for groups before there are any.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep in one process what shares the stack, or a fixture of its module; all else goes to
     whichever process is free."""
     for item in items:
-        if group := _group(item):
+        if item.get_closest_marker("xdist_group") is None and (group := _group(item)):
             item.add_marker(pytest.mark.xdist_group(group))
 
 
