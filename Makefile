@@ -26,7 +26,7 @@ demo: setup ## The main job on sample handbooks, about a minute
 	$(BIN)/membank demo
 
 test: setup ## All tests but the long ones, with servers that they start themselves
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-long: chaos rights fuzz soak ## Those four in turn, an hour; KILLS, QUESTIONS, CALLS, SECONDS
 

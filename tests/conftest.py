@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import psycopg
@@ -17,6 +17,8 @@ import pytest
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 from sqlalchemy import text
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 from app.access.quota import count_request
 from app.bank import documents
@@ -48,23 +50,25 @@ hypothesis_settings.register_profile(
 hypothesis_settings.load_profile("membank")
 
 
-# First, or pytest-xdist has looked for groups before there are any.
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep in one process what shares the stack, or a fixture of its module; all else goes to
-    whichever process is free."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None and (group := _group(item)):
-            item.add_marker(pytest.mark.xdist_group(group))
+class _ByStack(LoadFileScheduling):
+    """Keeps in one process the tests of a file, and those that share the session's stack.
+
+    Another process has those that start a stack of their own: two at a time are what the memory of
+    a small machine holds.
+    """
+
+    OWN = frozenset({"test_compose.py", "test_readme.py", "test_stack.py"})
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = PurePosixPath(super()._split_scope(nodeid))
+        if file.parent.name != "e2e":
+            return str(file)
+        return "own stacks" if file.name in self.OWN else "stack"
 
 
-def _group(item: pytest.Item) -> str | None:
-    fixtures = item._fixtureinfo.name2fixturedefs  # type: ignore[attr-defined]
-    if any(fixture.scope == "session" for fixture in fixtures.get("stack", ())):
-        return "stack"
-    if any(each.scope in ("module", "class") for found in fixtures.values() for each in found):
-        return item.nodeid.partition("::")[0]
-    return None
+# Not --dist loadgroup: pytest-xdist 3.8 tells groups by names of tests that pytest 9.2 ignores.
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> _ByStack:
+    return _ByStack(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -57,7 +57,6 @@ def ends(process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.xdist_group("own-stack")
 def test_the_example_through_the_compose_file_gives_services_that_get_ready(tmp_path: Path) -> None:
     services, values = compose()["services"], example()
     port = free_port()

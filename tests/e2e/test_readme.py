@@ -16,7 +16,7 @@ _BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _STEP, _FAILED = "=== step ", "FAILED in README:"
 
 # The one run takes two minutes, and many more where others compute too.
-pytestmark = [pytest.mark.timeout(1800), pytest.mark.xdist_group("own-stack")]
+pytestmark = pytest.mark.timeout(1800)
 
 
 @dataclass(frozen=True)

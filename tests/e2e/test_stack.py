@@ -35,9 +35,6 @@ STUBS = dict.fromkeys(supervision.SERVICES, "tests.e2e.stub_service")
 
 Up = Callable[..., dict[str, int]]
 
-# One stack beside the session's at a time, or they need more memory than a small machine has.
-pytestmark = pytest.mark.xdist_group("own-stack")
-
 
 @pytest.fixture(autouse=True)
 def no_settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
