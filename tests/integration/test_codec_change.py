@@ -107,5 +107,5 @@ def test_a_reader_of_another_model_is_told_what_it_needs(
         "UPDATE encoder_profile SET spec = cast(:spec AS jsonb)",
         spec=profile().json().replace(profile().model, "f" * 64),
     )
-    with pytest.raises(ProfileError, match="another model: set MEMBANK_MODEL as the bank"):
+    with pytest.raises(ProfileError, match="another model: set MEMBANK_MODEL as in the bank"):
         Reader.of("quay", "handbook", "alice").begin()
