@@ -28,6 +28,7 @@ from app.local.processes import wait_until
 from app.local.stack import Stack
 from app.memory.decode import generate
 from app.memory.decode.generate import Wanted
+from app.memory.shares import Shares
 from app.runtime.identity import profile
 from app.runtime.models import generator
 from app.settings import settings
@@ -358,7 +359,7 @@ class Waiting:
 
     def __init__(self, first: bool = True) -> None:
         self.begun, self.go_on, self.cancelled = (threading.Event() for _ in range(3))
-        self._first = first
+        self._first, self.shares = first, Shares()
 
     def __call__(self, *_: object) -> "Waiting":
         return self

@@ -26,7 +26,7 @@ def encoder(monkeypatch: pytest.MonkeyPatch) -> Encoder:
     encoder = Encoder(lm, [3, 4, 5])
     adapter = Adapter("m", "p", "memory", 1.0, 4.0, "int8", {})
     monkeypatch.setattr(recalling, "models", lambda: SimpleNamespace(lm=lm, encoder=encoder))
-    monkeypatch.setattr(recalling, "reading", lambda *_: SimpleNamespace(adapter=adapter))
+    monkeypatch.setattr(recalling, "adapted", lambda *_: SimpleNamespace(adapter=adapter))
     kvs = dict(enumerate(encoder.encode([[7, 8], [9, 10, 11], [12]])))
     monkeypatch.setattr(recalling, "load", lambda _, passages, __: [kvs[p.id] for p in passages])
     return encoder

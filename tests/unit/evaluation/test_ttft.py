@@ -97,7 +97,7 @@ def test_there_is_no_peer_for_a_model_without_a_gguf_file(monkeypatch: pytest.Mo
     monkeypatch.setenv("MEMBANK_MODEL", "some/other")
     settings.cache_clear()
     try:
-        with pytest.raises(PeerError, match="no GGUF file of some/other"):
+        with pytest.raises(PeerError, match="no GGUF file is known for some/other"):
             peer.weights()
     finally:
         settings.cache_clear()
