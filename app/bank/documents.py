@@ -131,7 +131,7 @@ def store(
     row = _upserted(connection, values)
     if pieces is None:
         return Stored("unchanged", 0)
-    # Against workers that write memories of these chunks now (see outbox._take).
+    # Against workers that write memories of these chunks now (see outbox.take_all).
     connection.execute(
         text(
             "SELECT FROM document WHERE tenant_id = :tenant AND bank_id = :bank AND id = :id"
